@@ -1,0 +1,41 @@
+VENV ?= .venv
+PYTHON ?= python3
+BIN := $(VENV)/bin
+# The persistent compilation cache: a second run of the tests spends its time on tests.
+export JAX_COMPILATION_CACHE_DIR ?= $(CURDIR)/.cache/jax
+export JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS ?= 0.2
+
+.PHONY: install demo test check format build clean
+
+install: $(VENV)/installed
+
+$(VENV)/installed: pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --upgrade pip
+	$(BIN)/pip install --quiet --editable '.[dev]'
+	touch $@
+
+demo: install  ## meta-train an optimizer on real images, compare it, write out/demo/
+	$(BIN)/python -m metajax.demo --out out/demo
+
+test: install lint  ## everything
+	$(BIN)/python -m pytest -n 2
+
+check: install lint  ## the quick subset
+	$(BIN)/python -m pytest -n 2 -m 'not slow'
+
+.PHONY: lint
+lint: install
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/pyright
+
+format: install
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+build: install  ## wheel and sdist in dist/
+	$(BIN)/python -m build
+
+clean:
+	rm -rf $(VENV) .cache out dist build

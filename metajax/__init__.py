@@ -1,0 +1,56 @@
+"""metajax: programs that learn how to learn, as pure functions over pytrees."""
+
+from metajax import data, optim, plot, problems, tasks
+from metajax.comparison import BASELINES, Comparison, compare
+from metajax.estimators import ask_tell, bptt
+from metajax.inner import Curves, evaluate, inner, unroll
+from metajax.io import load, save
+from metajax.learners import l2l
+from metajax.train import Fit, fit, trainer
+from metajax.types import (
+    Estimate,
+    Estimator,
+    Inner,
+    InnerState,
+    LearnedOptimizer,
+    Learner,
+    Problem,
+    Tasks,
+    Trainer,
+    TrainState,
+)
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "BASELINES",
+    "Comparison",
+    "Curves",
+    "Estimate",
+    "Estimator",
+    "Fit",
+    "Inner",
+    "InnerState",
+    "LearnedOptimizer",
+    "Learner",
+    "Problem",
+    "Tasks",
+    "TrainState",
+    "Trainer",
+    "ask_tell",
+    "bptt",
+    "compare",
+    "data",
+    "evaluate",
+    "fit",
+    "inner",
+    "l2l",
+    "load",
+    "optim",
+    "plot",
+    "problems",
+    "save",
+    "tasks",
+    "trainer",
+    "unroll",
+]

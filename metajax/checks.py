@@ -1,0 +1,102 @@
+"""Checks at the boundary: each says which argument is wrong and what to do about it."""
+
+import math
+from typing import Any
+
+import jax
+import jax.core
+import jax.numpy as jnp
+import numpy as np
+
+
+def positive_int(name: str, value: Any) -> int:
+    """Returns ``value`` as an int, or says that ``name`` must be one and at least 1."""
+    if isinstance(value, bool) or not isinstance(value, (int, np.integer)):
+        raise TypeError(f"{name} must be a Python int, got {value!r} of type {type(value).__name__}")
+    if value < 1:
+        raise ValueError(f"{name} must be at least 1, got {value}")
+    return int(value)
+
+
+def positive_float(name: str, value: Any) -> float:
+    """Returns ``value`` as a float, or says that ``name`` must be one, finite and above 0."""
+    if isinstance(value, bool) or not isinstance(value, (int, float, np.number)):
+        raise TypeError(f"{name} must be a Python number, got {value!r} of type {type(value).__name__}")
+    if not (math.isfinite(value) and value > 0):
+        raise ValueError(f"{name} must be finite and greater than 0, got {value}")
+    return float(value)
+
+
+def instance(name: str, value: Any, kind: type, maker: str) -> None:
+    """Says that ``name`` must be a ``kind`` and which function makes one."""
+    if not isinstance(value, kind):
+        raise TypeError(f"{name} must be a metajax.{kind.__name__} as made by {maker}, got {type(value).__name__}")
+
+
+def function(name: str, value: Any) -> None:
+    """Says that ``name`` must be callable."""
+    if not callable(value):
+        raise TypeError(f"{name} must be a function, got {type(value).__name__}")
+
+
+def key(value: Any, name: str = "key") -> None:
+    """Says that ``name`` must be one typed key, as made by `jax.random.key`."""
+    dtype = getattr(value, "dtype", None)
+    if dtype is None or not jnp.issubdtype(dtype, jax.dtypes.prng_key):
+        raise TypeError(
+            f"{name} must be a typed key as made by jax.random.key(seed), got {_describe(value)}; "
+            f"wrap an old-style key with jax.random.wrap_key_data"
+        )
+    if value.shape != ():
+        raise ValueError(f"{name} must be a single key, got an array of keys of shape {value.shape}; use jax.vmap")
+
+
+def floating(name: str, tree: Any) -> None:
+    """Says which leaf of ``name`` is not a floating-point array."""
+    for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
+        dtype = getattr(leaf, "dtype", None)
+        dtype = jnp.result_type(leaf) if dtype is None and isinstance(leaf, (int, float, complex)) else dtype
+        if dtype is None or not jnp.issubdtype(dtype, jnp.floating):
+            raise TypeError(
+                f"{name}{jax.tree_util.keystr(path)} must be a floating-point array, got {_describe(leaf)}; "
+                f"convert it with jnp.asarray(x, jnp.float32), or keep it out with optax.masked"
+            )
+
+
+def scalar(name: str, value: Any) -> None:
+    """Says that ``name`` must be a real scalar."""
+    shape, dtype = jnp.shape(value), jnp.result_type(value)
+    if shape != () or not jnp.issubdtype(dtype, jnp.floating):
+        raise ValueError(
+            f"{name} must be a floating-point scalar, got {dtype}{list(shape)}; reduce it, e.g. by .mean()"
+        )
+
+
+def same_structure(name: str, got: Any, want: Any, like: str) -> None:
+    """Says where the tree ``name`` differs from the tree ``like`` in structure, shape or dtype."""
+    a, b = jax.tree.structure(got), jax.tree.structure(want)
+    if a != b:
+        raise ValueError(f"{name} must have the tree structure of {like}:\n  got  {a}\n  want {b}")
+    for (path, x), y in zip(jax.tree_util.tree_leaves_with_path(got), jax.tree.leaves(want), strict=True):
+        if jnp.shape(x) != jnp.shape(y) or jnp.result_type(x) != jnp.result_type(y):
+            at = jax.tree_util.keystr(path)
+            raise ValueError(f"{name}{at} must be like {like}{at}: got {_describe(x)}, want {_describe(y)}")
+
+
+def finite(name: str, tree: Any) -> None:
+    """Says which leaf of ``name`` holds NaN or infinity; traced leaves and those that are not floats pass."""
+    for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
+        if isinstance(leaf, jax.core.Tracer) or not jnp.issubdtype(jnp.result_type(leaf), jnp.floating):
+            continue
+        bad = int(jnp.size(leaf) - jnp.isfinite(jnp.asarray(leaf)).sum())
+        if bad:
+            raise ValueError(
+                f"{name}{jax.tree_util.keystr(path)} holds {bad} NaN or infinite values of {jnp.size(leaf)}; "
+                f"clean them before training, e.g. with jnp.nan_to_num"
+            )
+
+
+def _describe(x: Any) -> str:
+    if hasattr(x, "dtype") and hasattr(x, "shape"):
+        return f"{x.dtype}{list(x.shape)}"
+    return f"{type(x).__name__}"

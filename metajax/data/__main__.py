@@ -1,0 +1,33 @@
+"""``python -m metajax.data NAME [--data_dir DIR]``: downloads and prepares a data set with tensorflow_datasets."""
+
+import argparse
+import os
+import sys
+from pathlib import Path
+
+from metajax.data import NAMES, _prepared
+
+
+def main() -> int:
+    """Prepares one set in the random-access format array_record."""
+    parser = argparse.ArgumentParser(prog="python -m metajax.data", description=__doc__)
+    parser.add_argument("name", choices=[n for n in NAMES if n != "digits"])
+    parser.add_argument("--data_dir", type=Path, help="default: $TFDS_DATA_DIR, else ~/tensorflow_datasets")
+    args = parser.parse_args()
+    directory = args.data_dir or os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets"
+    directory = Path(directory).expanduser()
+
+    import tensorflow_datasets as tfds
+
+    try:
+        tfds.builder(args.name, data_dir=directory, file_format="array_record").download_and_prepare()
+    except Exception as e:
+        print(f"{args.name} could not be prepared in {directory}: {type(e).__name__}: {e}", file=sys.stderr)
+        return 1
+    sizes = {name: info.num_examples for name, info in _prepared(args.name, directory).info.splits.items()}
+    print(f"{args.name} is prepared in {directory}: {sizes}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,90 @@
+"""The evolution strategies of evosax as estimators."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from evosax.algorithms.distribution_based.base import DistributionBasedAlgorithm
+from jax.flatten_util import ravel_pytree
+
+from metajax import checks
+from metajax.estimators import _episodes
+from metajax.inner import unroll
+from metajax.types import Estimate, Estimator, Inner
+
+
+def ask_tell(inner: Inner, strategy: Any, num_tasks: int, params: Any = None) -> Estimator:
+    """Any distribution-based strategy of evosax (Lange 2022) over whole episodes.
+
+    A generation is asked for around the present ``meta_params``. Its members all meet the same ``num_tasks`` tasks, so
+    that ranks compare members and not tasks. The estimate's ``updates`` are the old mean minus the new one: with
+    ``optax.sgd(1.0)`` as the outer transformation training is the strategy itself, and ``Open_ES`` with
+    ``optimizer=optax.sgd(1.0)`` under an outer ``optax.adam`` is OpenES with Adam. Where the strategy shapes fitness
+    (``Open_ES`` ranks by default) the updates are a direction and no unbiased gradient.
+
+    Args:
+      inner: the inner loop.
+      strategy: made outside `jax.jit`, e.g. ``evosax.algorithms.Open_ES(population_size, solution=meta_params)``.
+      num_tasks: tasks each member is evaluated on.
+      params: the strategy's parameters, ``strategy.default_params`` by default.
+
+    Raises:
+      TypeError: a strategy that has no mean, such as a genetic algorithm.
+      ValueError: a strategy made for a tree other than ``meta_params``.
+
+    >>> import jax, metajax as mx, optax
+    >>> from evosax.algorithms import Open_ES
+    >>> loop = mx.inner(mx.l2l(optax.sgd, mx.problems.quadratic()), mx.tasks.quadratics(3), horizon=10)
+    >>> rate = jax.numpy.float32(0.1)
+    >>> strategy = Open_ES(population_size=8, solution=rate, std_schedule=optax.constant_schedule(0.01))
+    >>> trainer = mx.trainer(mx.ask_tell(loop, strategy, num_tasks=4), optax.sgd(1.0))
+    >>> state = trainer.init(jax.random.key(0), rate)
+    >>> state, metrics = jax.jit(trainer.step)(state)
+    """
+    checks.instance("inner", inner, Inner, "metajax.inner")
+    num_tasks = checks.positive_int("num_tasks", num_tasks)
+    if not isinstance(strategy, DistributionBasedAlgorithm):
+        name = type(strategy).__name__ if not isinstance(strategy, type) else f"the class {strategy.__name__} itself"
+        raise TypeError(
+            f"strategy must be an instance of a distribution-based strategy of evosax, which has a mean to follow, got "
+            f"{name}; take e.g. evosax.algorithms.Open_ES(population_size, solution=meta_params)"
+        )
+    params = strategy.default_params if params is None else params
+
+    def init(key, meta_params, data):
+        del data
+        _same_tree(strategy, meta_params)
+        return strategy.init(key, meta_params, params)
+
+    def estimate(key, meta_params, state, data):
+        _same_tree(strategy, meta_params)
+        k_ask, k_tasks, k_tell = jax.random.split(key, 3)
+        keys = jax.random.split(k_tasks, num_tasks)
+        old, unravel = ravel_pytree(meta_params)
+
+        def fitness(member):
+            def episode(key):
+                _, loss, metrics = unroll(inner, member, inner.init(key, member, data), data, inner.horizon)
+                return loss, metrics
+
+            return jax.tree.map(jnp.mean, jax.vmap(episode)(keys))
+
+        population, asked = strategy.ask(k_ask, state.replace(mean=old), params)
+        losses, metrics = jax.vmap(fitness)(population)
+        told, _ = strategy.tell(k_tell, population, losses, asked, params)
+        ok = _episodes.all_finite(losses)  # a strategy that has been told a NaN may never recover from it
+        kept = jax.tree.map(lambda new, old: jnp.where(ok, new, old), told, state)
+        updates = unravel(jnp.where(ok, old - told.mean, jnp.nan))
+        return Estimate(updates, losses.mean(), jax.tree.map(jnp.mean, metrics)), kept
+
+    return Estimator(init, estimate)
+
+
+def _same_tree(strategy, meta_params):
+    made_for, given = jax.tree.structure(strategy.solution), jax.tree.structure(meta_params)
+    if made_for != given:
+        raise ValueError(
+            f"strategy was made for another tree than meta_params; make it with solution=meta_params:\n"
+            f"  strategy    {made_for}\n  meta_params {given}"
+        )
+    checks.same_structure("meta_params", meta_params, strategy.solution, "the strategy's solution")

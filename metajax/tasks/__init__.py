@@ -1,0 +1,6 @@
+"""Task distributions."""
+
+from metajax.tasks.images import minibatches
+from metajax.tasks.synthetic import quadratics
+
+__all__ = ["minibatches", "quadratics"]

@@ -1,0 +1,57 @@
+"""Tasks drawn from labelled images."""
+
+import jax
+import jax.numpy as jnp
+
+from metajax import checks
+from metajax.types import Tasks
+
+
+def minibatches(batch_size: int, test_size: int = 256) -> Tasks:
+    """Minibatches, drawn with replacement, of ``data = {"image": [M, ...], "label": [M]}``.
+
+    Every task is the whole data set; tasks differ by what the learner draws (its initialisation) and by the order of
+    the examples. Images of dtype uint8 are scaled to [0, 1] as they are drawn, so that the data stay small in memory.
+
+    Args:
+      batch_size: examples in a training batch.
+      test_size: examples in the test batch.
+
+    Raises:
+      TypeError, ValueError: sizes below 1, or data of another form.
+
+    >>> import jax, metajax as mx
+    >>> data = mx.data.load("digits")
+    >>> batch = mx.tasks.minibatches(32).train(jax.random.key(0), data, (), 0)
+    >>> batch["image"].shape, batch["label"].shape
+    ((32, 8, 8, 1), (32,))
+    """
+    batch_size = checks.positive_int("batch_size", batch_size)
+    test_size = checks.positive_int("test_size", test_size)
+
+    def draw(key, data, size):
+        labelled_images(data)
+        index = jax.random.randint(key, (size,), 0, len(data["label"]))
+        image = jnp.asarray(data["image"])[index]
+        image = image.astype(jnp.float32) / 255 if image.dtype == jnp.uint8 else image
+        return {"image": image, "label": jnp.asarray(data["label"])[index]}
+
+    return Tasks(
+        sample=lambda key, data: (),
+        train=lambda key, data, task, t: draw(key, data, batch_size),
+        test=lambda key, data, task: draw(key, data, test_size),
+    )
+
+
+def labelled_images(data) -> None:
+    """Says what is wrong with ``data`` if it is not labelled images as made by `metajax.data.load`."""
+    if not isinstance(data, dict) or not {"image", "label"} <= data.keys():
+        got = f"keys {sorted(data)}" if isinstance(data, dict) else type(data).__name__
+        raise TypeError(f'data must be a dict with "image" and "label", as metajax.data.load gives it, got {got}')
+    image, label = jnp.shape(data["image"]), jnp.shape(data["label"])
+    if len(label) != 1 or image[:1] != label:
+        raise ValueError(f'data must hold one label an image: "image" is {list(image)}, "label" {list(label)}')
+    if label[0] == 0:
+        raise ValueError('data["label"] is empty: give at least one example')
+    if not jnp.issubdtype(jnp.result_type(data["label"]), jnp.integer):
+        raise TypeError(f'data["label"] must be of an integer dtype, got {jnp.result_type(data["label"])}')

@@ -1,0 +1,146 @@
+"""The five nouns of metajax, each a NamedTuple of pure functions over pytrees.
+
+Argument order is the same everywhere: ``key``, ``meta_params``, state, ``data``. Whatever is large (``data``) is an
+argument and never a closure, so that it is not baked into the compiled program.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+
+Array = jax.Array
+PyTree = Any
+
+
+class Tasks(NamedTuple):
+    """A distribution over tasks; a task is a pytree of arrays.
+
+    Attributes:
+      sample: ``(key, data) -> task``.
+      train: ``(key, data, task, t) -> batch``, what the learner adapts to at inner step ``t``.
+      test: ``(key, data, task) -> batch``, what it is judged on afterwards.
+    """
+
+    sample: Callable[..., PyTree]
+    train: Callable[..., PyTree]
+    test: Callable[..., PyTree]
+
+
+class Problem(NamedTuple):
+    """What an inner optimizer minimises: parameters and a loss on batches.
+
+    Attributes:
+      init: ``(key, task) -> params``.
+      loss: ``(key, params, batch) -> (loss, metrics)``, a scalar and a dict of scalars.
+    """
+
+    init: Callable[..., PyTree]
+    loss: Callable[..., tuple[Array, dict[str, Array]]]
+
+
+class Learner(NamedTuple):
+    """An inner algorithm: anything that turns batches into better behaviour.
+
+    Attributes:
+      init: ``(key, meta_params, task) -> state``.
+      step: ``(key, meta_params, state, batch) -> (state, loss, metrics)``; the loss is that of the prediction made
+        *before* the batch is learned from.
+      loss: ``(key, meta_params, state, batch) -> loss``; evaluates and does not adapt.
+    """
+
+    init: Callable[..., PyTree]
+    step: Callable[..., tuple[PyTree, Array, dict[str, Array]]]
+    loss: Callable[..., Array]
+
+
+class InnerState(NamedTuple):
+    """The state of one episode: its own key, the inner step ``t`` (int32), the task and the learner's state."""
+
+    key: Array
+    t: Array
+    task: PyTree
+    learner: PyTree
+
+
+class Inner(NamedTuple):
+    """A learner on a task distribution, made by `metajax.inner`.
+
+    Attributes:
+      init: ``(key, meta_params, data) -> InnerState``.
+      step: ``(meta_params, state, data) -> (state, (loss, metrics))``; randomness comes from ``state``.
+      loss: ``(meta_params, state, data) -> loss`` on the task's test batch, or None where the meta-loss is the mean
+        of the losses met on the way.
+      test: ``(meta_params, state, data) -> loss`` on the task's test batch, whatever the meta-loss is.
+      horizon: the number of inner steps in an episode.
+    """
+
+    init: Callable[..., InnerState]
+    step: Callable[..., tuple[InnerState, tuple[Array, dict[str, Array]]]]
+    loss: Callable[..., Array] | None
+    test: Callable[..., Array]
+    horizon: int
+
+
+class Estimate(NamedTuple):
+    """A meta-gradient (or descent direction) as a pytree like ``meta_params``, the meta-loss and scalar metrics."""
+
+    updates: PyTree
+    loss: Array
+    metrics: dict[str, Array]
+
+
+class Estimator(NamedTuple):
+    """A way of differentiating an unrolled inner loop.
+
+    Attributes:
+      init: ``(key, meta_params, data) -> state``.
+      estimate: ``(key, meta_params, state, data) -> (Estimate, state)``.
+    """
+
+    init: Callable[..., PyTree]
+    estimate: Callable[..., tuple[Estimate, PyTree]]
+
+
+class TrainState(NamedTuple):
+    """All that a meta-training run is: save it and the run can go on from there.
+
+    Attributes:
+      key: the run's key; step ``i`` uses ``fold_in(key, i)``.
+      step: int32, meta-steps done.
+      meta_params: what is being learned.
+      opt_state: state of the outer optax transformation.
+      estimator: state of the estimator.
+      skipped: int32, steps *in a row* whose meta-gradient was not finite and was therefore not applied.
+    """
+
+    key: Array
+    step: Array
+    meta_params: PyTree
+    opt_state: PyTree
+    estimator: PyTree
+    skipped: Array
+
+
+class Trainer(NamedTuple):
+    """An estimator joined to an optax transformation, made by `metajax.trainer`.
+
+    Attributes:
+      init: ``(key, meta_params, data) -> TrainState``.
+      step: ``(state, data) -> (TrainState, metrics)``.
+    """
+
+    init: Callable[..., TrainState]
+    step: Callable[..., tuple[TrainState, dict[str, Array]]]
+
+
+class LearnedOptimizer(NamedTuple):
+    """An optimizer with parameters of its own.
+
+    Attributes:
+      init: ``(key) -> meta_params``.
+      tx: ``(meta_params) -> optax.GradientTransformation``.
+    """
+
+    init: Callable[..., PyTree]
+    tx: Callable[..., Any]

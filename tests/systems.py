@@ -1,0 +1,47 @@
+"""Small examples of every learner and every estimator: a new one is added here and is covered by the contract.
+
+A learner is a function ``meta_loss -> (inner of horizon 4, meta_params, data)``.
+"""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from evosax.algorithms import CMA_ES, Open_ES
+
+import metajax as mx
+
+IMAGES = {
+    "image": np.random.default_rng(0).integers(0, 256, (32, 2, 2, 1)).astype(np.uint8),
+    "label": np.arange(32, dtype=np.int32) % 3,
+}
+
+
+def l2l_lstm(meta_loss):
+    opt = mx.optim.lstm(hidden=(3, 2))
+    learner = mx.l2l(opt.tx, mx.problems.mlp((4, 2, 3)))
+    return mx.inner(learner, mx.tasks.minibatches(5), 4, meta_loss), opt.init(jax.random.key(7)), IMAGES
+
+
+def l2l_lstm_second_order(meta_loss):
+    opt = mx.optim.lstm(hidden=(3,), p=None)
+    learner = mx.l2l(opt.tx, mx.problems.quadratic(), second_order=True)
+    return mx.inner(learner, mx.tasks.quadratics(2), 4, meta_loss), opt.init(jax.random.key(7)), ()
+
+
+def sgd_rate(meta_loss):
+    learner = mx.l2l(optax.sgd, mx.problems.quadratic())
+    return mx.inner(learner, mx.tasks.quadratics(2), 4, meta_loss), jnp.float32(0.01), ()
+
+
+LEARNERS = {"l2l_lstm": l2l_lstm, "l2l_lstm_second_order": l2l_lstm_second_order, "sgd_rate": sgd_rate}
+
+ESTIMATORS = {
+    "bptt": lambda inner, _: mx.bptt(inner, 3),
+    "bptt_no_remat": lambda inner, _: mx.bptt(inner, 3, remat=False),
+    "bptt_truncated": lambda inner, _: mx.bptt(inner, 3, 2),
+    "bptt_staggered": lambda inner, _: mx.bptt(inner, 3, 2, stagger=True),
+    "open_es": lambda inner, m: mx.ask_tell(inner, Open_ES(4, solution=m), 2),
+    "cma_es": lambda inner, m: mx.ask_tell(inner, CMA_ES(4, solution=m), 2),
+}
+TRUNCATED = {"bptt_truncated", "bptt_staggered"}

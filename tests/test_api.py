@@ -1,0 +1,64 @@
+"""The public surface: flat, documented, each name with a runnable example."""
+
+import doctest
+import inspect
+
+import jax
+import numpy as np
+import pytest
+
+import metajax as mx
+
+MODULES = [mx, mx.data, mx.optim, mx.plot, mx.problems, mx.tasks]
+FUNCTIONS = {
+    f"{module.__name__}.{name}": value
+    for module in MODULES
+    for name, value in vars(module).items()
+    if not name.startswith("_") and inspect.isfunction(value) and value.__module__.startswith("metajax")
+    if name in module.__dict__.get("__all__", [name])
+}
+
+
+@pytest.mark.parametrize("name", FUNCTIONS)
+def test_every_public_function_has_an_example(name):
+    doc = FUNCTIONS[name].__doc__
+    assert doc, f"{name} has no docstring"
+    assert doctest.DocTestParser().get_examples(doc), f"{name} has no example"
+
+
+@pytest.mark.parametrize("name", mx.__all__)
+def test_every_public_name_is_there_and_documented(name):
+    value = getattr(mx, name)
+    assert isinstance(value, dict) or value.__doc__
+
+
+def test_saving_and_loading(tmp_path):
+    opt = mx.optim.lstm(hidden=(3,))
+    params = opt.init(jax.random.key(0))
+    path = tmp_path / "a" / "l2l.npz"
+    mx.save(path, params)
+    again = mx.load(path, like=jax.eval_shape(opt.init, jax.random.key(0)))
+    jax.tree.map(np.testing.assert_array_equal, again, params)
+    before = path.read_bytes()
+    with pytest.raises(ValueError, match="NaN"):
+        mx.save(path, jax.tree.map(lambda x: x * np.nan, params))
+    assert path.read_bytes() == before, "a good file is not lost to a bad state"
+    assert list(path.parent.iterdir()) == [path], "no temporary file is left"
+
+
+def test_loading_what_does_not_fit(tmp_path):
+    opt = mx.optim.lstm(hidden=(3,))
+    path = tmp_path / "l2l.npz"
+    mx.save(path, opt.init(jax.random.key(0)))
+    with pytest.raises(ValueError, match=r"out/w in .* has the shape \(3,\), like has \(4,\)|lstm/0/b"):
+        mx.load(path, like=mx.optim.lstm(hidden=(4,)).init(jax.random.key(0)))
+    with pytest.raises(ValueError, match="missing"):
+        mx.load(path, like={"a": np.zeros(3)})
+    path.write_bytes(path.read_bytes()[:100])
+    with pytest.raises(ValueError, match="not a readable npz"):
+        mx.load(path, like=opt.init(jax.random.key(0)))
+    with pytest.raises(FileNotFoundError):
+        mx.load(tmp_path / "none.npz", like={})
+    np.savez(path, **{"a": np.array([object()])})
+    with pytest.raises(ValueError, match="not a readable npz"):
+        mx.load(path, like={"a": np.zeros(1)})

@@ -1,0 +1,204 @@
+"""Each mistake gets a ValueError or TypeError that names the argument and says what to do."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from evosax.algorithms import Open_ES, SimpleGA
+
+import metajax as mx
+
+KEY = jax.random.key(0)
+OPT = mx.optim.lstm(hidden=(3,))
+META = OPT.init(KEY)
+MLP = mx.problems.mlp((4, 2, 3))
+LEARNER = mx.l2l(OPT.tx, MLP)
+TASKS = mx.tasks.minibatches(4)
+DATA = {"image": np.zeros((8, 2, 2, 1), np.uint8), "label": np.zeros(8, np.int32)}
+INNER = mx.inner(LEARNER, TASKS, 4)
+HELDOUT = mx.inner(LEARNER, TASKS, 4, "heldout")
+TRAINER = mx.trainer(mx.bptt(INNER, 2), optax.adam(1e-3))
+STATE = TRAINER.init(KEY, META, DATA)
+TX = OPT.tx(META)
+PARAMS = {"w": jnp.ones(3)}
+QUADRATIC = mx.inner(mx.l2l(optax.sgd, mx.problems.quadratic()), mx.tasks.quadratics(2), 4)
+NAN = {"image": np.full((8, 2, 2, 1), np.nan, np.float32), "label": DATA["label"]}
+
+
+def step(data):
+    return mx.unroll(INNER, META, INNER.init(KEY, META, DATA), data, 1)
+
+
+def custom(**changes):
+    """One inner step of a learner or a task distribution with a mistake in it."""
+    learner = LEARNER._replace(**{k: v for k, v in changes.items() if k != "sample"})
+    inner = mx.inner(learner, TASKS, 4)
+    return mx.unroll(inner, META, inner.init(KEY, META, DATA), DATA, 1)
+
+
+CASES = {
+    # inner and evaluate
+    "inner: learner is a class instance": (lambda: mx.inner(object(), TASKS, 4), TypeError, "learner"),
+    "inner: tasks and learner swapped": (lambda: mx.inner(TASKS, LEARNER, 4), TypeError, "learner"),
+    "inner: horizon zero": (lambda: mx.inner(LEARNER, TASKS, 0), ValueError, "horizon"),
+    "inner: horizon a float": (lambda: mx.inner(LEARNER, TASKS, 4.0), TypeError, "horizon"),
+    "inner: horizon a bool": (lambda: mx.inner(LEARNER, TASKS, True), TypeError, "horizon"),
+    "inner: unknown meta-loss": (lambda: mx.inner(LEARNER, TASKS, 4, "final"), ValueError, "meta_loss"),
+    "inner: loss not scalar": (
+        lambda: custom(step=lambda k, m, s, b: (s, jnp.ones(3), {})),
+        ValueError,
+        "loss returned by learner.step",
+    ),
+    "inner: state changes its tree": (
+        lambda: custom(step=lambda k, m, s, b: ((s, 1.0), jnp.float32(0), {})),
+        ValueError,
+        "state returned by learner.step",
+    ),
+    "evaluate: an old-style key": (
+        lambda: mx.evaluate(INNER, jnp.zeros(2, jnp.uint32), META, DATA),
+        TypeError,
+        "key must be a typed key",
+    ),
+    "evaluate: a seed for a key": (lambda: mx.evaluate(INNER, 0, META, DATA), TypeError, "jax.random.key"),
+    "evaluate: several keys": (
+        lambda: mx.evaluate(INNER, jax.random.split(KEY, 2), META, DATA),
+        ValueError,
+        "single key",
+    ),
+    "evaluate: no steps": (lambda: mx.evaluate(INNER, KEY, META, DATA, steps=0), ValueError, "steps"),
+    "evaluate: no tasks": (lambda: mx.evaluate(INNER, KEY, META, DATA, num_tasks=0), ValueError, "num_tasks"),
+    "evaluate: NaN in the data": (lambda: mx.evaluate(INNER, KEY, META, NAN), ValueError, r"data\['image'\] holds 32"),
+    "evaluate: NaN in the parameters": (
+        lambda: mx.evaluate(QUADRATIC, KEY, float("nan")),
+        ValueError,
+        "meta_params holds 1 NaN",
+    ),
+    "evaluate: learner for inner": (lambda: mx.evaluate(LEARNER, KEY, META, DATA), TypeError, "inner"),
+    # tasks and data
+    "minibatches: batch of none": (lambda: mx.tasks.minibatches(0), ValueError, "batch_size"),
+    "minibatches: data a tuple": (
+        lambda: step((DATA["image"], DATA["label"])),
+        TypeError,
+        'a dict with "image" and "label"',
+    ),
+    "minibatches: data without labels": (lambda: step({"image": DATA["image"]}), TypeError, "label"),
+    "minibatches: a label too few": (
+        lambda: step({"image": DATA["image"], "label": DATA["label"][:-1]}),
+        ValueError,
+        "one label an image",
+    ),
+    "minibatches: labels are floats": (
+        lambda: step({"image": DATA["image"], "label": np.zeros(8)}),
+        TypeError,
+        "integer dtype",
+    ),
+    "minibatches: no data": (
+        lambda: step({"image": DATA["image"][:0], "label": DATA["label"][:0]}),
+        ValueError,
+        "empty",
+    ),
+    "quadratics: size zero": (lambda: mx.tasks.quadratics(0), ValueError, "size"),
+    "data: unknown set": (lambda: mx.data.load("imagenet"), ValueError, "one of digits, mnist"),
+    "data: name no string": (lambda: mx.data.load(3), ValueError, "name"),
+    "data: unknown split of digits": (lambda: mx.data.load("digits", "valid"), ValueError, "split"),
+    "data: split no string": (lambda: mx.data.load("digits", 3), TypeError, "split"),
+    # problems
+    "mlp: one size": (lambda: mx.problems.mlp((4,)), ValueError, "sizes"),
+    "mlp: a size of zero": (lambda: mx.problems.mlp((4, 0, 3)), ValueError, "sizes"),
+    "mlp: activation a string": (lambda: mx.problems.mlp((4, 3), "relu"), TypeError, "activation"),
+    "mlp: images of another size": (
+        lambda: step({"image": np.zeros((8, 3, 3, 1), np.uint8), "label": DATA["label"]}),
+        ValueError,
+        r"sizes\[0\] is 4",
+    ),
+    "classifier: logits of another shape": (
+        lambda: mx.problems.classifier(lambda k: jnp.zeros(()), lambda p, x: p).loss(KEY, jnp.zeros(()), DATA),
+        ValueError,
+        "net_apply",
+    ),
+    "classifier: net no function": (lambda: mx.problems.classifier(None, None), TypeError, "net_init"),
+    # l2l
+    "l2l: the learned optimizer itself": (lambda: mx.l2l(OPT, MLP), TypeError, "make_tx"),
+    "l2l: a transformation, not a function of parameters": (
+        lambda: mx.l2l(optax.adam(0.1), MLP),
+        TypeError,
+        "make_tx",
+    ),
+    "l2l: a function that gives no transformation": (
+        lambda: mx.l2l(lambda m: 0.1, MLP).init(KEY, META, ()),
+        TypeError,
+        "GradientTransformation",
+    ),
+    "l2l: problem missing": (lambda: mx.l2l(OPT.tx, None), TypeError, "problem"),
+    # the LSTM optimizer
+    "lstm: scale negative": (lambda: mx.optim.lstm(scale=-1.0), ValueError, "scale"),
+    "lstm: p NaN": (lambda: mx.optim.lstm(p=float("nan")), ValueError, "p must be finite"),
+    "lstm: hidden an int": (lambda: mx.optim.lstm(hidden=20), TypeError, "hidden"),
+    "lstm: hidden empty": (lambda: mx.optim.lstm(hidden=()), TypeError, "hidden"),
+    "lstm: state dtype an integer": (lambda: mx.optim.lstm(state_dtype=jnp.int32), TypeError, "state_dtype"),
+    "lstm: parameters of another tree": (lambda: OPT.tx({"w": 1.0}), ValueError, "meta_params"),
+    "lstm: parameters of another size": (
+        lambda: OPT.tx(mx.optim.lstm(hidden=(4,)).init(KEY)),
+        ValueError,
+        "meta_params.*shape",
+    ),
+    "lstm: integer parameters to train": (lambda: TX.init({"w": jnp.ones(3, int)}), TypeError, r"params\['w'\]"),
+    "lstm: complex parameters to train": (lambda: TX.init(jnp.ones(3, complex)), TypeError, "params"),
+    "lstm: updates of another size": (
+        lambda: TX.update({"w": jnp.ones(4)}, TX.init(PARAMS)),
+        ValueError,
+        "updates.*init",
+    ),
+    "lstm: seed for a key": (lambda: OPT.init(0), TypeError, "key"),
+    # estimators
+    "bptt: window does not divide": (lambda: mx.bptt(INNER, 2, truncation=3), ValueError, "truncation.*take 2"),
+    "bptt: window and held-out loss": (lambda: mx.bptt(HELDOUT, 2, truncation=2), ValueError, "truncation.*online"),
+    "bptt: no tasks": (lambda: mx.bptt(INNER, 0), ValueError, "num_tasks"),
+    "bptt: learner for inner": (lambda: mx.bptt(LEARNER, 2), TypeError, "inner"),
+    "ask_tell: a genetic algorithm": (
+        lambda: mx.ask_tell(INNER, SimpleGA(population_size=4, solution=META), 2),
+        TypeError,
+        "strategy.*SimpleGA",
+    ),
+    "ask_tell: the class of a strategy": (lambda: mx.ask_tell(INNER, Open_ES, 2), TypeError, "class Open_ES"),
+    "ask_tell: strategy for another tree": (
+        lambda: mx.ask_tell(INNER, Open_ES(4, solution=PARAMS), 2).init(KEY, META, DATA),
+        ValueError,
+        "strategy",
+    ),
+    # training
+    "trainer: inner for estimator": (lambda: mx.trainer(INNER, optax.adam(1e-3)), TypeError, "estimator"),
+    "trainer: a rate for tx": (lambda: mx.trainer(mx.bptt(INNER, 2), 1e-3), TypeError, "tx"),
+    "trainer: integer meta-parameters": (lambda: TRAINER.init(KEY, {"a": 1}, DATA), TypeError, r"meta_params\['a'\]"),
+    "trainer: NaN in the data": (lambda: TRAINER.init(KEY, META, NAN), ValueError, "data.*NaN"),
+    "trainer: estimator state for state": (lambda: TRAINER.step(STATE.estimator, DATA), TypeError, "state"),
+    "fit: no steps": (lambda: mx.fit(TRAINER, STATE, DATA, num_steps=0), ValueError, "num_steps"),
+    "fit: chunk of none": (lambda: mx.fit(TRAINER, STATE, DATA, num_steps=1, chunk=0), ValueError, "chunk"),
+    "fit: parameters for state": (lambda: mx.fit(TRAINER, META, DATA, num_steps=1), TypeError, "state"),
+    "fit: NaN in the data": (lambda: mx.fit(TRAINER, STATE, NAN, num_steps=1), ValueError, "NaN"),
+    # comparison and files
+    "compare: nothing": (lambda: mx.compare({}, MLP, TASKS, KEY, DATA, steps=2), TypeError, "optimizers"),
+    "compare: rates negative": (
+        lambda: mx.compare(mx.BASELINES, MLP, TASKS, KEY, DATA, steps=2, rates=[-1.0]),
+        ValueError,
+        "rates",
+    ),
+    "compare: no rates": (
+        lambda: mx.compare(mx.BASELINES, MLP, TASKS, KEY, DATA, steps=2, rates=[]),
+        ValueError,
+        "rates",
+    ),
+    "save: NaN": (lambda: mx.save("never.npz", {"a": jnp.nan}), ValueError, r"tree\['a'\]"),
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_bad_input(case):
+    call, error, message = CASES[case]
+    with pytest.raises(error, match=f"(?s){message}"):
+        call()
+
+
+def test_there_are_many():
+    assert len(CASES) >= 40

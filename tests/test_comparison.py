@@ -1,0 +1,47 @@
+import jax
+import numpy as np
+import optax
+import pytest
+
+import metajax as mx
+
+
+def test_the_search_finds_the_best_rate_and_reports_other_tasks(key):
+    problem, tasks = mx.problems.quadratic(), mx.tasks.quadratics(4)
+    rates = [0.001, 0.003, 0.01, 0.03, 0.1]
+    result = mx.compare({"SGD": optax.sgd}, problem, tasks, key, steps=30, num_tasks=12, rates=rates)
+    # Every rate by itself, on the search tasks, in plain Python.
+    inner = mx.inner(mx.l2l(optax.sgd, problem), tasks, 30)
+    k_search, k_report = jax.random.split(key)
+    by_hand = [float(mx.evaluate(inner, k_search, r, num_tasks=12).loss[:, -3:].mean()) for r in rates]
+    assert result.rate["SGD"] == rates[int(np.nanargmin(by_hand))]
+    want = mx.evaluate(inner, k_report, result.rate["SGD"], num_tasks=12).loss
+    np.testing.assert_allclose(result.loss["SGD"], want, rtol=1e-5)
+    np.testing.assert_allclose(result.final["SGD"], want[:, -3:].mean(1), rtol=1e-5)
+
+
+def test_a_fixed_transformation_is_taken_as_it_is(key):
+    problem, tasks = mx.problems.quadratic(), mx.tasks.quadratics(4)
+    result = mx.compare(
+        {"fixed": optax.sgd(0.01), "searched": optax.sgd}, problem, tasks, key, steps=10, rates=[0.001, 0.01, 0.1]
+    )
+    assert result.rate["fixed"] is None
+    assert result.rate["searched"] == 0.01
+    np.testing.assert_allclose(result.loss["fixed"], result.loss["searched"], rtol=1e-5)
+    lines = str(result).splitlines()
+    assert lines[0].split()[:2] == ["optimizer", "rate"]
+    assert len(lines) == 3
+
+
+def test_a_rate_at_the_edge_is_warned_of(key):
+    with pytest.warns(UserWarning, match="best rate of SGD, 0.001, is at the edge"):
+        mx.compare(
+            {"SGD": optax.sgd}, mx.problems.quadratic(), mx.tasks.quadratics(4), key, steps=10, rates=[1e-4, 1e-3]
+        )
+
+
+def test_divergence_everywhere_is_an_error(key):
+    with pytest.raises(ValueError, match="diverged at every rate"):
+        mx.compare(
+            {"SGD": optax.sgd}, mx.problems.quadratic(), mx.tasks.quadratics(4), key, steps=50, rates=[1e10, 1e11]
+        )

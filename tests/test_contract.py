@@ -1,0 +1,103 @@
+"""What every learner and every estimator must keep, in all combinations."""
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from systems import ESTIMATORS, LEARNERS, TRUNCATED
+
+import metajax as mx
+
+PAIRS = [
+    pytest.param(learner, estimator, meta_loss, id=f"{learner}-{estimator}-{meta_loss}")
+    for learner in LEARNERS
+    for estimator in ESTIMATORS
+    for meta_loss in ("online", "heldout")
+    if meta_loss == "online" or estimator not in TRUNCATED
+]
+
+
+@pytest.mark.parametrize(("learner", "estimator", "meta_loss"), PAIRS)
+def test_contract(learner, estimator, meta_loss, key):
+    inner, meta_params, data = LEARNERS[learner](meta_loss)
+    trainer = mx.trainer(ESTIMATORS[estimator](inner, meta_params), optax.adam(1e-2))
+    traces = []
+
+    @jax.jit
+    def step(state, data):
+        traces.append(None)
+        return trainer.step(state, data)
+
+    state = first = trainer.init(key, meta_params, data)
+    for _ in range(3):
+        state, metrics = step(state, data)
+        chex.assert_trees_all_equal_shapes_and_dtypes(state, first)
+        chex.assert_tree_all_finite((state.meta_params, metrics))
+    assert len(traces) == 1, "the second step was traced again"
+    assert int(state.step) == 3
+    assert int(state.skipped) == 0
+    assert float(optax.tree.norm(jax.tree.map(jnp.subtract, state.meta_params, first.meta_params))) > 0
+
+    # A compiled scan does what the loop did.
+    scanned, _ = jax.jit(lambda s, d: jax.lax.scan(lambda s, _: trainer.step(s, d), s, None, length=3))(first, data)
+    chex.assert_trees_all_close(scanned.meta_params, state.meta_params, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("estimator", ESTIMATORS)
+def test_an_estimator_needs_no_jit(estimator, key):
+    inner, meta_params, data = LEARNERS["sgd_rate"]("online")
+    trainer = mx.trainer(ESTIMATORS[estimator](inner, meta_params), optax.sgd(1e-2))
+    state = trainer.init(key, meta_params, data)
+    with jax.disable_jit():
+        plain, _ = trainer.step(state, data)
+    chex.assert_trees_all_close(plain.meta_params, jax.jit(trainer.step)(state, data)[0].meta_params, rtol=1e-4)
+
+
+@pytest.mark.parametrize("learner", LEARNERS)
+def test_a_learner_needs_no_jit(learner, key):
+    inner, meta_params, data = LEARNERS[learner]("online")
+    state = inner.init(key, meta_params, data)
+    with jax.disable_jit():
+        plain, (loss, _) = inner.step(meta_params, state, data)
+    compiled, (same, _) = jax.jit(inner.step)(meta_params, state, data)
+    chex.assert_trees_all_close((plain.learner, loss), (compiled.learner, same), rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("learner", LEARNERS)
+def test_one_unroll_equals_several(learner, key):
+    inner, meta_params, data = LEARNERS[learner]("online")
+    start = inner.init(key, meta_params, data)
+    run = jax.jit(lambda s, n: mx.unroll(inner, meta_params, s, data, n)[0], static_argnums=1)
+    whole, parts = run(start, 12), start
+    for _ in range(4):
+        parts = run(parts, 3)
+    chex.assert_trees_all_equal(jax.tree.map(_bits, whole), jax.tree.map(_bits, parts))
+
+
+@pytest.mark.parametrize("learner", LEARNERS)
+def test_evaluate_beyond_the_horizon(learner, key):
+    inner, meta_params, data = LEARNERS[learner]("online")
+    curves = mx.evaluate(inner, key, meta_params, data, num_tasks=3, steps=9)
+    assert curves.loss.shape == (3, 9)
+    assert curves.test_loss.shape == (3,)
+    assert len(np.unique(curves.loss[:, 0])) == 3, "tasks must differ"
+    # A brute-force loop over the steps of the first task.
+    k = jax.random.split(key, 3)[0]
+    state, losses = inner.init(k, meta_params, data), []
+    for _ in range(9):
+        state, (loss, _) = inner.step(meta_params, state, data)
+        losses.append(float(loss))
+    np.testing.assert_allclose(losses, curves.loss[0], rtol=2e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("learner", LEARNERS)
+def test_evaluating_does_not_adapt(learner, key):
+    inner, meta_params, data = LEARNERS[learner]("heldout")
+    state = inner.init(key, meta_params, data)
+    assert inner.loss(meta_params, state, data) == inner.loss(meta_params, state, data)
+
+
+def _bits(x):
+    return jax.random.key_data(x) if jnp.issubdtype(x.dtype, jax.dtypes.prng_key) else x

@@ -1,0 +1,156 @@
+"""Data sets: the embedded one, prepared ones where they are at hand, and everything that can be wrong with a folder."""
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import metajax as mx
+from metajax import data as data_module
+
+TFDS = os.environ.get("TFDS_DATA_DIR")
+
+
+def needs(name):
+    there = TFDS is not None and (Path(TFDS) / name).is_dir()
+    return pytest.mark.skipif(
+        not there, reason=f"{name} is not prepared: set TFDS_DATA_DIR to a tensorflow_datasets directory that has it"
+    )
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    data_module._load.cache_clear()
+
+
+def test_digits_are_the_published_ones():
+    train, test = mx.data.load("digits"), mx.data.load("digits", "test")
+    assert train["image"].shape == (1197, 8, 8, 1)
+    assert test["image"].shape == (600, 8, 8, 1)
+    # The class counts of the UCI repository's test file, from which this set is made.
+    counts = np.bincount(np.concatenate([train["label"], test["label"]]))
+    assert counts.tolist() == [178, 182, 177, 183, 181, 182, 181, 179, 174, 180]
+    assert train["image"].max() == 255
+    with pytest.raises(ValueError, match="read-only"):
+        train["label"][0] = 1
+
+
+# Sizes, shapes, and the number of labels of the published sets.
+SETS = [
+    pytest.param("mnist", "test", (10000, 28, 28, 1), 10, marks=needs("mnist")),
+    pytest.param("fashion_mnist", "test", (10000, 28, 28, 1), 10, marks=needs("fashion_mnist")),
+    pytest.param("cifar10", "test", (10000, 32, 32, 3), 10, marks=needs("cifar10")),
+    pytest.param("omniglot", "test[:2000]", (2000, 105, 105, 1), None, marks=needs("omniglot")),
+]
+
+
+@pytest.mark.parametrize(("name", "split", "shape", "classes"), SETS)
+def test_prepared_sets(name, split, shape, classes):
+    data = mx.data.load(name, split)
+    assert data["image"].shape == shape
+    assert data["image"].dtype == np.uint8
+    assert data["label"].dtype == np.int32
+    if classes:
+        assert np.bincount(data["label"]).tolist() == [shape[0] // classes] * classes or name == "mnist"
+        assert set(data["label"]) == set(range(classes))
+    else:
+        assert set(np.unique(data["image"])) == {0, 255}
+        assert {"alphabet", "alphabet_char_id"} <= data.keys()
+
+
+@needs("mnist")
+def test_reading_needs_no_tensorflow_and_is_cached(tmp_path, monkeypatch):
+    first = mx.data.load("mnist", "test[:500]")
+    assert "tensorflow" not in sys.modules
+    assert mx.data.load("mnist", "test[:500]")["image"] is first["image"], "kept in memory"
+    files = list((tmp_path / "cache" / "metajax").glob("mnist-*.npz"))
+    assert len(files) == 1
+
+    data_module._load.cache_clear()
+    with monkeypatch.context() as m:  # from the file, without decoding again
+        m.setattr(data_module, "_decode", None)
+        np.testing.assert_array_equal(mx.data.load("mnist", "test[:500]")["image"], first["image"])
+
+    data_module._load.cache_clear()
+    files[0].write_bytes(b"not a cache")  # a broken cache is made again
+    np.testing.assert_array_equal(mx.data.load("mnist", "test[:500]")["label"], first["label"])
+
+
+@needs("mnist")
+def test_the_argument_wins_over_the_variable(tmp_path, monkeypatch):
+    monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path))
+    assert len(mx.data.load("mnist", "test[:10]", data_dir=TFDS)["label"]) == 10
+
+
+@needs("mnist")
+def test_an_unknown_split_names_those_there_are():
+    with pytest.raises(ValueError, match=r"split must be one of \['train', 'test'\].*got 'valid'"):
+        mx.data.load("mnist", "valid")
+
+
+@pytest.mark.parametrize("name", [n for n in mx.data.NAMES if n != "digits"])
+def test_a_missing_set_says_where_it_was_looked_for_and_how_to_get_it(name, tmp_path):
+    with pytest.raises(FileNotFoundError) as e:
+        mx.data.load(name, data_dir=tmp_path)
+    assert str(tmp_path) in str(e.value)
+    assert f"python -m metajax.data {name} --data_dir {tmp_path}" in str(e.value)
+    assert not any(tmp_path.glob(name)), "looking must not download"
+
+
+def copied(tmp_path):
+    shutil.copytree(Path(TFDS) / "mnist", tmp_path / "mnist")
+    for path in (tmp_path / "mnist").rglob("*"):
+        path.chmod(0o755 if path.is_dir() else 0o644)
+    (record,) = tmp_path.glob("mnist/*/*test.array_record*")
+    return record
+
+
+@needs("mnist")
+@pytest.mark.parametrize("damage", ["truncated", "emptied", "flipped", "gone", "info"])
+def test_damaged_files_are_named(damage, tmp_path):
+    record = copied(tmp_path)
+    size = record.stat().st_size
+    if damage == "truncated":
+        with record.open("r+b") as f:
+            f.truncate(size // 2)
+    elif damage == "emptied":
+        record.write_bytes(b"")
+    elif damage == "gone":
+        record.unlink()
+    elif damage == "info":
+        (record.parent / "dataset_info.json").write_text("{")
+    else:
+        content = bytearray(record.read_bytes())
+        for at in range(size // 4, size // 4 + 4096):
+            content[at] ^= 0xFF
+        record.write_bytes(bytes(content))
+    with pytest.raises(ValueError, match=f"(?s){tmp_path}.*python -m metajax.data mnist"):
+        mx.data.load("mnist", "test", data_dir=tmp_path)
+
+
+def test_the_command_is_the_route_of_tfds(tmp_path, monkeypatch, capsys):
+    """`python -m metajax.data` builds through tfds; here with its download replaced, since tests have no network."""
+    import tensorflow_datasets as tfds
+
+    from metajax.data import __main__ as command
+
+    calls = []
+    monkeypatch.setattr(
+        tfds.core.DatasetBuilder, "download_and_prepare", lambda self: calls.append((self.name, str(self.data_dir)))
+    )
+    monkeypatch.setattr(sys, "argv", ["data", "kmnist", "--data_dir", str(tmp_path)])
+    with pytest.raises(FileNotFoundError):  # nothing was prepared by the replacement, and that is noticed
+        command.main()
+    assert calls[0][0] == "kmnist"
+    assert calls[0][1].startswith(str(tmp_path))
+
+
+def test_the_command_rejects_unknown_names():
+    done = subprocess.run([sys.executable, "-m", "metajax.data", "imagenet"], capture_output=True, text=True)
+    assert done.returncode == 2
+    assert "invalid choice" in done.stderr
