@@ -2,6 +2,7 @@
 
 from metajax import data, optim, plot, problems, tasks
 from metajax.comparison import BASELINES, Comparison, compare
+from metajax.diagnosis import Diagnosis, diagnose, mean_gradient
 from metajax.estimators import ask_tell, bptt
 from metajax.inner import Curves, evaluate, inner, unroll
 from metajax.io import load, save
@@ -26,6 +27,7 @@ __all__ = [
     "BASELINES",
     "Comparison",
     "Curves",
+    "Diagnosis",
     "Estimate",
     "Estimator",
     "Fit",
@@ -41,11 +43,13 @@ __all__ = [
     "bptt",
     "compare",
     "data",
+    "diagnose",
     "evaluate",
     "fit",
     "inner",
     "l2l",
     "load",
+    "mean_gradient",
     "optim",
     "plot",
     "problems",

@@ -99,22 +99,21 @@ def compare(
         fixed = hasattr(optimizer, "init") and hasattr(optimizer, "update")
         make_tx = (lambda _, tx=optimizer: tx) if fixed else optimizer
         loop = inner(l2l(make_tx, problem), tasks, steps)
+        grid = [float("nan")] if fixed else rates
 
-        @jax.jit
-        def curves(key, rate, data, loop=loop):
-            return evaluate(loop, key, rate, data, num_tasks=num_tasks, steps=steps).loss
+        @jax.jit  # searching and reporting share the one program that both need compiled
+        def curves(key, grid, data, loop=loop):
+            return jax.vmap(lambda rate: evaluate(loop, key, rate, data, num_tasks=num_tasks, steps=steps).loss)(grid)
 
-        best = rates[0]
+        i = 0
         if not fixed:
-            losses = jax.vmap(curves, (None, 0, None))(k_search, jnp.asarray(rates), data)
-            finals = np.asarray(losses[..., -tail:].mean((1, 2)), np.float64)
+            finals = np.asarray(curves(k_search, jnp.asarray(grid), data)[..., -tail:].mean((1, 2)), np.float64)
             if not np.isfinite(finals).any():
                 raise ValueError(f"optimizers[{name!r}] diverged at every rate from {rates[0]} to {rates[-1]}")
             i = int(np.nanargmin(np.where(np.isfinite(finals), finals, np.nan)))
-            best = rates[i]
             if len(rates) > 1 and i in (0, len(rates) - 1):
-                warnings.warn(f"the best rate of {name}, {best}, is at the edge of rates: widen it", stacklevel=2)
-        loss = np.asarray(curves(k_report, jnp.asarray(best), data))
+                warnings.warn(f"the best rate of {name}, {rates[i]}, is at the edge of rates: widen it", stacklevel=2)
+        loss = np.asarray(curves(k_report, jnp.asarray(grid), data)[i])
         result.loss[name], result.final[name] = loss, loss[:, -tail:].mean(1)
-        result.rate[name] = None if fixed else best
+        result.rate[name] = None if fixed else rates[i]
     return result

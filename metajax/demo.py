@@ -26,7 +26,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", type=Path, default=Path("out/demo"), help="folder for the results (default out/demo)")
     parser.add_argument("--bptt_steps", type=int, default=600, help="meta-steps of backpropagation through time")
-    parser.add_argument("--es_steps", type=int, default=40, help="generations of the evolution strategy")
+    parser.add_argument("--es_steps", type=int, default=80, help="generations of the evolution strategy")
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
     begin = time.monotonic()
@@ -42,7 +42,7 @@ def main() -> None:
 
     # First estimator: truncated backpropagation through time.
     online = mx.inner(learner, tasks, horizon=STEPS)
-    rate = optax.cosine_decay_schedule(3e-3, args.bptt_steps)
+    rate = optax.cosine_decay_schedule(5e-3, args.bptt_steps)
     outer = optax.chain(optax.clip_by_global_norm(1.0), optax.adam(rate))
     trainer = mx.trainer(mx.bptt(online, num_tasks=2, truncation=STEPS // 2), outer)
     state = trainer.init(k_bptt, meta_params, images)
@@ -51,12 +51,13 @@ def main() -> None:
     # Second estimator, same learner: OpenES over whole episodes, judged by the loss after the last step.
     final = mx.inner(learner, tasks, horizon=STEPS, meta_loss="heldout")
     strategy = Open_ES(
-        32,
+        64,
         solution=by_bptt.meta_params,
         optimizer=optax.sgd(1.0),
-        std_schedule=optax.constant_schedule(0.01),
+        std_schedule=optax.constant_schedule(0.03),
     )
-    trainer = mx.trainer(mx.ask_tell(final, strategy, num_tasks=2), optax.adam(1e-3))
+    outer = optax.adam(optax.cosine_decay_schedule(1e-2, args.es_steps))
+    trainer = mx.trainer(mx.ask_tell(final, strategy, num_tasks=1), outer)
     state = trainer.init(k_es, by_bptt.meta_params, images)
     by_es, es_history = mx.fit(trainer, state, images, num_steps=args.es_steps, chunk=2, label="ES")
 
