@@ -2,7 +2,7 @@
 
 from metajax import data, optim, plot, problems, tasks
 from metajax.comparison import BASELINES, Comparison, compare
-from metajax.estimators import ask_tell, bptt
+from metajax.estimators import ask_tell, bptt, es, forward, guided_es, mix, noise_reuse_es, pes
 from metajax.inner import Curves, evaluate, inner, unroll
 from metajax.io import load, save
 from metajax.learners import l2l
@@ -41,12 +41,18 @@ __all__ = [
     "bptt",
     "compare",
     "data",
+    "es",
     "evaluate",
     "fit",
+    "forward",
+    "guided_es",
     "inner",
     "l2l",
     "load",
+    "mix",
+    "noise_reuse_es",
     "optim",
+    "pes",
     "plot",
     "problems",
     "save",
