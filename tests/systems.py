@@ -41,7 +41,13 @@ ESTIMATORS = {
     "bptt_no_remat": lambda inner, _: mx.bptt(inner, 3, remat=False),
     "bptt_truncated": lambda inner, _: mx.bptt(inner, 3, 2),
     "bptt_staggered": lambda inner, _: mx.bptt(inner, 3, 2, stagger=True),
+    "forward": lambda inner, _: mx.forward(inner, 3),
+    "es": lambda inner, _: mx.es(inner, 3, 1e-3),
+    "pes": lambda inner, _: mx.pes(inner, 3, 1e-3, 2),
+    "noise_reuse_es": lambda inner, _: mx.noise_reuse_es(inner, 4, 1e-3, 2),
+    "guided_es": lambda inner, _: mx.guided_es(inner, 3, 1e-3, surrogate=mx.bptt(inner, 1)),
+    "mix": lambda inner, _: mx.mix([mx.bptt(inner, 2), mx.es(inner, 2, 1e-3)]),
     "open_es": lambda inner, m: mx.ask_tell(inner, Open_ES(4, solution=m), 2),
     "cma_es": lambda inner, m: mx.ask_tell(inner, CMA_ES(4, solution=m), 2),
 }
-TRUNCATED = {"bptt_truncated", "bptt_staggered"}
+TRUNCATED = {"bptt_truncated", "bptt_staggered", "pes", "noise_reuse_es"}

@@ -17,8 +17,8 @@ from metajax.types import Estimate, Estimator, Inner
 
 # What has no single mean, or wants something other than the losses of whole episodes.
 _NOT_SERVED = {
-    PopulationBasedAlgorithm: "keeps a population and has no mean that could follow meta_params, and it compares losses "
-    "across generations, which meet different tasks; take e.g. evosax.algorithms.CMA_ES or SimpleES",
+    PopulationBasedAlgorithm: "keeps a population and has no mean that could follow meta_params; take e.g. "
+    "evosax.algorithms.SimpleES or CMA_ES",
     SV_ES: "has several means, where meta_params are one; take the strategy it is built on, CMA_ES or Open_ES",
     PersistentES: "is for the windows of truncated episodes; take metajax.pes(inner, num_tasks, std, truncation)",
     NoiseReuseES: "is for the windows of truncated episodes; take metajax.noise_reuse_es(inner, num_tasks, std, "
@@ -39,7 +39,7 @@ def ask_tell(inner: Inner, strategy: Any, num_tasks: int, params: Any = None) ->
     All strategies with one mean that are told nothing but losses are served. Those that keep the best member ever seen
     (``HillClimbing``, ``SimulatedAnnealing``, ``GradientlessDescent``, ``RandomSearch``, ``CMAAnchoredLES``) compare
     losses across generations, which meet different tasks: give them many. A generation with a loss that is not finite
-    is not told.
+    is forgotten.
 
     Args:
       inner: the inner loop.
@@ -96,7 +96,7 @@ def ask_tell(inner: Inner, strategy: Any, num_tasks: int, params: Any = None) ->
         population, asked = strategy.ask(k_ask, state.replace(mean=old), params)
         losses, metrics = jax.vmap(fitness)(population)
         told, _ = strategy.tell(k_tell, population, losses, asked, params)
-        ok = _episodes.all_finite(losses)  # a strategy that has been told a NaN may never recover from it
+        ok = _episodes.all_finite((losses, told.mean))  # a strategy that has met a NaN may never recover from it
         kept = jax.tree.map(lambda new, old: jnp.where(ok, new, old), told, state)
         updates = unravel(jnp.where(ok, old - told.mean, jnp.nan))
         return Estimate(updates, losses.mean(), jax.tree.map(jnp.mean, metrics)), kept

@@ -275,4 +275,4 @@ def _estimate(meta_params: PyTree, weight: PyTree, losses: Array, metrics: PyTre
 
     slope = jnp.where(ok, losses[:, 0] - losses[:, 1], 0) / (2 * std**2 * count)
     updates = jax.tree.map(lambda m, w: jnp.tensordot(slope.astype(w.dtype), w, 1), meta_params, weight)
-    return Estimate(updates, mean(losses), jax.tree.map(mean, metrics) | {"diverged": 1 - count / ok.size})
+    return Estimate(updates, mean(losses), jax.tree.map(mean, metrics) | {"diverged": (~ok).mean(dtype=losses.dtype)})
