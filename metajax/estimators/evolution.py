@@ -240,11 +240,9 @@ def guided_es(
 
 
 def _normal(key: Array, like: PyTree, num_tasks: int, std: float) -> PyTree:
-    """Noise with leaves ``[num_tasks, ...]``."""
-    leaves, treedef = jax.tree.flatten(like)
-    keys = jax.random.split(key, len(leaves))
-    shapes = [((num_tasks, *jnp.shape(x)), jnp.result_type(x)) for x in leaves]
-    return treedef.unflatten([std * jax.random.normal(k, *s) for k, s in zip(keys, shapes, strict=True)])
+    """Noise with leaves ``[num_tasks, ...]``, in one draw: each draw costs compile time, and trees have many leaves."""
+    flat, unravel = ravel_pytree(like)
+    return jax.vmap(unravel)(std * jax.random.normal(key, (num_tasks, flat.size), flat.dtype))
 
 
 def _move(meta_params: PyTree, noise: PyTree) -> PyTree:
