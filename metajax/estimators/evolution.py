@@ -192,11 +192,11 @@ def guided_es(
     over.
 
     >>> import jax, metajax as mx, optax
-    >>> opt = mx.optim.lstm(hidden=(3,))
-    >>> loop = mx.inner(mx.l2l(opt.tx, mx.problems.quadratic()), mx.tasks.quadratics(3), horizon=10)
-    >>> estimator = mx.guided_es(loop, num_tasks=8, std=0.1, surrogate=mx.bptt(loop, 2, truncation=5), rank=2)
+    >>> learner = mx.l2l(lambda m: optax.sgd(m["rate"], m["momentum"]), mx.problems.quadratic())
+    >>> loop = mx.inner(learner, mx.tasks.quadratics(3), horizon=10)
+    >>> estimator = mx.guided_es(loop, num_tasks=8, std=0.01, surrogate=mx.bptt(loop, 2, truncation=5))
     >>> trainer = mx.trainer(estimator, optax.adam(1e-3))
-    >>> state = trainer.init(jax.random.key(0), opt.init(jax.random.key(1)))
+    >>> state = trainer.init(jax.random.key(0), {"rate": jax.numpy.float32(0.01), "momentum": jax.numpy.float32(0.5)})
     >>> state, metrics = jax.jit(trainer.step)(state)
     """
     length = _episodes.window(inner, None)

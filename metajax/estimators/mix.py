@@ -34,11 +34,11 @@ def mix(
         for each estimator; on use, ``data`` without an entry for each name.
 
     >>> import jax, metajax as mx, optax
-    >>> opt = mx.optim.lstm(hidden=(3,))
-    >>> loops = [mx.inner(mx.l2l(opt.tx, mx.problems.quadratic()), mx.tasks.quadratics(n), 10) for n in (2, 5)]
+    >>> learner = mx.l2l(optax.sgd, mx.problems.quadratic())
+    >>> loops = [mx.inner(learner, mx.tasks.quadratics(size), horizon=10) for size in (2, 5)]
     >>> estimator = mx.mix([mx.bptt(loop, num_tasks=4) for loop in loops], weights=[0.5, 0.2])
     >>> trainer = mx.trainer(estimator, optax.adam(1e-3))
-    >>> state = trainer.init(jax.random.key(0), opt.init(jax.random.key(1)))
+    >>> state = trainer.init(jax.random.key(0), jax.numpy.float32(0.01))
     >>> state, metrics = jax.jit(trainer.step)(state)
     >>> sorted(metrics)
     ['0/loss', '1/loss', 'loss', 'skipped', 'update_norm']
