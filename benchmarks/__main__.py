@@ -1,4 +1,4 @@
-"""``python -m benchmarks run [CASE ...] [--out DIR] [--scale smoke|full]``: measures, prints a table, writes JSON and PNG."""
+"""``python -m benchmarks run [CASE ...] [--out DIR] [--scale smoke|full]``: a table, a JSON file and a picture."""
 
 import argparse
 import importlib

@@ -1,8 +1,8 @@
 """Every estimator on one problem: how good its estimate is, and what it costs.
 
-The problem: a small coordinatewise LSTM (101 parameters) trains 8-dimensional quadratics for 40 steps; the meta-loss is
-the mean over the steps, and the meta-gradient flows through the optimizee's gradient too, so that reverse mode is exact.
-A sample is one episode: four windows of ten steps for the truncated estimators.
+The problem: a small coordinatewise LSTM (101 parameters) trains 8-dimensional quadratics for 40 steps. The meta-loss is
+the mean over the steps, and the meta-gradient flows through the optimizee's gradient too, so that reverse mode is
+exact. A sample is one episode: four windows of ten steps for the truncated estimators.
 """
 
 from pathlib import Path

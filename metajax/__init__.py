@@ -3,7 +3,7 @@
 from metajax import data, optim, plot, problems, tasks
 from metajax.comparison import BASELINES, Comparison, compare
 from metajax.diagnosis import Diagnosis, diagnose, mean_gradient
-from metajax.estimators import ask_tell, bptt
+from metajax.estimators import ask_tell, bptt, es, forward, guided_es, mix, noise_reuse_es, pes
 from metajax.inner import Curves, evaluate, inner, unroll
 from metajax.io import load, save
 from metajax.learners import l2l
@@ -44,13 +44,19 @@ __all__ = [
     "compare",
     "data",
     "diagnose",
+    "es",
     "evaluate",
     "fit",
+    "forward",
+    "guided_es",
     "inner",
     "l2l",
     "load",
     "mean_gradient",
+    "mix",
+    "noise_reuse_es",
     "optim",
+    "pes",
     "plot",
     "problems",
     "save",

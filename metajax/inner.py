@@ -13,7 +13,7 @@ from metajax.types import Array, Inner, InnerState, Learner, PyTree, Tasks
 _TEST = 2**31 - 1  # the fold_in tag of the test batch: no inner step reaches it
 
 
-def inner(learner: Learner, tasks: Tasks, horizon: int, meta_loss: str = "online") -> Inner:
+def inner(learner: Learner, tasks: Tasks, horizon: int | tuple[int, int], meta_loss: str = "online") -> Inner:
     """Joins a learner and a task distribution into episodes of ``horizon`` steps.
 
     The episode's key lives in its state and step ``t`` draws from ``fold_in(key, t)``, so that an unroll of 12 steps
@@ -22,12 +22,16 @@ def inner(learner: Learner, tasks: Tasks, horizon: int, meta_loss: str = "online
     Args:
       learner: the inner algorithm.
       tasks: where tasks and batches come from.
-      horizon: inner steps in an episode.
+      horizon: inner steps in an episode; or ``(shortest, longest)``, and truncated estimators draw each episode's
+        length log-uniformly between them, rounded up to whole windows, so that early steps weigh more and episodes
+        are met at all phases. What runs whole episodes (`evaluate`, or an estimator without ``truncation``) takes the
+        longest.
       meta_loss: ``"online"``, the mean of the losses met during adaptation, or ``"heldout"``, the loss on the task's
         test batch after it.
 
     Raises:
-      TypeError, ValueError: an argument of another type, a horizon below 1, or an unknown ``meta_loss``.
+      TypeError, ValueError: an argument of another type, a horizon below 1, lengths that are not in order or come
+        with a held-out meta-loss, or an unknown ``meta_loss``.
 
     >>> import jax, metajax as mx, optax
     >>> loop = mx.inner(mx.l2l(optax.sgd, mx.problems.quadratic()), mx.tasks.quadratics(3), horizon=10)
@@ -38,9 +42,14 @@ def inner(learner: Learner, tasks: Tasks, horizon: int, meta_loss: str = "online
     """
     checks.instance("learner", learner, Learner, "metajax.l2l or another learner")
     checks.instance("tasks", tasks, Tasks, "metajax.tasks")
-    horizon = checks.positive_int("horizon", horizon)
+    shortest, longest = _lengths(horizon)
     if meta_loss not in ("online", "heldout"):
         raise ValueError(f"meta_loss must be 'online' or 'heldout', got {meta_loss!r}")
+    if shortest is not None and meta_loss == "heldout":
+        raise ValueError(
+            "horizon may be a pair (shortest, longest) only with the meta-loss 'online', since it takes effect between "
+            "the windows of a truncated estimator; give one int, or meta_loss='online'"
+        )
 
     def init(key, meta_params, data):
         checks.key(key)
@@ -62,7 +71,18 @@ def inner(learner: Learner, tasks: Tasks, horizon: int, meta_loss: str = "online
         checks.scalar("the loss returned by learner.loss", loss)
         return loss
 
-    return Inner(init, step, test if meta_loss == "heldout" else None, test, horizon)
+    return Inner(init, step, test if meta_loss == "heldout" else None, test, longest, shortest)
+
+
+def _lengths(horizon: int | tuple[int, int]) -> tuple[int | None, int]:
+    if not isinstance(horizon, tuple):
+        return None, checks.positive_int("horizon", horizon)
+    if len(horizon) != 2:
+        raise ValueError(f"horizon must be an int or a pair (shortest, longest), got {horizon}")
+    shortest, longest = (checks.positive_int("horizon", steps) for steps in horizon)
+    if shortest > longest:
+        raise ValueError(f"horizon must be a pair (shortest, longest), got {horizon}; swap them")
+    return shortest, longest
 
 
 def unroll(

@@ -72,7 +72,8 @@ class Inner(NamedTuple):
       loss: ``(meta_params, state, data) -> loss`` on the task's test batch, or None where the meta-loss is the mean
         of the losses met on the way.
       test: ``(meta_params, state, data) -> loss`` on the task's test batch, whatever the meta-loss is.
-      horizon: the number of inner steps in an episode.
+      horizon: the number of inner steps in an episode, the longest if they differ.
+      shortest: the number of inner steps in the shortest episode, or None if all are equally long.
     """
 
     init: Callable[..., InnerState]
@@ -80,6 +81,7 @@ class Inner(NamedTuple):
     loss: Callable[..., Array] | None
     test: Callable[..., Array]
     horizon: int
+    shortest: int | None = None
 
 
 class Estimate(NamedTuple):

@@ -18,13 +18,13 @@ IMAGES = {
 
 
 def l2l_lstm(meta_loss):
-    opt = mx.optim.lstm(hidden=(3, 2))
-    learner = mx.l2l(opt.tx, mx.problems.mlp((4, 2, 3)))
+    opt = mx.optim.lstm(hidden=(3,))
+    learner = mx.l2l(opt.tx, mx.problems.mlp((4, 3)))
     return mx.inner(learner, mx.tasks.minibatches(5), 4, meta_loss), opt.init(jax.random.key(7)), IMAGES
 
 
 def l2l_lstm_second_order(meta_loss):
-    opt = mx.optim.lstm(hidden=(3,), p=None)
+    opt = mx.optim.lstm(hidden=(2,), p=None)
     learner = mx.l2l(opt.tx, mx.problems.quadratic(), second_order=True)
     return mx.inner(learner, mx.tasks.quadratics(2), 4, meta_loss), opt.init(jax.random.key(7)), ()
 
@@ -41,7 +41,13 @@ ESTIMATORS = {
     "bptt_no_remat": lambda inner, _: mx.bptt(inner, 3, remat=False),
     "bptt_truncated": lambda inner, _: mx.bptt(inner, 3, 2),
     "bptt_staggered": lambda inner, _: mx.bptt(inner, 3, 2, stagger=True),
+    "forward": lambda inner, _: mx.forward(inner, 3),
+    "es": lambda inner, _: mx.es(inner, 3, 1e-3),
+    "pes": lambda inner, _: mx.pes(inner, 3, 1e-3, 2),
+    "noise_reuse_es": lambda inner, _: mx.noise_reuse_es(inner, 4, 1e-3, 2),
+    "guided_es": lambda inner, _: mx.guided_es(inner, 3, 1e-3, surrogate=mx.bptt(inner, 1)),
+    "mix": lambda inner, _: mx.mix([mx.bptt(inner, 2), mx.es(inner, 2, 1e-3)]),
     "open_es": lambda inner, m: mx.ask_tell(inner, Open_ES(4, solution=m), 2),
     "cma_es": lambda inner, m: mx.ask_tell(inner, CMA_ES(4, solution=m), 2),
 }
-TRUNCATED = {"bptt_truncated", "bptt_staggered"}
+TRUNCATED = {"bptt_truncated", "bptt_staggered", "pes", "noise_reuse_es"}

@@ -1,10 +1,12 @@
-"""Batches of episodes that restart when they end, shared by the truncated estimators."""
+"""Batches of episodes that restart when they end, shared by the estimators."""
 
 import jax
 import jax.numpy as jnp
 
 from metajax import checks
 from metajax.types import Array, Inner, InnerState, PyTree
+
+_LENGTH = 2**31 - 2  # the fold_in tag of an episode's length: no inner step reaches it
 
 
 def window(inner: Inner, truncation: int | None) -> int:
@@ -37,14 +39,33 @@ def start(inner: Inner, key: Array, meta_params: PyTree, data: PyTree, num_tasks
     return state._replace(t=jnp.where(late == 0, inner.horizon, late))
 
 
-def restart(inner: Inner, key: Array, meta_params: PyTree, state: InnerState, data: PyTree, axis=None) -> InnerState:
-    """Puts a fresh episode in the place of each that is over or no longer finite.
+def length(inner: Inner, key: Array, window: int) -> Array | int:
+    """The steps ``[n]`` of the episodes with the keys ``key [n]``, in whole windows.
 
-    ``axis`` is 0 where every episode has meta-parameters of its own, None where they are shared.
+    Log-uniform from ``inner.shortest`` to ``inner.horizon``, and a function of the episode's key alone: nothing has to
+    be carried along, and antithetic episodes agree.
     """
-    keys = jax.random.split(key, state.t.shape[0])
-    fresh = jax.vmap(inner.init, (0, axis, None))(keys, meta_params, data)
-    return where((state.t >= inner.horizon) | ~all_finite(state.learner, batch=True), fresh, state)
+    if inner.shortest is None:
+        return inner.horizon
+    u = jax.vmap(lambda k: jax.random.uniform(jax.random.fold_in(k, _LENGTH)))(key)
+    steps = inner.shortest * (inner.horizon / inner.shortest) ** u
+    return jnp.minimum(jnp.ceil(steps / window).astype(jnp.int32) * window, inner.horizon)
+
+
+def ended(inner: Inner, state: InnerState, window: int) -> Array:
+    """Which episodes ``[n]`` are to restart: those that are over and those whose learner is no longer finite."""
+    return (state.t >= length(inner, state.key, window)) | ~all_finite(state.learner, batch=True)
+
+
+def restart(inner: Inner, key: Array, meta_params: PyTree, state: InnerState, data: PyTree, window: int) -> InnerState:
+    """Puts a fresh episode in the place of each that has `ended`."""
+    fresh = jax.vmap(inner.init, (0, None, None))(jax.random.split(key, state.t.shape[0]), meta_params, data)
+    return where(ended(inner, state, window), fresh, state)
+
+
+def close(inner: Inner, state: InnerState, ok: Array) -> InnerState:
+    """Marks the episodes that are not ``ok [n]`` as over: an infinite loss may leave the learner's state finite."""
+    return state._replace(t=jnp.where(ok, state.t, inner.horizon))
 
 
 def where(pred: Array, a: PyTree, b: PyTree) -> PyTree:

@@ -4,7 +4,10 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from evosax.algorithms import GuidedES, NoiseReuseES, PersistentES
 from evosax.algorithms.distribution_based.base import DistributionBasedAlgorithm
+from evosax.algorithms.distribution_based.sv.base import SV_ES
+from evosax.algorithms.population_based.base import PopulationBasedAlgorithm
 from jax.flatten_util import ravel_pytree
 
 from metajax import checks
@@ -12,15 +15,31 @@ from metajax.estimators import _episodes
 from metajax.inner import unroll
 from metajax.types import Estimate, Estimator, Inner
 
+# What has no single mean, or wants something other than the losses of whole episodes.
+_NOT_SERVED = {
+    PopulationBasedAlgorithm: "keeps a population and has no mean that could follow meta_params; take e.g. "
+    "evosax.algorithms.SimpleES or CMA_ES",
+    SV_ES: "has several means, where meta_params are one; take the strategy it is built on, CMA_ES or Open_ES",
+    PersistentES: "is for the windows of truncated episodes; take metajax.pes(inner, num_tasks, std, truncation)",
+    NoiseReuseES: "is for the windows of truncated episodes; take metajax.noise_reuse_es(inner, num_tasks, std, "
+    "truncation)",
+    GuidedES: "must be given a gradient each generation; take metajax.guided_es(inner, num_tasks, std, surrogate)",
+}
+
 
 def ask_tell(inner: Inner, strategy: Any, num_tasks: int, params: Any = None) -> Estimator:
-    """Any distribution-based strategy of evosax (Lange 2022) over whole episodes.
+    """A distribution-based strategy of evosax (Lange 2022) over whole episodes.
 
     A generation is asked for around the present ``meta_params``. Its members all meet the same ``num_tasks`` tasks, so
     that ranks compare members and not tasks. The estimate's ``updates`` are the old mean minus the new one: with
     ``optax.sgd(1.0)`` as the outer transformation training is the strategy itself, and ``Open_ES`` with
     ``optimizer=optax.sgd(1.0)`` under an outer ``optax.adam`` is OpenES with Adam. Where the strategy shapes fitness
-    (``Open_ES`` ranks by default) the updates are a direction and no unbiased gradient.
+    (``Open_ES`` ranks by default) the updates are a direction and no unbiased gradient; for that take `metajax.es`.
+
+    All strategies with one mean that are told nothing but losses are served. Those that keep the best member ever seen
+    (``HillClimbing``, ``SimulatedAnnealing``, ``GradientlessDescent``, ``RandomSearch``, ``CMAAnchoredLES``) compare
+    losses across generations, which meet different tasks: give them many. A generation with a loss that is not finite
+    is forgotten.
 
     Args:
       inner: the inner loop.
@@ -29,7 +48,9 @@ def ask_tell(inner: Inner, strategy: Any, num_tasks: int, params: Any = None) ->
       params: the strategy's parameters, ``strategy.default_params`` by default.
 
     Raises:
-      TypeError: a strategy that has no mean, such as a genetic algorithm.
+      TypeError: a strategy that cannot be served, with the reason and what to take instead: a genetic algorithm or
+        particle swarm has no mean, Stein variational ones have several, ``PersistentES``, ``NoiseReuseES`` and
+        ``GuidedES`` need more than losses and are `metajax.pes`, `metajax.noise_reuse_es` and `metajax.guided_es`.
       ValueError: a strategy made for a tree other than ``meta_params``.
 
     >>> import jax, metajax as mx, optax
@@ -43,11 +64,14 @@ def ask_tell(inner: Inner, strategy: Any, num_tasks: int, params: Any = None) ->
     """
     checks.instance("inner", inner, Inner, "metajax.inner")
     num_tasks = checks.positive_int("num_tasks", num_tasks)
+    for kind, reason in _NOT_SERVED.items():
+        if isinstance(strategy, kind):
+            raise TypeError(f"strategy must be a distribution with one mean, but {type(strategy).__name__} {reason}")
     if not isinstance(strategy, DistributionBasedAlgorithm):
         name = type(strategy).__name__ if not isinstance(strategy, type) else f"the class {strategy.__name__} itself"
         raise TypeError(
-            f"strategy must be an instance of a distribution-based strategy of evosax, which has a mean to follow, got "
-            f"{name}; take e.g. evosax.algorithms.Open_ES(population_size, solution=meta_params)"
+            f"strategy must be an instance of a distribution-based strategy of evosax, got {name}; "
+            f"take e.g. evosax.algorithms.Open_ES(population_size, solution=meta_params)"
         )
     params = strategy.default_params if params is None else params
 
@@ -72,7 +96,7 @@ def ask_tell(inner: Inner, strategy: Any, num_tasks: int, params: Any = None) ->
         population, asked = strategy.ask(k_ask, state.replace(mean=old), params)
         losses, metrics = jax.vmap(fitness)(population)
         told, _ = strategy.tell(k_tell, population, losses, asked, params)
-        ok = _episodes.all_finite(losses)  # a strategy that has been told a NaN may never recover from it
+        ok = _episodes.all_finite((losses, told.mean))  # a strategy that has met a NaN may never recover from it
         kept = jax.tree.map(lambda new, old: jnp.where(ok, new, old), told, state)
         updates = unravel(jnp.where(ok, old - told.mean, jnp.nan))
         return Estimate(updates, losses.mean(), jax.tree.map(jnp.mean, metrics)), kept

@@ -45,9 +45,10 @@ def bptt(
 
     def estimate(key, meta_params, state, data):
         def meta_loss(meta_params):
-            episodes = _episodes.restart(inner, key, meta_params, state, data)
+            episodes = _episodes.restart(inner, key, meta_params, state, data, length)
             run = jax.vmap(lambda s: unroll(inner, meta_params, s, data, length, remat))
             episodes, losses, metrics = run(episodes)
+            episodes = _episodes.close(inner, episodes, jnp.isfinite(losses))
             return losses.mean(), (episodes, jax.tree.map(jnp.mean, metrics))
 
         (loss, (episodes, metrics)), grads = jax.value_and_grad(meta_loss, has_aux=True)(meta_params)
