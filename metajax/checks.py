@@ -88,7 +88,7 @@ def finite(name: str, tree: Any) -> None:
     for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
         if isinstance(leaf, jax.core.Tracer) or not jnp.issubdtype(jnp.result_type(leaf), jnp.floating):
             continue
-        bad = int(jnp.size(leaf) - jnp.isfinite(jnp.asarray(leaf)).sum())
+        bad = int(np.size(leaf) - np.isfinite(np.asarray(leaf, np.float64)).sum())  # on the host, also under jit
         if bad:
             raise ValueError(
                 f"{name}{jax.tree_util.keystr(path)} holds {bad} NaN or infinite values of {jnp.size(leaf)}; "

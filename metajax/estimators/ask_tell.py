@@ -4,10 +4,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from evosax.algorithms import GuidedES, NoiseReuseES, PersistentES
-from evosax.algorithms.distribution_based.base import DistributionBasedAlgorithm
-from evosax.algorithms.distribution_based.sv.base import SV_ES
-from evosax.algorithms.population_based.base import PopulationBasedAlgorithm
 from jax.flatten_util import ravel_pytree
 
 from metajax import checks
@@ -15,15 +11,16 @@ from metajax.estimators import _episodes
 from metajax.inner import unroll
 from metajax.types import Estimate, Estimator, Inner
 
-# What has no single mean, or wants something other than the losses of whole episodes.
+# What has no single mean, or wants something other than the losses of whole episodes. By name, since importing evosax
+# makes arrays, after which `jax.distributed` can no longer be initialised.
 _NOT_SERVED = {
-    PopulationBasedAlgorithm: "keeps a population and has no mean that could follow meta_params; take e.g. "
+    "PopulationBasedAlgorithm": "keeps a population and has no mean that could follow meta_params; take e.g. "
     "evosax.algorithms.SimpleES or CMA_ES",
-    SV_ES: "has several means, where meta_params are one; take the strategy it is built on, CMA_ES or Open_ES",
-    PersistentES: "is for the windows of truncated episodes; take metajax.pes(inner, num_tasks, std, truncation)",
-    NoiseReuseES: "is for the windows of truncated episodes; take metajax.noise_reuse_es(inner, num_tasks, std, "
+    "SV_ES": "has several means, where meta_params are one; take the strategy it is built on, CMA_ES or Open_ES",
+    "PersistentES": "is for the windows of truncated episodes; take metajax.pes(inner, num_tasks, std, truncation)",
+    "NoiseReuseES": "is for the windows of truncated episodes; take metajax.noise_reuse_es(inner, num_tasks, std, "
     "truncation)",
-    GuidedES: "must be given a gradient each generation; take metajax.guided_es(inner, num_tasks, std, surrogate)",
+    "GuidedES": "must be given a gradient each generation; take metajax.guided_es(inner, num_tasks, std, surrogate)",
 }
 
 
@@ -64,10 +61,12 @@ def ask_tell(inner: Inner, strategy: Any, num_tasks: int, params: Any = None) ->
     """
     checks.instance("inner", inner, Inner, "metajax.inner")
     num_tasks = checks.positive_int("num_tasks", num_tasks)
-    for kind, reason in _NOT_SERVED.items():
-        if isinstance(strategy, kind):
-            raise TypeError(f"strategy must be a distribution with one mean, but {type(strategy).__name__} {reason}")
-    if not isinstance(strategy, DistributionBasedAlgorithm):
+    kinds = {kind.__name__ for kind in type(strategy).__mro__}
+    for kind in _NOT_SERVED.keys() & kinds:
+        raise TypeError(
+            f"strategy must be a distribution with one mean, but {type(strategy).__name__} {_NOT_SERVED[kind]}"
+        )
+    if "DistributionBasedAlgorithm" not in kinds:
         name = type(strategy).__name__ if not isinstance(strategy, type) else f"the class {strategy.__name__} itself"
         raise TypeError(
             f"strategy must be an instance of a distribution-based strategy of evosax, got {name}; "
