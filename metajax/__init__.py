@@ -1,6 +1,6 @@
 """metajax: programs that learn how to learn, as pure functions over pytrees."""
 
-from metajax import data, optim, plot, problems, tasks
+from metajax import data, optim, plot, problems, sharding, tasks
 from metajax.comparison import BASELINES, Comparison, compare
 from metajax.diagnosis import Diagnosis, diagnose, mean_gradient
 from metajax.estimators import ask_tell, bptt, es, forward, guided_es, mix, noise_reuse_es, pes
@@ -60,6 +60,7 @@ __all__ = [
     "plot",
     "problems",
     "save",
+    "sharding",
     "tasks",
     "trainer",
     "unroll",

@@ -167,9 +167,9 @@ def evaluate(
 
 @partial(jax.jit, static_argnums=(0, 1, 2))
 def _evaluate(inner: Inner, num_tasks: int, steps: int, key: Array, meta_params: Any, data: Any) -> Curves:
-    def run(key):
+    def run(key, meta_params, data):
         state = inner.init(key, meta_params, data)
         state, (losses, metrics) = lax.scan(lambda s, _: inner.step(meta_params, s, data), state, None, length=steps)
         return Curves(losses, inner.test(meta_params, state, data), metrics, state)
 
-    return jax.vmap(run)(jax.random.split(key, num_tasks))
+    return inner.vmap(run, (0, None, None))(jax.random.split(key, num_tasks), meta_params, data)

@@ -63,6 +63,12 @@ class InnerState(NamedTuple):
     learner: PyTree
 
 
+def vmap(f: Callable, in_axes: Any = 0, *, whole: bool = False) -> Callable:
+    """`jax.vmap` over episodes; ``whole`` asks for all results on every device, should they be divided over several."""
+    del whole
+    return jax.vmap(f, in_axes)
+
+
 class Inner(NamedTuple):
     """A learner on a task distribution, made by `metajax.inner`.
 
@@ -74,6 +80,9 @@ class Inner(NamedTuple):
       test: ``(meta_params, state, data) -> loss`` on the task's test batch, whatever the meta-loss is.
       horizon: the number of inner steps in an episode, the longest if they differ.
       shortest: the number of inner steps in the shortest episode, or None if all are equally long.
+      vmap: ``(f, in_axes, whole=False) -> f`` over a leading axis of episodes or of population members, `jax.vmap`
+        unless `metajax.sharding.split` put one in its place that divides the axis over devices. What ``f`` needs is
+        among its arguments; it closes over no traced value.
     """
 
     init: Callable[..., InnerState]
@@ -82,6 +91,7 @@ class Inner(NamedTuple):
     test: Callable[..., Array]
     horizon: int
     shortest: int | None = None
+    vmap: Callable[..., Any] = vmap
 
 
 class Estimate(NamedTuple):

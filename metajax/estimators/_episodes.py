@@ -34,7 +34,7 @@ def start(inner: Inner, key: Array, meta_params: PyTree, data: PyTree, num_tasks
     Those that are not cut short are marked as over, so that they begin inside the estimate and its gradient reaches
     what ``inner.init`` makes of the meta-parameters.
     """
-    state = jax.vmap(inner.init, (0, None, None))(jax.random.split(key, num_tasks), meta_params, data)
+    state = inner.vmap(inner.init, (0, None, None))(jax.random.split(key, num_tasks), meta_params, data)
     late = jnp.arange(num_tasks, dtype=jnp.int32) * stride % inner.horizon
     return state._replace(t=jnp.where(late == 0, inner.horizon, late))
 
@@ -59,7 +59,7 @@ def ended(inner: Inner, state: InnerState, window: int) -> Array:
 
 def restart(inner: Inner, key: Array, meta_params: PyTree, state: InnerState, data: PyTree, window: int) -> InnerState:
     """Puts a fresh episode in the place of each that has `ended`."""
-    fresh = jax.vmap(inner.init, (0, None, None))(jax.random.split(key, state.t.shape[0]), meta_params, data)
+    fresh = inner.vmap(inner.init, (0, None, None))(jax.random.split(key, state.t.shape[0]), meta_params, data)
     return where(ended(inner, state, window), fresh, state)
 
 

@@ -85,7 +85,9 @@ def ask_tell(inner: Inner, strategy: Any, num_tasks: int, params: Any = None) ->
         keys = jax.random.split(k_tasks, num_tasks)
         old, unravel = ravel_pytree(meta_params)
 
-        def fitness(member):
+        def fitness(index, population, keys, data):
+            member = jax.tree.map(lambda x: x[index], population)
+
             def episode(key):
                 _, loss, metrics = unroll(inner, member, inner.init(key, member, data), data, inner.horizon)
                 return loss, metrics
@@ -93,7 +95,9 @@ def ask_tell(inner: Inner, strategy: Any, num_tasks: int, params: Any = None) ->
             return jax.tree.map(jnp.mean, jax.vmap(episode)(keys))
 
         population, asked = strategy.ask(k_ask, state.replace(mean=old), params)
-        losses, metrics = jax.vmap(fitness)(population)
+        # Over indices: the population itself stays whole where members are divided over devices, and so the strategy.
+        index = jnp.arange(strategy.population_size)
+        losses, metrics = inner.vmap(fitness, (0, None, None, None), whole=True)(index, population, keys, data)
         told, _ = strategy.tell(k_tell, population, losses, asked, params)
         ok = _episodes.all_finite((losses, told.mean))  # a strategy that has met a NaN may never recover from it
         kept = jax.tree.map(lambda new, old: jnp.where(ok, new, old), told, state)

@@ -46,8 +46,8 @@ def bptt(
     def estimate(key, meta_params, state, data):
         def meta_loss(meta_params):
             episodes = _episodes.restart(inner, key, meta_params, state, data, length)
-            run = jax.vmap(lambda s: unroll(inner, meta_params, s, data, length, remat))
-            episodes, losses, metrics = run(episodes)
+            run = inner.vmap(lambda m, s, d: unroll(inner, m, s, d, length, remat), (None, 0, None))
+            episodes, losses, metrics = run(meta_params, episodes, data)
             episodes = _episodes.close(inner, episodes, jnp.isfinite(losses))
             return losses.mean(), (episodes, jax.tree.map(jnp.mean, metrics))
 

@@ -254,13 +254,13 @@ def _fresh(inner: Inner, key: Array, moved: PyTree, data: PyTree) -> InnerState:
     """A new pair of episodes for each of ``moved``."""
     twins = jax.vmap(inner.init, (None, 0, None), _TWINS)
     num_tasks = jax.tree.leaves(moved)[0].shape[0]
-    return jax.vmap(twins, (0, 0, None))(jax.random.split(key, num_tasks), moved, data)
+    return inner.vmap(twins, (0, 0, None))(jax.random.split(key, num_tasks), moved, data)
 
 
 def _unroll(inner: Inner, moved: PyTree, episodes: InnerState, data: PyTree, length: int):
     """Runs a window of each pair: the episodes, losses ``[num_tasks, 2]`` and metrics of that shape."""
-    twins = jax.vmap(lambda m, s: unroll(inner, m, s, data, length), (0, _TWINS), (_TWINS, 0, 0))
-    return jax.vmap(twins)(moved, episodes)
+    twins = jax.vmap(lambda m, s, d: unroll(inner, m, s, d, length), (0, _TWINS, None), (_TWINS, 0, 0))
+    return inner.vmap(twins, (0, 0, None))(moved, episodes, data)
 
 
 def _estimate(meta_params: PyTree, weight: PyTree, losses: Array, metrics: PyTree, std: float) -> Estimate:

@@ -56,7 +56,8 @@ def forward(
         def run(flat):
             meta_params = unravel(flat)
             episodes = _episodes.restart(inner, key, meta_params, state, data, length)
-            episodes, losses, metrics = jax.vmap(lambda s: unroll(inner, meta_params, s, data, length))(episodes)
+            window = inner.vmap(lambda m, s, d: unroll(inner, m, s, d, length), (None, 0, None))
+            episodes, losses, metrics = window(meta_params, episodes, data)
             return losses.mean(), (_episodes.close(inner, episodes, jnp.isfinite(losses)), metrics)
 
         loss, (episodes, metrics) = run(flat)
