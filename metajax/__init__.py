@@ -1,12 +1,14 @@
 """metajax: programs that learn how to learn, as pure functions over pytrees."""
 
 from metajax import data, optim, plot, problems, tasks
+from metajax.checkpoint import Checkpoints, Snapshot, checkpoints
 from metajax.comparison import BASELINES, Comparison, compare
 from metajax.estimators import ask_tell, bptt
 from metajax.inner import Curves, evaluate, inner, unroll
 from metajax.io import load, save
 from metajax.learners import l2l
-from metajax.train import Fit, fit, trainer
+from metajax.logs import tensorboard
+from metajax.train import Fit, Validation, fit, trainer, validation
 from metajax.types import (
     Estimate,
     Estimator,
@@ -24,6 +26,7 @@ __version__ = "0.1.0"
 
 __all__ = [
     "BASELINES",
+    "Checkpoints",
     "Comparison",
     "Curves",
     "Estimate",
@@ -34,11 +37,14 @@ __all__ = [
     "LearnedOptimizer",
     "Learner",
     "Problem",
+    "Snapshot",
     "Tasks",
     "TrainState",
     "Trainer",
+    "Validation",
     "ask_tell",
     "bptt",
+    "checkpoints",
     "compare",
     "data",
     "evaluate",
@@ -51,6 +57,8 @@ __all__ = [
     "problems",
     "save",
     "tasks",
+    "tensorboard",
     "trainer",
     "unroll",
+    "validation",
 ]
