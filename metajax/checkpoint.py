@@ -177,7 +177,7 @@ def _pack(snapshot: Snapshot, tag: str) -> tuple[np.ndarray, dict[str, Any]]:
     tree = _named(snapshot.tree)
     arrays = {f"arrays/{name}": np.asarray(x) for name, x in snapshot.arrays.items()}
     arrays |= {f"tree/{name}": np.asarray(jax.random.key_data(x) if _is_key(x) else x) for name, x in tree.items()}
-    data = np.frombuffer(b"".join(x.tobytes() for x in arrays.values()) or b"\0", np.uint8)
+    data = b"".join(x.tobytes() for x in arrays.values()) or b"\0"  # orbax refuses arrays of no size
     body = {
         "format": _FORMAT,
         "tag": tag,
@@ -186,17 +186,17 @@ def _pack(snapshot: Snapshot, tag: str) -> tuple[np.ndarray, dict[str, Any]]:
         "layout": [[name, x.dtype.name, list(x.shape)] for name, x in arrays.items()],
         "sha256": hashlib.sha256(data).hexdigest(),
     }
-    return data, {"body": body, "sha256": _digest(body)}
+    return np.frombuffer(data, np.uint8), {"body": body, "sha256": _digest(body)}
 
 
 def _read(manager: ocp.CheckpointManager, step: int) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
     """The arrays and the JSON of a step, verified."""
     # One of them after the other: a reader that is left behind by the failure of another would be heard of.
-    meta = manager.restore(step, args=ocp.args.Composite(meta=ocp.args.JsonRestore())).meta
+    meta = manager.restore(step, args=ocp.args.Composite(meta=ocp.args.JsonRestore()))["meta"]
     body = meta["body"]
     if _digest(body) != meta["sha256"]:
         raise ValueError("its description does not match its digest")
-    data = manager.restore(step, args=ocp.args.Composite(data=ocp.args.StandardRestore())).data["bytes"]
+    data = manager.restore(step, args=ocp.args.Composite(data=ocp.args.StandardRestore()))["data"]["bytes"].tobytes()
     if hashlib.sha256(data).hexdigest() != body["sha256"]:
         raise ValueError("its data do not match their digest")
     arrays, at = {}, 0

@@ -220,6 +220,8 @@ def fit(
         checks.instance("validate", validate, Validation, "metajax.validation")
     if checkpoint is not None:
         checks.instance("checkpoint", checkpoint, Checkpoints, "metajax.checkpoints")
+    if not isinstance(callbacks, Sequence):
+        raise TypeError(f"callbacks must be a sequence of functions, got {type(callbacks).__name__}")
     for callback in callbacks:
         checks.function("each of callbacks", callback)
     checks.finite("state.meta_params", state.meta_params)
@@ -293,11 +295,13 @@ def _validate(run: _Run, validate: Validation) -> bool:
         loss = validate.loss(validate.key, run.state.meta_params, validate.data)
         checks.scalar("the loss returned by validate.loss", loss)
         run.validated(float(loss))
-    losses = np.array([loss for _, loss in run.record.validations])
-    losses = np.where(np.isfinite(losses), losses, np.inf)
-    first, best = losses[0], int(np.argmin(losses))
+    losses = [loss if np.isfinite(loss) else np.inf for _, loss in run.record.validations]
+    best = int(np.argmin(losses))
+    if validate.patience is None or losses[best] == np.inf:
+        return False
+    first = next(loss for loss in losses if loss < np.inf)
     departed = losses[best] < first - validate.departure * abs(first)
-    return bool(validate.patience is not None and departed and len(losses) - 1 - best >= validate.patience)
+    return departed and len(losses) - 1 - best >= validate.patience
 
 
 def _advance(run: _Run, trainer: Trainer, chunk: int, data: PyTree, n: int, max_skipped: int) -> dict[str, np.ndarray]:
@@ -330,7 +334,7 @@ def _shown(metrics: dict[str, np.ndarray], record: Record) -> dict[str, float]:
     losses = metrics["loss"][np.isfinite(metrics["loss"])]
     shown = {"loss": float(losses.mean()) if losses.size else float("nan")}
     if record.validations:
-        shown["best"] = min(loss for _, loss in record.validations)
+        shown["best"] = min((loss for _, loss in record.validations if np.isfinite(loss)), default=float("nan"))
     return shown | ({"skipped": record.skipped} if record.skipped else {})
 
 

@@ -23,7 +23,7 @@ INNER, TRAINER, STATE = None, None, None
 def run(folder, num_steps=60, every=7, log="log.jsonl", callbacks=()):
     """A real run with everything switched on; bit for bit the same on every machine state."""
     global INNER, TRAINER, STATE
-    if TRAINER is None:  # not at import: a process that is forked must not have touched JAX's backend
+    if TRAINER is None:  # one trainer, and with it one compilation, for all tests
         INNER, TRAINER, STATE = make()
 
     def loss(key, meta_params, data):
@@ -60,13 +60,12 @@ def same(a, b):
         np.testing.assert_array_equal(a[name], b[name], err_msg=name)
 
 
-def process(folder, num_steps, cache, started):
+def process(folder, cache, started, ended):
     """The body of a process that is killed from outside."""
     jax.config.update("jax_compilation_cache_dir", cache)
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
-    started.set()
-    result = run(folder, num_steps)
-    np.savez(Path(folder) / "result.npz", **arrays(result))
+    run(folder, callbacks=[lambda rows: started.set()])
+    ended.set()
 
 
 def counter(metrics=lambda step: {}):

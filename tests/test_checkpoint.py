@@ -401,19 +401,18 @@ def test_a_disk_that_is_really_full(tmp_path, key):
 
 @pytest.fixture(scope="module")
 def launch(tmp_path_factory):
-    """Starts a run in a process that is forked from one in which everything is imported."""
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["runs"])
+    """Starts a run in a process of its own and goes on once its first rows are there."""
+    context = multiprocessing.get_context("spawn")
     cache = str(tmp_path_factory.mktemp("cache"))
 
     @contextlib.contextmanager
     def launch(folder):
-        started = context.Event()
-        child = context.Process(target=runs.process, args=(str(folder), 60, cache, started))
+        started, ended = context.Event(), context.Event()
+        child = context.Process(target=runs.process, args=(str(folder), cache, started, ended))
         child.start()
         try:
-            assert started.wait(60)
-            yield child
+            assert started.wait(120)
+            yield child, ended
         finally:
             child.kill()
             child.join()
@@ -421,63 +420,43 @@ def launch(tmp_path_factory):
     return launch
 
 
-def _result(folder):
-    with np.load(folder / "result.npz") as f:
-        return dict(f)
-
-
 @pytest.mark.slow
-def test_killed_at_any_moment(launch, tmp_path):
+def test_killed_at_any_moment(launch, whole, tmp_path):
+    result, folder = whole
+    log = (folder / "log.jsonl").read_bytes()
     for name in ("compiling", "whole"):  # the first fills the compilation cache
-        with launch(_made(tmp_path / name)) as child:
+        with launch(tmp_path / name) as (child, ended):
             begin = time.monotonic()
-            child.join(120)
+            assert ended.wait(120)
             duration = time.monotonic() - begin
-            assert child.exitcode == 0
-    whole = _result(tmp_path / "whole")
-    log = (tmp_path / "whole" / "log.jsonl").read_bytes()
+    assert (tmp_path / "whole" / "log.jsonl").read_bytes() == log
     moments = random.Random(0)
     killed, saved, half = 0, 0, 0
     for i in range(20):
-        folder = _made(tmp_path / str(i))
-        with launch(folder) as child:
+        folder = tmp_path / str(i)
+        with launch(folder) as (child, ended):
             time.sleep(moments.uniform(0, duration))
             child.kill()
-            child.join()
-            killed += child.exitcode == -signal.SIGKILL
-        kept = [p.name for p in (folder / "checkpoints").iterdir()] if (folder / "checkpoints").exists() else []
+            killed += not ended.is_set()
+        kept = [p.name for p in (folder / "checkpoints").iterdir()]
         saved += any(name.isdigit() for name in kept)
         half += any("tmp" in name for name in kept)
-        with launch(folder) as child:
-            child.join(120)
-            assert child.exitcode == 0
-        runs.same(_result(folder), whole)
+        runs.same(runs.run(folder), result)
         assert (folder / "log.jsonl").read_bytes() == log
-    print(f"{killed} killed in {duration:.2f} s, {saved} with a checkpoint, {half} while one was written")
-    assert killed >= 15
-    assert saved >= 5
+    print(f"{killed} killed within {duration:.2f} s, {saved} with a checkpoint, {half} while one was written")
+    assert killed >= 10
+    assert saved >= 10
     assert half >= 1
 
 
 @pytest.mark.slow
-def test_terminated_from_outside(launch, tmp_path):
-    for name in ("whole", "stopped"):
-        folder = _made(tmp_path / name)
-        with launch(folder) as child:
-            if name == "stopped":
-                while not (folder / "log.jsonl").exists():  # the first chunk is done
-                    time.sleep(0.001)
-                child.terminate()
-            child.join(120)
-            assert child.exitcode == (143 if name == "stopped" else 0)
-    with launch(folder) as child:
+def test_terminated_from_outside(launch, whole, tmp_path):
+    with launch(tmp_path) as (child, _):
+        child.terminate()
         child.join(120)
-    runs.same(_result(folder), _result(tmp_path / "whole"))
-
-
-def _made(folder):
-    folder.mkdir()
-    return folder
+        assert child.exitcode == 143
+    assert len((tmp_path / "log.jsonl").read_text().splitlines()) < 60
+    runs.same(runs.run(tmp_path), whole[0])
 
 
 def _cut(path):
