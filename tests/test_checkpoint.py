@@ -377,6 +377,8 @@ def test_a_disk_that_is_really_full(tmp_path, key):
 
         def fill(rows):
             if rows[-1]["step"] == 30:
+                while sorted(p.name for p in (disk / "checkpoints").iterdir()) != ["20"]:
+                    time.sleep(0.001)  # what is still being written, and what is removed for it
                 with ballast.open("wb", buffering=0) as f, contextlib.suppress(OSError):
                     while True:
                         f.write(bytes(10_000))
