@@ -1,13 +1,15 @@
 """metajax: programs that learn how to learn, as pure functions over pytrees."""
 
 from metajax import data, optim, plot, problems, sharding, tasks
+from metajax.checkpoint import Checkpoints, Snapshot, checkpoints
 from metajax.comparison import BASELINES, Comparison, compare
 from metajax.diagnosis import Diagnosis, diagnose, mean_gradient
 from metajax.estimators import ask_tell, bptt, es, forward, guided_es, mix, noise_reuse_es, pes
 from metajax.inner import Curves, evaluate, inner, unroll
 from metajax.io import load, save
 from metajax.learners import l2l
-from metajax.train import Fit, fit, trainer
+from metajax.logs import tensorboard
+from metajax.train import Fit, Validation, fit, trainer, validation
 from metajax.types import (
     Estimate,
     Estimator,
@@ -25,6 +27,7 @@ __version__ = "0.1.0"
 
 __all__ = [
     "BASELINES",
+    "Checkpoints",
     "Comparison",
     "Curves",
     "Diagnosis",
@@ -36,11 +39,14 @@ __all__ = [
     "LearnedOptimizer",
     "Learner",
     "Problem",
+    "Snapshot",
     "Tasks",
     "TrainState",
     "Trainer",
+    "Validation",
     "ask_tell",
     "bptt",
+    "checkpoints",
     "compare",
     "data",
     "diagnose",
@@ -62,6 +68,8 @@ __all__ = [
     "save",
     "sharding",
     "tasks",
+    "tensorboard",
     "trainer",
     "unroll",
+    "validation",
 ]

@@ -46,7 +46,7 @@ def main() -> None:
     outer = optax.chain(optax.clip_by_global_norm(1.0), optax.adam(rate))
     trainer = mx.trainer(mx.bptt(online, num_tasks=2, truncation=STEPS // 2), outer)
     state = trainer.init(k_bptt, meta_params, images)
-    by_bptt, bptt_history = mx.fit(trainer, state, images, num_steps=args.bptt_steps, label="BPTT")
+    by_bptt, bptt_history, *_ = mx.fit(trainer, state, images, num_steps=args.bptt_steps, label="BPTT")
 
     # Second estimator, same learner: OpenES over whole episodes, judged by the loss after the last step.
     final = mx.inner(learner, tasks, horizon=STEPS, meta_loss="heldout")
@@ -59,7 +59,7 @@ def main() -> None:
     outer = optax.adam(optax.cosine_decay_schedule(1e-2, args.es_steps))
     trainer = mx.trainer(mx.ask_tell(final, strategy, num_tasks=1), outer)
     state = trainer.init(k_es, by_bptt.meta_params, images)
-    by_es, es_history = mx.fit(trainer, state, images, num_steps=args.es_steps, chunk=2, label="ES")
+    by_es, es_history, *_ = mx.fit(trainer, state, images, num_steps=args.es_steps, chunk=2, label="ES")
 
     # What came out is an ordinary optax transformation. It meets images, initialisations and networks it never saw.
     learned = {

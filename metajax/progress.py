@@ -3,18 +3,64 @@
 import sys
 import time
 
+import numpy as np
+from numpy.typing import ArrayLike
 from tqdm.auto import tqdm
+
+_BLOCK = 50
+
+
+class Plateau:
+    """How long a series has not moved.
+
+    The series is cut into blocks of 50. It has not moved since the first of the latest blocks whose means are all
+    within 2 % of the latest mean, or within two of its standard errors where noise makes those wider.
+    """
+
+    def __init__(self, values: ArrayLike = ()):
+        self._pending = np.zeros(0)
+        self._means: list[float] = []
+        self._band = 0.0
+        self.add(values)
+
+    def add(self, values: ArrayLike) -> None:
+        """Goes on with the series."""
+        self._pending = np.concatenate([self._pending, np.asarray(values, np.float64).reshape(-1)])
+        while len(self._pending) >= _BLOCK:
+            block, self._pending = self._pending[:_BLOCK], self._pending[_BLOCK:]
+            block = block[np.isfinite(block)]
+            self._means.append(float(block.mean()) if block.size else float("nan"))
+            error = float(block.std() / block.size**0.5) if block.size else 0.0
+            self._band = max(0.02 * abs(self._means[-1]), 2 * error)
+
+    def length(self) -> int:
+        """Steps without movement, a multiple of 50."""
+        if not self._means:
+            return 0
+        means = np.array(self._means)
+        moved = np.flatnonzero(~(np.abs(means - means[-1]) <= self._band))
+        return _BLOCK * (len(means) - 1 - int(moved[-1]) if moved.size else len(means))
+
+    def note(self, least: int = 200) -> str:
+        """What to say of it, nothing below ``least`` steps."""
+        n = self.length()
+        start = " from the start: learning to learn often waits" if n == _BLOCK * len(self._means) else ""
+        return f"plateau, {n} steps{start}" if n >= least else ""
 
 
 class Progress:
-    """A context manager with ``update(n, **numbers)``; lines without carriage returns where stderr is a file."""
+    """A context manager with ``update`` and ``say``; lines without carriage returns where stderr is a file."""
 
-    def __init__(self, total: int, label: str, show: bool = True, every: float = 10.0):
-        self.total, self.label, self.every, self.done = total, label, every, 0
+    def __init__(self, total: int, label: str, show: bool = True, every: float = 10.0, initial: int = 0):
+        self.total, self.label, self.every, self.done = total, label, every, initial
         interactive = sys.stderr.isatty() or "ipykernel" in sys.modules
-        self.bar = tqdm(total=total, desc=label, unit="step", leave=True) if show and interactive else None
+        self.bar = (
+            tqdm(total=total, initial=initial, desc=label, unit="step", leave=True) if show and interactive else None
+        )
         self.lines = show and not interactive
-        self.start = self.last = time.monotonic()
+        self.last = time.monotonic()
+        self.begin = (self.last, initial)
+        self.warm = False
 
     def __enter__(self) -> "Progress":
         return self
@@ -23,21 +69,31 @@ class Progress:
         if self.bar is not None:
             self.bar.close()
 
-    def update(self, n: int, **numbers: float) -> None:
+    def say(self, text: str) -> None:
+        """Shows a line of text, above the bar where there is one."""
+        if self.bar is not None:
+            self.bar.write(f"{self.label}: {text}", file=sys.stderr)
+        elif self.lines:
+            print(f"{self.label}: {text}", file=sys.stderr, flush=True)
+
+    def update(self, n: int, note: str = "", **numbers: float) -> None:
         """Adds ``n`` finished steps and shows the latest numbers."""
         self.done += n
         shown = {name: f"{value:.4g}" for name, value in numbers.items()}
         if self.bar is not None:
-            self.bar.set_postfix(shown, refresh=False)
+            text = ", ".join([*(f"{name}={value}" for name, value in shown.items()), *([note] if note else [])])
+            self.bar.set_postfix_str(text, refresh=False)
             self.bar.update(n)
         now = time.monotonic()
         if self.lines and (now - self.last >= self.every or self.done >= self.total):
             self.last = now
-            rate = self.done / max(now - self.start, 1e-9)
-            left = (self.total - self.done) / rate
+            since, at = self.begin
+            rate = (self.done - at) / max(now - since, 1e-9)
+            left = (self.total - self.done) / max(rate, 1e-9)
             text = " ".join(f"{name} {value}" for name, value in shown.items())
-            print(
-                f"{self.label}: {self.done}/{self.total} steps, {text}, {rate:.3g} steps/s, {left:.0f} s left",
-                file=sys.stderr,
-                flush=True,
+            self.say(
+                f"{self.done}/{self.total} steps, {text}, {rate:.3g} steps/s, {left:.0f} s left"
+                + (f" ({note})" if note else "")
             )
+        if not self.warm and self.done < self.total:  # the first update has waited for the compiler
+            self.warm, self.begin = True, (now, self.done)

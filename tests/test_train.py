@@ -1,13 +1,20 @@
 """The training loop: what it reports, and what it refuses to lose."""
 
+import json
+import sys
+import types
+
 import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+import runs
+from numpy.testing import assert_array_equal
 
 import metajax as mx
+from metajax.progress import Plateau
 
 
 def quadratics(rate_cap=None):
@@ -18,7 +25,7 @@ def quadratics(rate_cap=None):
 def test_fit_learns_a_learning_rate(key):
     inner = quadratics()
     trainer = mx.trainer(mx.bptt(inner, 8), optax.adam(1e-3))
-    state, history = mx.fit(trainer, trainer.init(key, jnp.float32(1e-3)), num_steps=60, progress=False)
+    state, history, *_ = mx.fit(trainer, trainer.init(key, jnp.float32(1e-3)), num_steps=60, progress=False)
     assert history["loss"][-10:].mean() < 0.7 * history["loss"][:10].mean()
     assert float(state.meta_params) > 5e-3
 
@@ -40,7 +47,7 @@ def test_going_on_is_as_good_as_never_stopping(key):
     start = trainer.init(key, jnp.float32(1e-3))
     whole = mx.fit(trainer, start, num_steps=6, progress=False).state
     half = mx.fit(trainer, start, num_steps=3, progress=False).state  # the same start: its buffers are still alive
-    chex.assert_trees_all_equal(_bits(mx.fit(trainer, half, num_steps=3, progress=False).state), _bits(whole))
+    chex.assert_trees_all_equal(_bits(mx.fit(trainer, half, num_steps=6, progress=False).state), _bits(whole))
 
 
 def test_a_gradient_that_is_not_finite_changes_nothing(key):
@@ -70,6 +77,280 @@ def test_progress_in_a_log_has_lines_and_no_carriage_returns(key, capsys):
     assert "\r" not in err
     assert err.startswith("demo: 4/4 steps, loss ")
     assert "steps/s" in err
+
+
+def test_the_total_is_a_total(key):
+    trainer = runs.counter()
+    start = trainer.init(key, jnp.float32(0))
+    half = mx.fit(trainer, start, num_steps=20, progress=False)
+    rest = mx.fit(trainer, half.state, num_steps=30, progress=False)
+    assert int(rest.state.step) == 30
+    assert_array_equal(rest.history["loss"], np.float32(1) / np.arange(21, 31, dtype=np.float32))
+    with pytest.raises(
+        ValueError, match="num_steps is the total to train to, 20, but state is already at meta-step 20"
+    ):
+        mx.fit(trainer, half.state, num_steps=20, progress=False)
+
+
+def test_a_run_stops_at_the_same_step_whatever_the_chunk(key):
+    trainer = runs.counter(lambda step: {"skipped": jnp.maximum(step - 12, 0)})
+    for chunk in (1, 7, 100):
+        with pytest.raises(FloatingPointError, match="5 steps in a row, up to meta-step 17;"):
+            mx.fit(trainer, trainer.init(key, jnp.float32(0)), num_steps=50, chunk=chunk, max_skipped=5, progress=False)
+
+
+def test_an_optimizer_state_that_overflows_is_skipped(key):
+    # The second moment of Adam overflows at gradients above 1e19, and would then hold all later updates at zero.
+    estimator = mx.Estimator(
+        lambda key, m, data: (), lambda key, m, state, data: (mx.Estimate(data, jnp.float32(0), {}), state)
+    )
+    trainer = mx.trainer(estimator, optax.adam(1e-3))
+    state = trainer.init(key, jnp.float32(1), jnp.float32(1))
+    after, metrics = trainer.step(state, jnp.float32(1e25))
+    assert int(metrics["skipped"]) == 1
+    chex.assert_trees_all_equal(after.opt_state, state.opt_state)
+    # An optimizer that starts from infinity is not taken for one that has diverged.
+    trainer = mx.trainer(estimator, optax.chain(optax.sgd(1e-3), _best_so_far()))
+    after, metrics = trainer.step(trainer.init(key, jnp.float32(1), jnp.float32(1)), jnp.float32(1))
+    assert int(metrics["skipped"]) == 0
+
+
+def _best_so_far():
+    return optax.GradientTransformation(lambda p: jnp.float32(jnp.inf), lambda u, s, p=None: (u, s))
+
+
+# Validation
+
+
+def table(values):
+    """A validation loss that is looked up by the step, which is what the counter's meta-parameter is."""
+    values = jnp.asarray(values, jnp.float32)
+    return lambda key, meta_params, data: values[jnp.int32(meta_params)]
+
+
+def judged(key, values, every=1, num_steps=None, **options):
+    trainer = runs.counter()
+    validate = mx.validation(table(values), key, every=every, **options)
+    num_steps = len(values) - 1 if num_steps is None else num_steps
+    return mx.fit(trainer, trainer.init(key, jnp.float32(0)), num_steps=num_steps, validate=validate, progress=False)
+
+
+def test_the_best_is_kept(key):
+    result = judged(key, [5, 4, 1, 2, 3, 0.5, 9], every=2)
+    assert_array_equal(result.validation["step"], [0, 2, 4, 6])
+    assert_array_equal(result.validation["loss"], [5, 1, 3, 9])
+    assert float(result.best) == 2
+    assert float(result.state.meta_params) == 6
+
+
+def test_nan_is_never_the_best(key):
+    result = judged(key, [np.nan, np.nan, 3, np.nan, 4])
+    assert float(result.best) == 2
+    assert float(judged(key, [np.nan, np.nan]).best) == 0
+
+
+def test_patience_counts_validations_without_a_new_best(key):
+    values = [5, 4, 3, 3.5, 3.2, 3.1] + [0] * 5
+    assert int(judged(key, values, patience=3).state.step) == 5
+    assert int(judged(key, values, patience=4).state.step) == 10
+
+
+def test_patience_cannot_end_a_run_on_its_initial_plateau(key):
+    ln10, noise = np.log(10), np.random.default_rng(0).uniform(-0.03, 0.03, 61)
+    plateau = ln10 + noise
+    assert int(judged(key, plateau, patience=2).state.step) == 60, "a guess is waited for"
+    departed = np.concatenate([plateau[:40], np.linspace(2, 1, 10), np.full(11, 1.5)])
+    result = judged(key, departed, patience=3)
+    assert int(result.state.step) == 49 + 3
+    assert float(result.best) == 49
+    assert int(judged(key, plateau, patience=2, departure=0.001).state.step) < 60, "by this alone it goes on"
+
+
+def test_validations_do_not_depend_on_chunks(key):
+    values = np.arange(31.0)[::-1]
+    trainer = runs.counter()
+    for chunk in (1, 4, 100):
+        validate = mx.validation(table(values), key, every=7)
+        start = trainer.init(key, jnp.float32(0))
+        result = mx.fit(trainer, start, num_steps=30, chunk=chunk, validate=validate, progress=False)
+        assert_array_equal(result.validation["loss"], values[::7])
+
+
+# Logs
+
+
+def reporting(step):
+    return {"loss": jnp.where(step == 3, jnp.nan, 0.1 * step), "parts": jnp.stack([step, -step])}
+
+
+def test_a_log_has_a_row_a_step(key, tmp_path):
+    trainer = runs.counter(reporting)
+    validate = mx.validation(table(np.arange(6)), key, every=2)
+    for name in ("log.csv", "log.jsonl"):
+        start = trainer.init(key, jnp.float32(0))
+        mx.fit(trainer, start, num_steps=5, validate=validate, log=tmp_path / "new" / name, progress=False)
+    lines = (tmp_path / "new" / "log.csv").read_text().splitlines()
+    assert lines == [
+        "step,loss,parts,skipped,validation",
+        '1,0.1,"[1, -1]",0,',
+        '2,0.2,"[2, -2]",0,2.0',
+        '3,nan,"[3, -3]",0,',
+        '4,0.4,"[4, -4]",0,4.0',
+        '5,0.5,"[5, -5]",0,',
+    ]
+    rows = [json.loads(line) for line in (tmp_path / "new" / "log.jsonl").read_text().splitlines()]
+    assert rows[2] == {"step": 3, "loss": None, "parts": [3, -3], "skipped": 0}
+    assert rows[3] == {"step": 4, "loss": 0.4, "parts": [4, -4], "skipped": 0, "validation": 4.0}
+    assert sorted(p.name for p in (tmp_path / "new").iterdir()) == ["log.csv", "log.jsonl"]
+
+
+@pytest.mark.parametrize("name", ["log.csv", "log.jsonl"])
+def test_a_log_is_cut_back_where_a_state_goes_on(name, key, tmp_path):
+    trainer = runs.counter()
+    start = trainer.init(key, jnp.float32(0))
+    mx.fit(trainer, start, num_steps=30, log=tmp_path / name, progress=False)
+    whole = (tmp_path / name).read_bytes()
+    half = mx.fit(trainer, start, num_steps=20, log=tmp_path / f"half-{name}", progress=False).state
+    mx.fit(trainer, half, num_steps=27, log=tmp_path / f"half-{name}", progress=False)
+    with (tmp_path / f"half-{name}").open("a") as f:
+        f.write("2")  # half a line
+    mx.fit(trainer, half, num_steps=30, log=tmp_path / f"half-{name}", progress=False)
+    assert (tmp_path / f"half-{name}").read_bytes() == whole
+
+
+def test_a_log_of_other_columns_is_refused(key, tmp_path):
+    one, two = runs.counter(), runs.counter(lambda step: {"accuracy": 0.5 * step})
+    log = tmp_path / "log.csv"
+    half = mx.fit(one, one.init(key, jnp.float32(0)), num_steps=5, log=log, progress=False).state
+    with pytest.raises(ValueError, match=r"log .* has other columns than step,accuracy,loss,skipped"):
+        mx.fit(two, half, num_steps=10, log=log, progress=False)
+
+
+def test_callbacks_get_every_row_once(key):
+    trainer, rows = runs.counter(), []
+    mx.fit(trainer, trainer.init(key, jnp.float32(0)), num_steps=25, chunk=10, callbacks=[rows.extend], progress=False)
+    assert [row["step"] for row in rows] == list(range(1, 26))
+    assert rows[3] == {"step": 4, "loss": 0.25, "skipped": 0}
+
+
+def test_tensorboard(key, tmp_path, monkeypatch):
+    made, events = [], []
+
+    class SummaryWriter:
+        def __init__(self, logdir, purge_step):
+            made.append((logdir, purge_step))
+
+        def add_scalar(self, name, value, step):
+            events.append((name, value, step))
+
+        def flush(self):
+            events.append("flush")
+
+    monkeypatch.setitem(sys.modules, "tensorboardX", types.SimpleNamespace(SummaryWriter=SummaryWriter))
+    trainer = runs.counter(reporting)
+    start = trainer.init(key, jnp.float32(0))
+    half = mx.fit(trainer, start, num_steps=2, callbacks=[mx.tensorboard(tmp_path)], progress=False).state
+    mx.fit(trainer, half, num_steps=4, callbacks=[mx.tensorboard(tmp_path)], progress=False)
+    assert made == [(str(tmp_path), 1), (str(tmp_path), 3)]
+    assert events[:5] == [("loss", 0.1, 1), ("skipped", 0, 1), ("loss", 0.2, 2), ("skipped", 0, 2), "flush"]
+    monkeypatch.setitem(sys.modules, "tensorboardX", None)
+    with pytest.raises(ImportError, match=r"pip install 'metajax\[tensorboard\]'"):
+        mx.tensorboard(tmp_path)
+
+
+# Progress
+
+
+def test_plateaus():
+    noise = np.random.default_rng(0).normal(size=1000)
+    assert Plateau(np.full(400, 2.3)).length() == 400
+    assert Plateau(2.3 + 0.1 * noise).length() >= 400, "noise is no movement"
+    assert Plateau(np.linspace(2.3, 0.1, 1000)).length() <= 50
+    moved = np.concatenate([np.full(300, 2.3), np.linspace(2.3, 1, 200), np.full(250, 1)])
+    assert Plateau(moved).length() == 250
+    assert Plateau(np.full(400, np.nan)).length() == 0
+    assert Plateau([]).length() == 0
+    parts = Plateau()
+    for part in np.array_split(moved, 17):
+        parts.add(part)
+    assert parts.length() == Plateau(moved).length()
+    assert Plateau(np.full(400, 2.3)).note().startswith("plateau, 400 steps from the start")
+    assert Plateau(moved).note() == "plateau, 250 steps"
+    assert Plateau(np.full(150, 2.3)).note() == ""
+
+
+def test_progress_speaks_of_plateaus_skips_and_the_best(key, capsys):
+    trainer = runs.counter(lambda step: {"loss": jnp.float32(2.3), "skipped": jnp.int32(step % 100 == 99)})
+    validate = mx.validation(table(np.arange(301)), key, every=100)
+    mx.fit(trainer, trainer.init(key, jnp.float32(0)), num_steps=300, chunk=50, validate=validate)
+    line = capsys.readouterr().err.splitlines()[-1]
+    assert line.startswith("meta-training: 300/300 steps, loss 2.3 best 0 skipped 3, ")
+    assert line.endswith(" (plateau, 300 steps from the start: learning to learn often waits)")
+
+
+def test_progress_says_where_it_resumed(key, capsys, tmp_path):
+    trainer, store = runs.counter(), mx.checkpoints(tmp_path, every=5)
+    start = trainer.init(key, jnp.float32(0))
+    mx.fit(trainer, start, num_steps=10, checkpoint=store, progress=False)
+    mx.fit(trainer, start, num_steps=20, checkpoint=store)
+    lines = capsys.readouterr().err.splitlines()
+    assert lines[0] == f"meta-training: resumed at meta-step 10 of 20 from {tmp_path}"
+    assert lines[1].startswith("meta-training: 20/20 steps, loss ")
+
+
+# Bad input
+
+COUNTER = runs.counter()
+START = COUNTER.init(jax.random.key(0), jnp.float32(0))
+LOSS = table([1.0, 1.0])
+
+
+def fit(**options):
+    return mx.fit(COUNTER, START, num_steps=1, **options)
+
+
+CASES = {
+    "validate: a function": (lambda: fit(validate=LOSS), TypeError, "validate must be a metajax.Validation"),
+    "validate: a loss that is no scalar": (
+        lambda: fit(validate=mx.validation(lambda k, m, d: jnp.ones(3), jax.random.key(0))),
+        ValueError,
+        "the loss returned by validate.loss",
+    ),
+    "checkpoint: a path": (lambda: fit(checkpoint="runs/1"), TypeError, "checkpoint must be a metajax.Checkpoints"),
+    "log: another suffix": (lambda: fit(log="log.txt"), ValueError, "log must end in .csv or .jsonl"),
+    "log: no path": (lambda: fit(log=3), TypeError, "log must be a path"),
+    "callbacks: one function": (lambda: fit(callbacks=print), TypeError, "callbacks must be a sequence"),
+    "callbacks: no function": (lambda: fit(callbacks=[1]), TypeError, "each of callbacks must be a function"),
+    "max_skipped: none": (lambda: fit(max_skipped=0), ValueError, "max_skipped"),
+    "state: NaN": (
+        lambda: mx.fit(COUNTER, START._replace(meta_params=jnp.float32(np.nan)), num_steps=1),
+        ValueError,
+        "state.meta_params holds 1 NaN",
+    ),
+    "validation: no function": (lambda: mx.validation(3, jax.random.key(0)), TypeError, "loss must be a function"),
+    "validation: a seed": (lambda: mx.validation(LOSS, 0), TypeError, "key must be a typed key"),
+    "validation: never": (lambda: mx.validation(LOSS, jax.random.key(0), every=0), ValueError, "every"),
+    "validation: no patience": (lambda: mx.validation(LOSS, jax.random.key(0), patience=0), ValueError, "patience"),
+    "validation: no departure": (lambda: mx.validation(LOSS, jax.random.key(0), departure=0), ValueError, "departure"),
+    "validation: NaN in the data": (
+        lambda: mx.validation(LOSS, jax.random.key(0), {"x": jnp.array([np.nan])}),
+        ValueError,
+        r"data\['x'\] holds 1 NaN",
+    ),
+    "checkpoints: no path": (lambda: mx.checkpoints(3), TypeError, "directory must be a path"),
+    "checkpoints: a file": (lambda: mx.checkpoints(__file__), ValueError, "directory must be a folder"),
+    "checkpoints: never": (lambda: mx.checkpoints("never", every=0), ValueError, "every"),
+    "checkpoints: none kept": (lambda: mx.checkpoints("never", keep=0), ValueError, "keep"),
+    "checkpoints: a number for a tag": (lambda: mx.checkpoints("never", tag=2), TypeError, "tag must be a string"),
+    "tensorboard: no writer": (lambda: mx.tensorboard(print), TypeError, "writer must be a directory or have"),
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_bad_input(case):
+    call, error, message = CASES[case]
+    with pytest.raises(error, match=f"(?s){message}"):
+        call()
 
 
 def _bits(tree):
