@@ -123,7 +123,7 @@ def split(inner: Inner, mesh: Mesh, axis: str = "tasks") -> Inner:
     >>> loop = mx.inner(mx.l2l(optax.sgd, mx.problems.quadratic()), mx.tasks.quadratics(3), horizon=10)
     >>> trainer = mx.trainer(mx.bptt(mx.sharding.split(loop, mesh), num_tasks=4), optax.adam(1e-3))
     >>> state = mx.sharding.place(trainer.init(jax.random.key(0), jax.numpy.float32(0.01)), mesh)
-    >>> state, history = mx.fit(trainer, state, num_steps=2, progress=False)
+    >>> result = mx.fit(trainer, state, num_steps=2, progress=False)
     """
     checks.instance("inner", inner, Inner, "metajax.inner")
     _mesh(mesh, axis)
