@@ -214,6 +214,15 @@ def test_a_finished_run_is_only_read(whole):
         runs.run(folder, num_steps=50)
 
 
+@pytest.fixture
+def interruptible():
+    """Ctrl-C as in a terminal: a job in the background of a shell ignores it, and so would the run."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("interruptible")
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_saves_and_ends(number, whole, tmp_path, capsys):
     before = [signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM)]
@@ -233,6 +242,7 @@ def test_a_signal_saves_and_ends(number, whole, tmp_path, capsys):
     runs.same(runs.run(tmp_path), whole[0])
 
 
+@pytest.mark.usefixtures("interruptible")
 def test_a_second_interrupt_is_immediate_and_harmless(whole, tmp_path):
     def send(rows):
         if rows[-1]["step"] == 15:
