@@ -82,7 +82,9 @@ def _picture(path: Path, rows: dict) -> None:
         error = [2 * rows[n]["bias_error"] for n in names] if field == "bias" else None
         ax.barh(np.arange(len(names)), values, xerr=error, color=mx.plot.COLOURS[2], ecolor="#000000", capsize=2)
         ax.set(yticks=np.arange(len(names)), yticklabels=names, xlabel=label)
-        ax.set_xscale("log" if field == "inner_steps" else "linear")
+        if field == "inner_steps":
+            ax.set(xscale="log", xlim=(10.0 ** np.floor(np.log10(min(values))), None))
+            ax.xaxis.set_minor_formatter(lambda *_: "")
         ax.tick_params(labelsize=8)
         ax.xaxis.label.set_fontsize(8)
         ax.spines[["top", "right"]].set_visible(False)
