@@ -91,12 +91,18 @@ def compare(
     rates = [checks.positive_float("rates", rate) for rate in rates]
     if not rates:
         raise ValueError("rates is empty: give at least one learning rate")
+    checks.key(key)
     steps = checks.positive_int("steps", steps)
     k_search, k_report = jax.random.split(key)
     tail = max(1, steps // 10)
     result = Comparison({}, {}, {})
     for name, optimizer in optimizers.items():
         fixed = hasattr(optimizer, "init") and hasattr(optimizer, "update")
+        if not fixed and not callable(optimizer):
+            raise TypeError(
+                f"optimizers[{name!r}] must be an optax.GradientTransformation or a function of the learning rate, got "
+                f"{type(optimizer).__name__}; of a learned optimizer give optimizer.tx(meta_params)"
+            )
         make_tx = (lambda _, tx=optimizer: tx) if fixed else optimizer
         loop = inner(l2l(make_tx, problem), tasks, steps)
         grid = [float("nan")] if fixed else rates

@@ -189,6 +189,16 @@ CASES = {
         ValueError,
         "rates",
     ),
+    "compare: a learned optimizer without its parameters": (
+        lambda: mx.compare({"ours": OPT}, MLP, TASKS, KEY, DATA, steps=2),
+        TypeError,
+        r"optimizers\['ours'\].*tx\(meta_params\)",
+    ),
+    "compare: a seed for a key": (
+        lambda: mx.compare(mx.BASELINES, MLP, TASKS, 0, DATA, steps=2),
+        TypeError,
+        "key must be a typed key",
+    ),
     "save: NaN": (lambda: mx.save("never.npz", {"a": jnp.nan}), ValueError, r"tree\['a'\]"),
 }
 
