@@ -103,7 +103,7 @@ def compare(
                 f"optimizers[{name!r}] must be an optax.GradientTransformation or a function of the learning rate, got "
                 f"{type(optimizer).__name__}; of a learned optimizer give optimizer.tx(meta_params)"
             )
-        make_tx = (lambda _, tx=optimizer: tx) if fixed else optimizer
+        make_tx: Any = (lambda _, tx=optimizer: tx) if fixed else optimizer
         loop = inner(l2l(make_tx, problem), tasks, steps)
         grid = [float("nan")] if fixed else rates
 
