@@ -154,3 +154,25 @@ def test_the_command_rejects_unknown_names():
     done = subprocess.run([sys.executable, "-m", "metajax.data", "imagenet"], capture_output=True, text=True)
     assert done.returncode == 2
     assert "invalid choice" in done.stderr
+
+
+def test_by_class_keeps_every_example_beside_its_label():
+    data = mx.data.load("digits")
+    sorted_data = mx.data.by_class({"image": data["image"], "label": data["label"] * 3 + 2})  # labels with gaps
+    assert sorted_data["start"].tolist() == [0, *np.bincount(data["label"]).cumsum().tolist()]
+    for c in range(10):
+        here = slice(sorted_data["start"][c], sorted_data["start"][c + 1])
+        np.testing.assert_array_equal(sorted_data["image"][here], data["image"][data["label"] == c])
+        assert (sorted_data["label"][here] == c).all()
+
+
+def test_resize_by_a_whole_factor_of_a_constant_image_and_of_a_step():
+    image = np.zeros((2, 8, 8, 1), np.uint8)
+    image[0], image[1, :, 4:] = 200, 100
+    small = mx.data.resize({"image": image, "label": np.zeros(2, np.int32)}, 4)["image"]
+    assert small.dtype == np.uint8
+    assert (small[0] == 200).all()
+    np.testing.assert_array_equal(small[1, 0, :, 0], np.sort(small[1, 0, :, 0]))
+    assert abs(float(small[1].mean()) - 50) < 1
+    with pytest.raises(ValueError, match=r"\[M, height, width, channels\]"):
+        mx.data.resize({"image": image[..., 0], "label": np.zeros(2, np.int32)}, 4)

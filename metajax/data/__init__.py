@@ -10,9 +10,10 @@ from typing import Any
 
 import numpy as np
 
+from metajax.data.arrange import by_class, resize
 from metajax.io import read_npz, write_npz
 
-__all__ = ["NAMES", "load"]
+__all__ = ["NAMES", "by_class", "load", "resize"]
 
 NAMES = ("digits", "mnist", "fashion_mnist", "kmnist", "emnist", "omniglot", "cifar10", "cifar100")
 _DIGITS_TRAIN = 1197  # of 1,797; the rest, by writers who come later in the file, is the test split

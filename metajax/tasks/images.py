@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 
 from metajax import checks
+from metajax.data.arrange import labelled_images
 from metajax.types import Tasks
 
 
@@ -41,17 +42,3 @@ def minibatches(batch_size: int, test_size: int = 256) -> Tasks:
         train=lambda key, data, task, t: draw(key, data, batch_size),
         test=lambda key, data, task: draw(key, data, test_size),
     )
-
-
-def labelled_images(data) -> None:
-    """Says what is wrong with ``data`` if it is not labelled images as made by `metajax.data.load`."""
-    if not isinstance(data, dict) or not {"image", "label"} <= data.keys():
-        got = f"keys {sorted(data)}" if isinstance(data, dict) else type(data).__name__
-        raise TypeError(f'data must be a dict with "image" and "label", as metajax.data.load gives it, got {got}')
-    image, label = jnp.shape(data["image"]), jnp.shape(data["label"])
-    if len(label) != 1 or image[:1] != label:
-        raise ValueError(f'data must hold one label an image: "image" is {list(image)}, "label" {list(label)}')
-    if label[0] == 0:
-        raise ValueError('data["label"] is empty: give at least one example')
-    if not jnp.issubdtype(jnp.result_type(data["label"]), jnp.integer):
-        raise TypeError(f'data["label"] must be of an integer dtype, got {jnp.result_type(data["label"])}')
