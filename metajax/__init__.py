@@ -1,13 +1,13 @@
 """metajax: programs that learn how to learn, as pure functions over pytrees."""
 
-from metajax import data, optim, plot, problems, sharding, tasks
+from metajax import data, learners, optim, plot, problems, sharding, tasks
 from metajax.checkpoint import Checkpoints, Snapshot, checkpoints
 from metajax.comparison import BASELINES, Comparison, compare
 from metajax.diagnosis import Diagnosis, diagnose, mean_gradient
 from metajax.estimators import ask_tell, bptt, es, forward, guided_es, mix, noise_reuse_es, pes
 from metajax.inner import Curves, evaluate, inner, unroll
 from metajax.io import load, save
-from metajax.learners import l2l
+from metajax.learners import l2l, vsml
 from metajax.logs import tensorboard
 from metajax.train import Fit, Validation, fit, trainer, validation
 from metajax.types import (
@@ -59,6 +59,7 @@ __all__ = [
     "guided_es",
     "inner",
     "l2l",
+    "learners",
     "load",
     "mean_gradient",
     "mix",
@@ -74,4 +75,5 @@ __all__ = [
     "trainer",
     "unroll",
     "validation",
+    "vsml",
 ]

@@ -1,5 +1,19 @@
-"""Inner algorithms."""
+"""Inner algorithms, and the parts some of them are made of."""
 
+from metajax.learners.grid import Cell, Layer, convolution, dense, lstm_cell, rnn_cell
 from metajax.learners.l2l import l2l
+from metajax.learners.minimal_vsml import minimal_vsml, shared_matrix
+from metajax.learners.vsml import vsml
 
-__all__ = ["l2l"]
+__all__ = [
+    "Cell",
+    "Layer",
+    "convolution",
+    "dense",
+    "l2l",
+    "lstm_cell",
+    "minimal_vsml",
+    "rnn_cell",
+    "shared_matrix",
+    "vsml",
+]
