@@ -58,8 +58,10 @@ def network_by_hand(sizes, params, cells, images, labels, *, ticks, slots, reduc
     def total(messages):
         return np.mean(messages, 0) if reduce == "mean" else np.sum(messages, 0)
 
-    def update(k, forward):
-        if k == layers - 1:
+    def update(k, forward, silent=False):
+        if silent:
+            slot = np.zeros((sizes[k + 1], slots))
+        elif k == layers - 1:
             slot = [
                 np.concatenate([[e, y if feed_label else 0], np.zeros(slots - 2)])
                 for e, y in zip(error, label, strict=True)
@@ -76,7 +78,7 @@ def network_by_hand(sizes, params, cells, images, labels, *, ticks, slots, reduc
     for image, y in zip(images, labels, strict=True):
         sent = [[np.concatenate([[x], np.zeros(slots - 1)]) for x in image]]
         for k in range(layers):
-            update(k, sent[k])
+            update(k, sent[k], silent=backward_pass)
             sent.append(
                 [
                     total([message_by_hand(params["forward"], cells[k][a][b][1]) for a in range(sizes[k])])
@@ -91,7 +93,6 @@ def network_by_hand(sizes, params, cells, images, labels, *, ticks, slots, reduc
         if backward_pass:
             for k in reversed(range(layers)):
                 update(k, sent[k])
-            error, label = np.zeros(classes), np.zeros(classes)
     return losses
 
 
@@ -337,7 +338,7 @@ BAD = {
     ),
     "zero units": (lambda: mx.vsml((0, 3)), ValueError, "at least 1"),
     "one class": (lambda: mx.vsml((4, 1)), ValueError, "at least 2 classes"),
-    "one slot": (lambda: mx.vsml((4, 3), lstm_cell(4, 1)), ValueError, "at least 2 slots"),
+    "one slot": (lambda: mx.vsml((4, 3), lstm_cell(4, 1), feed_label=True), ValueError, "error and label"),
     "no cell": (lambda: mx.vsml((4, 3), 16), TypeError, "metajax.learners.lstm_cell"),
     "no ticks": (lambda: lstm_cell(ticks=0), ValueError, "ticks must be at least 1"),
     "reduce": (lambda: lstm_cell(reduce="max"), ValueError, "'mean' or 'sum'"),

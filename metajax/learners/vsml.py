@@ -43,7 +43,8 @@ def vsml(
     """A network whose forward dynamics are its learning algorithm; no gradient is taken when it learns.
 
     Each step sends an image upwards (forward slot 0) and the error of the step before downwards (backward slot 0);
-    every cell takes its ticks; the logits are read from forward slot 1 as ``100 tanh(z / 100)``. The error is
+    every cell takes its ticks; the logits are read from forward slot 1 (slot 0 if that is the only one) as
+    ``100 tanh(z / 100)``. The error is
     ``softmax(logits) - onehot(label)``. Layers take their turn from the first to the last within one example; messages
     downwards are those of the step before.
 
@@ -58,8 +59,9 @@ def vsml(
       batch_size: R, examples learned from at once. Each has a replica of the states; before each step the first half
         of the features is averaged over the replicas (and over the positions of a convolution).
       feed_label: send the one-hot label of the last example too, in backward slot 1.
-      backward_pass: after the prediction sweep the layers a second time, from the last to the first, with the current
-        error; without it the error arrives together with the next example.
+      backward_pass: nothing is sent downwards until the prediction is made; then the layers are swept a second time,
+        from the last to the first, with the current example and its own error. Without it the error arrives together
+        with the next example.
       layerwise: a set of parameters for each layer instead of one for all.
 
     Returns:
@@ -83,11 +85,11 @@ def vsml(
     checks.instance("cell", cell, Cell, "metajax.learners.lstm_cell")
     replicas = checks.positive_int("batch_size", batch_size)
     classes = wired[-1].positions * wired[-1].outputs
-    if cell.slots < 2:
-        raise ValueError(f"cell must have messages of at least 2 slots, input and logit, got {cell.slots}")
+    if feed_label and cell.slots < 2:
+        raise ValueError(f"cell must have messages of at least 2 slots, error and label, got {cell.slots}")
     if classes < 2:
         raise ValueError("layers must end in at least 2 classes")
-    top = len(wired) - 1
+    top, logit = len(wired) - 1, min(1, cell.slots - 1)
 
     def of(meta_params, k):
         return meta_params[k] if layerwise else meta_params
@@ -104,28 +106,32 @@ def vsml(
         return VSMLState(tuple(states), jnp.zeros((replicas, classes, 2 if feed_label else 1)))
 
     def tick(meta_params, cells, k, upward, downward):
-        return cell.step(of(meta_params, k), cells[k], wired[k].split(upward), _at_positions(wired[k], downward))
+        layer = wired[k]
+        downward = downward.reshape(downward.shape[0], layer.positions, layer.outputs, downward.shape[-1])
+        return cell.step(of(meta_params, k), cells[k], layer.split(upward), downward)
 
     def messages_up(meta_params, cells, k):
-        x = cell.forward(of(meta_params, k), cells[k], 2 if k == top else cell.slots)
+        x = cell.forward(of(meta_params, k), cells[k], logit + 1 if k == top else cell.slots)
         return x.reshape(x.shape[0], -1, x.shape[-1])
 
-    def messages_down(meta_params, cells, k):
-        return wired[k].merge(cell.backward(of(meta_params, k), cells[k], cell.slots))
+    def messages_down(meta_params, cells, k, feedback):
+        if k == top:
+            return feedback
+        return wired[k + 1].merge(cell.backward(of(meta_params, k + 1), cells[k + 1], cell.slots))
 
     def sweep_up(meta_params, cells, image, feedback):
         """Cells after an example has gone through, what each layer was sent from below, and the logits."""
         cells, sent = list(cells), [image.reshape(image.shape[0], -1, 1)]
         for k in range(len(wired)):
-            downward = feedback if k == top else messages_down(meta_params, cells, k + 1)
+            silence = jnp.zeros((image.shape[0], wired[k].positions * wired[k].outputs, 0))
+            downward = silence if backward_pass else messages_down(meta_params, cells, k, feedback)
             cells[k] = tick(meta_params, cells, k, sent[k], downward)
             sent.append(messages_up(meta_params, cells, k))
-        return cells, sent, 100 * jnp.tanh(sent[-1][..., 1] / 100)
+        return cells, sent, 100 * jnp.tanh(sent[-1][..., logit] / 100)
 
     def sweep_down(meta_params, cells, sent, feedback):
         for k in reversed(range(len(wired))):
-            downward = feedback if k == top else messages_down(meta_params, cells, k + 1)
-            cells[k] = tick(meta_params, cells, k, sent[k], downward)
+            cells[k] = tick(meta_params, cells, k, sent[k], messages_down(meta_params, cells, k, feedback))
         return cells
 
     def predict(meta_params, state, image):
@@ -148,7 +154,6 @@ def vsml(
         feedback = jnp.stack([error, onehot] if feed_label else [error], axis=-1)
         if backward_pass:
             cells = sweep_down(meta_params, cells, sent, feedback)
-            feedback = jnp.zeros_like(feedback)
         loss = _cross_entropy(logits, batch["label"])
         metrics = {"accuracy": (logits.argmax(-1) == batch["label"]).mean()}
         return VSMLState(tuple(cells), feedback), loss, metrics
@@ -185,10 +190,6 @@ def _cross_entropy(logits: Array, label: Array) -> Array:
     # Inside a compiled program nothing can be raised: a label that is no class gives NaN, which training reports.
     losses = optax.softmax_cross_entropy_with_integer_labels(logits, label)
     return jnp.where((label >= 0) & (label < logits.shape[-1]), losses, jnp.nan).mean()
-
-
-def _at_positions(layer: Layer, messages: Array) -> Array:
-    return messages.reshape(messages.shape[0], layer.positions, layer.outputs, messages.shape[-1])
 
 
 def _share(state: PyTree) -> PyTree:

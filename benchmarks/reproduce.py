@@ -1,0 +1,209 @@
+"""One command for each published result: seeds, claims, a JSON file and a picture.
+
+An experiment is a module in `benchmarks/experiments/` with an `EXPERIMENT`. What it claims is computed from what its
+seeds have returned and from nothing else.
+"""
+
+import importlib
+import json
+import pkgutil
+import resource
+import shlex
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from benchmarks.machine import machine
+
+SCALES = ("smoke", "small", "full")
+Results = Sequence[dict[str, np.ndarray]]
+
+
+class Claim(NamedTuple):
+    """A statement of a paper and what was found.
+
+    Attributes:
+      claim: the statement, with its threshold.
+      source: where it stands, e.g. "Kirsch & Schmidhuber 2021, section 4.1".
+      published: the published figure in words or as a number, None where there is none.
+      measured: the mean over seeds, None where it was not run.
+      spread: its standard deviation over seeds, None with one seed.
+      seeds: how many.
+      holds: whether it holds here, None where it was not run.
+    """
+
+    claim: str
+    source: str
+    published: Any
+    measured: float | None
+    spread: float | None
+    seeds: int
+    holds: bool | None
+
+
+def claim(text: str, source: str, published: Any, values: Sequence[float], holds: Callable[[float], bool]) -> Claim:
+    """A claim about the mean of ``values``, one of each seed; no values mean that it was not run."""
+    x = np.asarray(values, np.float64)
+    if not x.size:
+        return Claim(text, source, published, None, None, 0, None)
+    spread = float(x.std(ddof=1)) if x.size > 1 else None
+    return Claim(text, source, published, float(x.mean()), spread, x.size, bool(holds(float(x.mean()))))
+
+
+class Experiment(NamedTuple):
+    """What a module of `benchmarks.experiments` provides.
+
+    Attributes:
+      title: one line.
+      source: paper and figure or table.
+      settings: scale -> all that may differ between scales, as plain numbers and strings.
+      run: ``(seed, settings, folder) -> {name: array}``, arrays small enough for JSON; whatever takes long goes on
+        from checkpoints in ``folder``.
+      claims: ``(results, settings) -> [Claim]``.
+      picture: ``(results, settings, figure) -> None`` draws on a matplotlib figure.
+      seeds: how many by default.
+    """
+
+    title: str
+    source: str
+    settings: dict[str, dict[str, Any]]
+    run: Callable[[int, dict[str, Any], Path], dict[str, np.ndarray]]
+    claims: Callable[[Results, dict[str, Any]], list[Claim]]
+    picture: Callable[[Results, dict[str, Any], Any], None]
+    seeds: int = 3
+
+
+def names() -> list[str]:
+    """The names of all experiments."""
+    import benchmarks.experiments as package
+
+    modules = (m.name for m in pkgutil.iter_modules(package.__path__) if not m.name.startswith("_"))
+    return sorted(m.replace("_", "-") for m in modules)
+
+
+def load(name: str) -> Experiment:
+    """The experiment of that name."""
+    return importlib.import_module(f"benchmarks.experiments.{name.replace('-', '_')}").EXPERIMENT
+
+
+def reproduce(name: str, scale: str, out: Path, seeds: int | None = None, first: int = 0, resume: bool = False) -> dict:
+    """Runs the seeds ``first, first + 1, ...``, judges the claims, writes ``NAME.json`` and ``NAME.png`` to ``out``."""
+    experiment = load(name)
+    settings = experiment.settings[scale]
+    seeds = (1 if scale == "smoke" else experiment.seeds) if seeds is None else seeds
+    results, seconds = [], []
+    for seed in range(first, first + seeds):
+        folder = out / f"{name}-{scale}" / f"seed-{seed}"
+        done = folder / "result.json"
+        if resume and done.exists():
+            stored = json.loads(done.read_text())
+            if stored["settings"] != json.loads(json.dumps(settings)):
+                raise ValueError(f"{done} was made with other settings: {stored['settings']}; give another --out")
+        else:
+            if not resume and folder.exists():
+                raise ValueError(f"{folder} holds an earlier run: add --resume to go on, or give another --out")
+            folder.mkdir(parents=True, exist_ok=True)
+            print(f"{name}, {scale}, seed {seed}", flush=True)
+            begin = time.monotonic()
+            result = {k: np.asarray(v) for k, v in experiment.run(seed, settings, folder).items()}
+            stored = {
+                "settings": settings,
+                "seconds": time.monotonic() - begin,
+                "result": {k: _short(v) for k, v in result.items()},
+            }
+            part = done.with_suffix(".part")
+            part.write_text(json.dumps(stored))
+            part.rename(done)
+        results.append({k: np.asarray(v) for k, v in stored["result"].items()})
+        seconds.append(stored["seconds"])
+    claims = experiment.claims(results, settings)
+    report = {
+        "name": name,
+        "title": experiment.title,
+        "source": experiment.source,
+        "scale": scale,
+        "command": "python -m benchmarks " + shlex.join(sys.argv[1:]),
+        **machine(),
+        "seeds": list(range(first, first + seeds)),
+        "seconds": seconds,
+        "peak_resident_mib": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024),
+        "settings": settings,
+        "claims": [c._asdict() for c in claims],
+        "results": [{k: _short(v) for k, v in r.items()} for r in results],
+    }
+    (out / f"{name}.json").write_text(_json(report))
+    _picture(experiment, results, settings, out / f"{name}.png")
+    print(table(report["claims"]))
+    print(f"written: {out / f'{name}.json'} and .png")
+    return report
+
+
+def table(claims: Sequence[dict[str, Any]]) -> str:
+    """Claims as lines of text."""
+    rows = [(c["claim"], str(c["published"] or "-"), _value(c), _verdict(c["holds"])) for c in claims]
+    rows.insert(0, ("claim", "published", "measured", "holds"))
+    widths = [max(len(row[i]) for row in rows) for i in range(4)]
+    return "\n".join("  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)).rstrip() for row in rows)
+
+
+def report(root: Path, page: Path) -> str:
+    """Gathers all results under ``root`` (``NAME/DEVICE.json``) into a Markdown page; returns its table."""
+    lines = ["| paper | claim | published | ours | holds | run |", "| --- | --- | --- | --- | --- | --- |"]
+    pictures = []
+    found = {p.parent.name for p in root.glob("*/*.json")}
+    for name in names():
+        experiment = load(name)
+        if name not in found:
+            lines.append(f"| {experiment.source} | {experiment.title} | | not run | | |")
+        for path in sorted(root.glob(f"{name}/*.json")):
+            r = json.loads(path.read_text())
+            run = f"`{name}` {r['scale']}, {len(r['seeds'])} seeds, {path.stem}, {sum(r['seconds']) / 60:.0f} min"
+            for c in r["claims"]:
+                cells = (c["source"], c["claim"], c["published"] or "", _value(c), _verdict(c["holds"]), run)
+                lines.append(f"| {' | '.join(map(str, cells))} |")
+            link = "../" + path.with_suffix(".png").as_posix()
+            pictures.append(f"## {r['title']}\n\n{r['source']}; `{r['command']}`\n\n![{r['title']}]({link})\n")
+    head = (
+        "# Reproduced figures\n\nMade by `python -m benchmarks report` from what `python -m benchmarks reproduce` has "
+        "measured. Ours are means over seeds ± their standard deviation.\n"
+    )
+    text = "\n".join([head, *lines, "", *pictures])
+    page.write_text(text)
+    return "\n".join(lines)
+
+
+def _value(c: dict[str, Any]) -> str:
+    if c["measured"] is None:
+        return "not run"
+    return f"{c['measured']:.4g}" + ("" if c["spread"] is None else f" ± {c['spread']:.2g}")
+
+
+def _verdict(holds: bool | None) -> str:
+    return {True: "yes", False: "no", None: "not run"}[holds]
+
+
+def _short(x: np.ndarray) -> Any:
+    """Five significant digits are enough, and keep the files small."""
+    return np.vectorize(lambda v: float(f"{v:.5g}"), otypes=[float])(x).tolist() if x.size else []
+
+
+def _json(report: dict[str, Any]) -> str:
+    rows = report.pop("results")
+    head = json.dumps(report, indent=1)
+    body = ",\n".join(
+        "  {" + ",\n   ".join(f"{json.dumps(k)}: {json.dumps(v)}" for k, v in r.items()) + "}" for r in rows
+    )
+    report["results"] = rows
+    return head[:-2] + ',\n "results": [\n' + body + "\n ]\n}\n"
+
+
+def _picture(experiment: Experiment, results: Results, settings: dict[str, Any], path: Path) -> None:
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(7, 3.2), layout="constrained")
+    experiment.picture(results, settings, figure)
+    figure.savefig(path, dpi=130)

@@ -1,0 +1,124 @@
+"""Learning-algorithm cloning: a cell that runs backpropagation forwards (Kirsch & Schmidhuber 2021, section 4.1).
+
+A cell holds a weight ``w`` and a bias ``b`` in the first two features of its state. Cloning fits its parameters so that
+an example ``x`` from below makes it send ``y = tanh(x) w + b`` upwards, and the error ``e`` from above makes it send
+``e w (1 - tanh(x)^2)`` downwards and change ``w`` and ``b`` by a step of gradient descent. The fit is an inner loop
+like any other, and any estimator does it; what comes out are the meta-parameters of a `metajax.vsml` network.
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from metajax import checks
+from metajax.learners.grid import Cell
+from metajax.types import Array, InContext, Learner, PyTree
+
+
+class CloneState(NamedTuple):
+    """Cells, ``[M, 1, 1, N]``, and the weights and biases ``[M]`` that gradient descent itself has come to."""
+
+    cells: PyTree
+    w: Array
+    b: Array
+
+
+def clone_backprop(cell: Cell, rate: float) -> InContext:
+    """Fits ``cell`` to backpropagation with the learning rate ``rate``; its tasks are `metajax.tasks.signals`.
+
+    Each step is what happens to a cell of a network with ``backward_pass``: an upward sweep without error, a downward
+    sweep with it. The loss is the mean squared error of what is sent upwards, of what is sent downwards, and of
+    ``w`` and ``b`` after each of the two sweeps, in units of ``rate``. With a horizon of 1 it is the error of a single
+    step; with a longer one cells go on from what they have made of themselves, and drift is fitted too.
+
+    The cell needs messages of one slot, so that what a layer sends is what the next one takes, and ``reduce="sum"``.
+
+    >>> import jax, metajax as mx
+    >>> cell = mx.learners.lstm_cell(16, slots=1, reduce="sum")
+    >>> clone = mx.learners.clone_backprop(cell, rate=0.01)
+    >>> loop = mx.inner(clone.learner, mx.tasks.signals(64), horizon=2)
+    >>> curves = mx.evaluate(loop, jax.random.key(0), clone.init(jax.random.key(1)), num_tasks=4)
+    >>> sorted(curves.metrics)
+    ['drift', 'e', 'update', 'y']
+    """
+    checks.instance("cell", cell, Cell, "metajax.learners.lstm_cell")
+    if cell.slots != 1:
+        raise ValueError(f"cell must have messages of 1 slot to pass on what it computes, got {cell.slots}")
+    rate = checks.positive_float("rate", rate)
+
+    def init(key, meta_params, task):
+        cells = cell.state(key, (len(task["w"]), 1, 1))
+        return CloneState(store(jax.tree.map(jnp.zeros_like, cells), task["w"], task["b"]), task["w"], task["b"])
+
+    def step(key, meta_params, state, batch):
+        x, e = batch["x"], batch["e"]
+        upward, error = x[:, None, None], e[:, None, None]
+        w, b, slope = state.w, state.b, 1 - jnp.tanh(x) ** 2
+        up = cell.step(meta_params, state.cells, upward, error[..., :0])
+        y = cell.forward(meta_params, up, 1)[:, 0, 0]
+        down = cell.step(meta_params, up, upward, error)
+        back = cell.backward(meta_params, down, 1)[:, 0, 0]
+        new_w, new_b = w - rate * e * jnp.tanh(x), b - rate * e
+        errors = {
+            "y": jnp.mean((y - (jnp.tanh(x) * w + b)) ** 2),
+            "e": jnp.mean((back - e * w * slope) ** 2),
+            "update": _mse(recall(down), (new_w, new_b)) / rate**2,
+        }
+        still = _mse(recall(up), (w, b)) / rate**2
+        drift = jnp.sqrt(_mse(recall(down), (new_w, new_b)))
+        return CloneState(down, new_w, new_b), sum(errors.values()) + still, {**errors, "drift": drift}
+
+    def loss(key, meta_params, state, batch):
+        return step(key, meta_params, state, batch)[1]
+
+    return InContext(cell.init, Learner(init, step, loss))
+
+
+def with_weights(cell: Cell) -> Cell:
+    """The cell with an initial state that holds weights ``N(0, 1 / A)``, biases 0, and nothing else.
+
+    >>> import jax, metajax as mx
+    >>> cell = mx.learners.with_weights(mx.learners.lstm_cell(16, slots=1, reduce="sum"))
+    >>> net = mx.vsml((64, 10), cell, backward_pass=True)
+    >>> w, b = mx.learners.recall(net.learner.init(jax.random.key(0), (), ()).cells[0])
+    >>> w.shape
+    (1, 1, 64, 10)
+    """
+    checks.instance("cell", cell, Cell, "metajax.learners.lstm_cell")
+
+    def state(key, shape):
+        w = jax.random.normal(key, shape) / shape[-2] ** 0.5
+        return store(jax.tree.map(jnp.zeros_like, cell.state(key, shape)), w, jnp.zeros(shape))
+
+    return cell._replace(state=state)
+
+
+def store(cells: PyTree, w: Array, b: Array) -> PyTree:
+    """Puts ``w`` and ``b``, like the states without their last axis, into the first two features of the first of them.
+
+    >>> import jax.numpy as jnp, metajax as mx
+    >>> cells = mx.learners.store((jnp.zeros((3, 1, 1, 4)),), jnp.ones(3), jnp.full(3, 2.0))
+    >>> cells[0][0, 0, 0].tolist()
+    [1.0, 2.0, 0.0, 0.0]
+    """
+    leaves, tree = jax.tree.flatten(cells)
+    pair = jnp.stack([w, b], -1).reshape(*leaves[0].shape[:-1], 2)
+    return jax.tree.unflatten(tree, [leaves[0].at[..., :2].set(pair), *leaves[1:]])
+
+
+def recall(cells: PyTree) -> tuple[Array, Array]:
+    """The weights and biases that cells hold, as `store` put them there or as learning has changed them.
+
+    >>> import jax.numpy as jnp, metajax as mx
+    >>> cells = mx.learners.store((jnp.zeros((2, 3, 4)),), jnp.ones((2, 3)), jnp.zeros((2, 3)))
+    >>> w, b = mx.learners.recall(cells)
+    >>> w.shape
+    (2, 3)
+    """
+    first = jax.tree.leaves(cells)[0]
+    return first[..., 0], first[..., 1]
+
+
+def _mse(got: tuple[Array, Array], want: tuple[Array, Array]) -> Array:
+    return jnp.mean(jnp.stack([(a.reshape(b.shape) - b) ** 2 for a, b in zip(got, want, strict=True)]), axis=1).sum()

@@ -1,0 +1,105 @@
+"""Cloning: a cell that computes backpropagation exactly has no loss, and a grid of them is a network under SGD."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import metajax as mx
+from metajax.learners import Cell, clone_backprop, lstm_cell, recall, store, with_weights
+
+RATE = 0.05
+
+
+def ideal_cell():
+    """What cloning is after, written down instead of learned: the state is (w, b, x, e)."""
+
+    def step(params, state, forward, backward):
+        (s,) = state
+        w, b = s[..., 0], s[..., 1]
+        x = jnp.broadcast_to(forward[..., :, None, 0], w.shape)
+        e = jnp.zeros_like(w)
+        if backward.shape[-1]:
+            e = jnp.broadcast_to(backward[..., None, :, 0], w.shape)
+        back = e * w * (1 - jnp.tanh(x) ** 2)
+        y = jnp.tanh(x) * w + b
+        return (jnp.stack([w - RATE * e * jnp.tanh(x), b - RATE * e, y, back], -1),)
+
+    return Cell(
+        init=lambda key: (),
+        state=lambda key, shape: (jnp.zeros((*shape, 4)),),
+        step=step,
+        forward=lambda params, state, slots: state[0][..., 2:3].sum(-3),
+        backward=lambda params, state, slots: state[0][..., 3:4].sum(-2),
+        slots=1,
+    )
+
+
+def test_the_ideal_cell_has_no_loss_and_another_rate_has_one():
+    loop = mx.inner(clone_backprop(ideal_cell(), RATE).learner, mx.tasks.signals(16), 5)
+    curves = mx.evaluate(loop, jax.random.key(0), (), num_tasks=2)
+    assert np.max(curves.loss) < 1e-9
+    assert np.max(curves.metrics["drift"]) < 1e-6
+    loop = mx.inner(clone_backprop(ideal_cell(), 2 * RATE).learner, mx.tasks.signals(16), 1)
+    # Half of every update is missing: the error is that of 0.5 e tanh(x) and 0.5 e.
+    state = loop.init(jax.random.key(1), (), ())
+    state, loss, metrics = mx.unroll(loop, (), state, (), 1)
+    got = metrics["update"]
+    key = jax.random.split(jax.random.fold_in(state.key, 0))[0]
+    batch = mx.tasks.signals(16).train(key, (), state.task, 0)
+    e, x = np.asarray(batch["e"]), np.asarray(batch["x"])
+    np.testing.assert_allclose(got, 0.25 * np.mean((e * np.tanh(x)) ** 2 + e**2), rtol=1e-4)
+
+
+@pytest.mark.parametrize("sizes", [(5, 3), (5, 4, 3), (3, 4, 5, 2)])
+def test_a_grid_of_ideal_cells_is_a_network_under_gradient_descent(sizes):
+    net = mx.vsml(sizes, with_weights(ideal_cell()), backward_pass=True)
+    state = net.learner.init(jax.random.key(0), (), ())
+    params = [tuple(x[0, 0] for x in recall(cells)) for cells in state.cells]
+
+    def loss(params, x, y):
+        for w, b in params:
+            x = jnp.tanh(x) @ w + b.sum(0)
+        return optax.softmax_cross_entropy_with_integer_labels(x, y), x
+
+    key = jax.random.key(1)
+    for i in range(6):
+        x = jax.random.normal(jax.random.fold_in(key, i), (sizes[0],))
+        y = jnp.int32(i % sizes[-1])
+        (want, _), grads = jax.value_and_grad(loss, has_aux=True)(params, x, y)
+        state, got, _ = net.learner.step(key, (), state, {"image": x[None], "label": y[None]})
+        np.testing.assert_allclose(got, want, rtol=1e-3)  # squashing at 100 changes logits in the fourth digit
+        params = jax.tree.map(lambda p, g: p - RATE * g, params, grads)
+        for cells, (w, b) in zip(state.cells, params, strict=True):
+            np.testing.assert_allclose(recall(cells)[0][0, 0], w, atol=1e-4)
+            np.testing.assert_allclose(recall(cells)[1][0, 0], b, atol=1e-4)
+
+
+def test_weights_are_put_in_and_taken_out():
+    cells = (jnp.ones((2, 3, 4)), jnp.ones((2, 3, 4)))
+    w, b = jax.random.normal(jax.random.key(0), (2, 2, 3))
+    got = recall(store(cells, w, b))
+    np.testing.assert_array_equal(got[0], w)
+    np.testing.assert_array_equal(got[1], b)
+    np.testing.assert_array_equal(store(cells, w, b)[0][..., 2:], 1)
+
+
+def test_fitting_an_lstm_brings_the_error_down():
+    clone = clone_backprop(lstm_cell(8, slots=1, reduce="sum"), RATE)
+    loop = mx.inner(clone.learner, mx.tasks.signals(64), 1)
+    trainer = mx.trainer(mx.bptt(loop, 1), optax.adam(1e-2))
+    state = trainer.init(jax.random.key(0), clone.init(jax.random.key(1)))
+    loss = mx.fit(trainer, state, num_steps=400, chunk=400, progress=False).history["loss"]
+    assert np.mean(loss[-20:]) < 0.1 * np.mean(loss[:5])
+
+
+def test_bad_input():
+    with pytest.raises(ValueError, match="messages of 1 slot"):
+        clone_backprop(lstm_cell(8), RATE)
+    with pytest.raises(TypeError, match="metajax.learners.lstm_cell"):
+        clone_backprop(mx.vsml((4, 2)), RATE)  # pyright: ignore[reportArgumentType]
+    with pytest.raises(ValueError, match="rate must be finite and greater than 0"):
+        clone_backprop(ideal_cell(), 0.0)
+    with pytest.raises(ValueError, match="num_cells must be at least 1"):
+        mx.tasks.signals(0)
