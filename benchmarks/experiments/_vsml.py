@@ -1,0 +1,89 @@
+"""What the experiments on VSML share: the network, its meta-training and how a stream is judged."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import optax
+
+import metajax as mx
+
+RATES = tuple(10.0 ** (k / 2) for k in range(-8, 2))
+
+
+def network(units: int, classes: int) -> mx.InContext:
+    """One tick upwards with the image, one downwards with the same image and its error."""
+    return mx.vsml((units, classes), mx.learners.lstm_cell(ticks=1), backward_pass=True)
+
+
+def tasks(classes: int, dims: int | None = None) -> mx.Tasks:
+    """Random classes under random labels; ``dims`` random projections of unit spread, or the image as it is."""
+    stream = mx.tasks.classification(classes)
+    return stream if dims is None else mx.tasks.unit_spread(mx.tasks.project(stream, dims))
+
+
+def meta_train(seed: int, data: Any, phases: Sequence[dict[str, Any]], folder: Path, estimator: str = "bptt") -> Any:
+    """Goes through the phases; each resumes from its checkpoints."""
+    meta_params = network(2, 2).init(jax.random.key(seed))
+    for i, p in enumerate(phases):
+        units = p["dims"] or data["image"][0].size
+        learner = network(units, p["classes"]).learner
+        horizon = tuple(p["horizon"]) if isinstance(p["horizon"], list) else p["horizon"]
+        loop = mx.inner(learner, tasks(p["classes"], p["dims"]), horizon)
+        rate = optax.cosine_decay_schedule(p["rate"], p["steps"], alpha=0.05)
+        if estimator == "bptt":
+            estimate = mx.bptt(loop, p["tasks"], p["window"])
+            outer = optax.chain(optax.clip_by_global_norm(1.0), optax.adam(rate))
+        else:
+            estimate = mx.es(loop, p["tasks"], p["std"])
+            outer = optax.adam(rate)
+        trainer = mx.trainer(estimate, outer)
+        state = trainer.init(jax.random.key(1000 * i + seed + 10), meta_params, data)
+        store = mx.checkpoints(folder / f"{estimator}-{i}", every=50)
+        label = f"{estimator}, phase {i}"
+        meta_params = mx.fit(
+            trainer, state, data, num_steps=p["steps"], chunk=25, checkpoint=store, label=label
+        ).state.meta_params
+        store.close()
+    return meta_params
+
+
+def cumulative(accuracy: Any) -> np.ndarray:
+    """Mean accuracy so far, in percent, ``[runs, steps]`` -> ``[runs, steps]``."""
+    x = np.asarray(accuracy, np.float64)
+    return 100 * x.cumsum(-1) / np.arange(1, x.shape[-1] + 1)
+
+
+def stream(
+    seed: int, learner: mx.Learner, meta_params: Any, data: Any, *, classes: int = 10, steps: int, runs: int
+) -> np.ndarray:
+    """The accuracy of each prediction, ``[runs, steps]``; one seed means the same streams for every learner."""
+    loop = mx.inner(learner, tasks(classes), steps)
+    curves = mx.evaluate(loop, jax.random.key(5000 + seed), meta_params, data, num_tasks=runs, steps=steps)
+    return np.asarray(curves.metrics["accuracy"])
+
+
+def baselines(seed: int, data: Any, *, steps: int, runs: int, hidden: int = 160) -> dict[str, np.ndarray]:
+    """Online SGD and Adam with no and one hidden layer at every rate: name -> ``[rates, runs, steps]``."""
+    units = data["image"][0].size
+    found = {}
+    for sizes in ((units, 10), (units, hidden, 10)):
+        problem = mx.problems.mlp(sizes, jax.numpy.tanh)
+        for name, tx in (("SGD", optax.sgd), ("Adam", optax.adam)):
+            loop = mx.inner(mx.l2l(tx, problem), tasks(10), steps)
+            found[f"{name}, {len(sizes) - 2} hidden"] = np.stack(
+                [
+                    mx.evaluate(loop, jax.random.key(5000 + seed), rate, data, num_tasks=runs, steps=steps).metrics[
+                        "accuracy"
+                    ]
+                    for rate in RATES
+                ]
+            )
+    return found
+
+
+def points(steps: int, count: int = 40) -> np.ndarray:
+    """Where a curve is kept, about evenly on a logarithmic axis, the first and the last step included."""
+    return np.unique(np.geomspace(1, steps, count).round().astype(int))

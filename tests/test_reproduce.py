@@ -1,0 +1,90 @@
+"""The harness of reproduced results: every experiment runs at its smallest scale, and claims come from the runs."""
+
+import json
+
+import numpy as np
+import pytest
+
+from benchmarks import __main__ as command
+from benchmarks import reproduce as harness
+
+
+def call(monkeypatch, *args):
+    monkeypatch.setattr("sys.argv", ["benchmarks", *map(str, args)])
+    return command.main()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", harness.names())
+def test_smoke(name, tmp_path, monkeypatch, capsys):
+    assert call(monkeypatch, "reproduce", name, "--scale", "smoke", "--out", tmp_path) == 0
+    result = json.loads((tmp_path / f"{name}.json").read_text())
+    assert (tmp_path / f"{name}.png").stat().st_size > 5000
+    assert result["scale"] == "smoke"
+    assert result["seeds"] == [0]
+    assert result["claims"]
+    for claim in result["claims"]:
+        assert claim["claim"]
+        assert claim["source"]
+        if claim["seeds"]:
+            assert np.isfinite(claim["measured"]), claim
+            assert claim["holds"] in (True, False)
+    # A second run goes on with what is done, and comes to the same; without --resume nothing is overwritten.
+    assert call(monkeypatch, "reproduce", name, "--scale", "smoke", "--out", tmp_path, "--resume") == 0
+    again = json.loads((tmp_path / f"{name}.json").read_text())
+    assert again["claims"] == result["claims"]
+    assert call(monkeypatch, "reproduce", name, "--scale", "smoke", "--out", tmp_path) == 1
+    assert "add --resume" in capsys.readouterr().err
+
+
+def test_list_names_every_experiment(monkeypatch, capsys):
+    assert call(monkeypatch, "reproduce", "--list") == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[0] for line in lines] == harness.names()
+    assert all("(" in line for line in lines)
+
+
+def test_every_experiment_has_three_scales():
+    for name in harness.names():
+        assert set(harness.load(name).settings) == set(harness.SCALES), name
+
+
+def test_a_claim_is_about_the_mean_over_seeds():
+    c = harness.claim("x < 2", "here", 1.0, [1.0, 2.0], lambda x: x < 2)
+    assert (c.measured, c.seeds, c.holds) == (1.5, 2, True)
+    np.testing.assert_allclose(c.spread, 0.5**0.5)
+    assert harness.claim("x < 2", "here", 1.0, [3.0], lambda x: x < 2)[3:] == (3.0, None, 1, False)
+    assert harness.claim("x < 2", "here", 1.0, [], lambda x: x < 2).holds is None
+
+
+def test_report(tmp_path, monkeypatch, capsys):
+    name = harness.names()[0]
+    claim = harness.claim("it is small", "paper, figure 1", 3, [1.0, 2.0], lambda x: x < 1)
+    result = {
+        "name": name, "title": "A title", "source": "paper", "scale": "small", "command": "python -m benchmarks x",
+        "seeds": [0, 1], "seconds": [30, 90], "claims": [claim._asdict()],
+    }  # fmt: skip
+    (tmp_path / name).mkdir()
+    (tmp_path / name / "cpu.json").write_text(json.dumps(result))
+    page = tmp_path / "page.md"
+    assert call(monkeypatch, "report", "--results", tmp_path, "--page", page) == 0
+    text = page.read_text()
+    row = f"| paper, figure 1 | it is small | 3 | 1.5 ± 0.71 | no | `{name}` small, 2 seeds, cpu, 2 min |"
+    assert row in text
+    assert text.count("| not run |") == len(harness.names()) - 1
+    assert row in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        (("reproduce",), "NAME of an experiment"),
+        (("reproduce", "nothing"), "invalid choice"),
+        (("reproduce", harness.names()[0], "--seeds", "0"), "at least 1"),
+    ],
+)
+def test_bad_commands(args, message, monkeypatch, capsys):
+    with pytest.raises(SystemExit) as e:
+        call(monkeypatch, *args)
+    assert e.value.code == 2
+    assert message in capsys.readouterr().err
