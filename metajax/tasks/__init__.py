@@ -1,6 +1,7 @@
 """Task distributions."""
 
+from metajax.tasks.few_shot import episodes
 from metajax.tasks.images import minibatches
-from metajax.tasks.synthetic import quadratics
+from metajax.tasks.synthetic import linear_regressions, quadratics, sinusoids
 
-__all__ = ["minibatches", "quadratics"]
+__all__ = ["episodes", "linear_regressions", "minibatches", "quadratics", "sinusoids"]
