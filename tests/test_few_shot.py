@@ -339,6 +339,28 @@ def test_regressor_against_the_closed_form(x64, key):
     assert metrics == {}
 
 
+def test_the_picture_of_an_episode_shows_what_went_wrong():
+    def part(images, colours, dtype):
+        image = np.random.default_rng(0).integers(0, 2, (3 * images, 4, 4, colours)).astype(dtype)
+        return {"image": image, "label": np.repeat(np.arange(3), images)}
+
+    for colours, dtype in ((1, np.uint8), (3, np.float32)):
+        support, query = part(2, colours, dtype), part(3, colours, dtype)
+        predicted = query["label"].copy()
+        predicted[[0, 8]] = 2, 1
+        ax = mx.plot.episode(support, query, predicted)
+        assert len(ax.images) == 15
+        assert ax.get_title() == "7 of 9 right"
+        texts = [text.get_text() for text in ax.texts]
+        assert sorted(texts) == sorted(["0", "1", "2", "2", "1", "support", "queries"])
+        thick = [line for line in ax.lines if line.get_linewidth() > 2]
+        assert [int(line.get_ydata()[0]) for line in thick] == [0, 2], "the rows of the wrong ones"
+        np.testing.assert_array_equal(ax.images[0].get_array().squeeze(), support["image"][0].squeeze())
+        assert ax.images[0].norm.vmax == (255 if dtype is np.uint8 else 1)
+        assert mx.plot.episode(support, query, predicted, ax) is ax
+
+
+DIGITS = {"image": np.zeros((2, 8, 8, 1)), "label": np.arange(2)}
 BATCH = {"x": jnp.ones((4, 1)), "y": jnp.ones((4, 1))}
 BAD = {
     "no ways": (lambda: mx.tasks.episodes(0, 1), ValueError, "ways"),
@@ -376,6 +398,16 @@ BAD = {
     "condition below 1": (lambda: mx.tasks.linear_regressions(2, 1, 1, condition=0.5), ValueError, "condition"),
     "negative noise": (lambda: mx.tasks.linear_regressions(2, 1, 1, noise=-1.0), ValueError, "noise"),
     "spread NaN": (lambda: mx.tasks.linear_regressions(2, 1, 1, spread=float("nan")), ValueError, "spread"),
+    "plot: logits for labels": (
+        lambda: mx.plot.episode(DIGITS, DIGITS, np.zeros((2, 5))),
+        ValueError,
+        r"argmax",
+    ),
+    "plot: flat images": (
+        lambda: mx.plot.episode(DIGITS | {"image": np.zeros((2, 64))}, DIGITS, [0, 1]),
+        ValueError,
+        r"support\[\"image\"\] must be",
+    ),
     "regressor: net no function": (lambda: mx.problems.regressor(lambda k: 0, None), TypeError, "net_apply"),
     "regressor: predictions that would broadcast": (
         lambda: mx.problems.regressor(lambda k: 0, lambda p, x: x[:, 0]).loss(jax.random.key(0), 0, BATCH),
