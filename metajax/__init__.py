@@ -1,6 +1,6 @@
 """metajax: programs that learn how to learn, as pure functions over pytrees."""
 
-from metajax import data, learners, optim, plot, problems, sharding, tasks
+from metajax import data, learners, nets, optim, plot, problems, sharding, tasks
 from metajax.checkpoint import Checkpoints, Snapshot, checkpoints
 from metajax.comparison import BASELINES, Comparison, compare
 from metajax.diagnosis import Diagnosis, diagnose, mean_gradient
@@ -63,6 +63,7 @@ __all__ = [
     "load",
     "mean_gradient",
     "mix",
+    "nets",
     "noise_reuse_es",
     "optim",
     "pes",

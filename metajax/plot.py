@@ -42,9 +42,86 @@ def curves(
     return ax
 
 
-def _axes() -> Any:
+def episode(support: Mapping[str, Any], query: Mapping[str, Any], predicted: Any, ax: Any = None) -> Any:
+    """A few-shot episode, a row for each class: its support images, then its query images with what was predicted.
+
+    Right predictions have a thin frame, wrong ones a thick one, and the class that was predicted instead.
+
+    Args:
+      support: ``{"image": [N * K, height, width, channels], "label": [N * K]}``, as `metajax.tasks.episodes` gives it;
+        one channel or three, uint8 or in [0, 1].
+      query: likewise.
+      predicted: ``[N * Q]``, the predicted label of each query image.
+      ax: the axes to draw on; new ones by default.
+
+    Raises:
+      ValueError: images of another shape, or not one prediction a query image.
+
+    >>> import jax, metajax as mx
+    >>> data, tasks = mx.data.few_shot("digits", "train"), mx.tasks.episodes(5, shots=2, queries=3)
+    >>> task = tasks.sample(jax.random.key(0), data)
+    >>> support, query = tasks.train(jax.random.key(1), data, task, 0), tasks.test(jax.random.key(2), data, task)
+    >>> ax = mx.plot.episode(support, query, predicted=query["label"])
+    >>> ax.get_title()
+    '15 of 15 right'
+    """
+    predicted, label = np.asarray(predicted), np.asarray(query["label"])
+    if predicted.shape != label.shape:
+        raise ValueError(
+            f"predicted must be one label a query image, {list(label.shape)}, got {list(predicted.shape)}; "
+            f"for logits give logits.argmax(-1)"
+        )
+    shots, queries = (_by_label(name, part) for name, part in (("support", support), ("query", query)))
+    columns, more = (max(len(images) for images, _ in part.values()) for part in (shots, queries))
+    classes, width, none = sorted(shots.keys() | queries.keys()), columns + more + 0.5, ((), ())
+    ax = _axes((0.6 * width + 0.6, 0.6 * len(classes) + 0.8)) if ax is None else ax
+    for row, c in enumerate(classes):
+        ax.text(-0.15, row + 0.5, str(c), ha="right", va="center", fontsize=9)
+        for x, image in enumerate(shots.get(c, none)[0]):
+            _picture(ax, image, x, row)
+        for x, (image, i) in enumerate(zip(*queries.get(c, none), strict=True)):
+            right = predicted[i] == c
+            _picture(ax, image, columns + 0.5 + x, row, COLOURS[3] if right else COLOURS[4], 1.2 if right else 3.0)
+            if not right:
+                ax.text(columns + 1.4 + x, row + 0.9, str(predicted[i]), color=COLOURS[4], **_WRONG)
+    for x, text in ((columns / 2, "support"), (columns + 0.5 + more / 2, "queries")):
+        ax.text(x, -0.1, text, ha="center", va="bottom", fontsize=9)
+    ax.set(xlim=(-0.5, width), ylim=(len(classes), -0.4), aspect="equal", xticks=[], yticks=[])
+    ax.set_title(f"{(predicted == label).sum()} of {label.size} right", fontsize=9)
+    ax.spines[:].set_visible(False)
+    return ax
+
+
+_WRONG = {"fontsize": 9, "fontweight": "bold", "ha": "right", "va": "bottom"}
+_WRONG |= {"bbox": {"facecolor": "white", "edgecolor": "none", "pad": 0.8}}
+
+
+def _by_label(name: str, part: Mapping[str, Any]) -> dict[int, tuple[np.ndarray, np.ndarray]]:
+    # label -> its images as matplotlib takes them, and their places in the batch
+    image, label = np.asarray(part["image"]), np.asarray(part["label"])
+    if image.ndim != 4 or image.shape[3] not in (1, 3) or label.shape != image.shape[:1] or not label.size:
+        raise ValueError(
+            f'{name}["image"] must be [B, height, width, 1 or 3] with one label each, got {list(image.shape)} and '
+            f"{list(label.shape)} labels"
+        )
+    image = image[..., 0] if image.shape[3] == 1 else image
+    return {int(c): (image[label == c], np.flatnonzero(label == c)) for c in np.unique(label)}
+
+
+def _picture(ax, image, x, y, colour="#BBBBBB", width=0.8) -> None:
+    top = 255 if image.dtype == np.uint8 else 1
+    ax.imshow(image, extent=(x + 0.05, x + 0.95, y + 0.95, y + 0.05), cmap="gray", vmin=0, vmax=top)
+    ax.plot(
+        [x + 0.05, x + 0.95, x + 0.95, x + 0.05, x + 0.05],
+        [y + 0.05, y + 0.05, y + 0.95, y + 0.95, y + 0.05],
+        color=colour,
+        linewidth=width,
+    )
+
+
+def _axes(size: tuple[float, float] = (5, 3.6)) -> Any:
     try:
         from matplotlib.figure import Figure
     except ImportError as e:
         raise ImportError("metajax.plot needs matplotlib: pip install 'metajax[plot]'") from e
-    return Figure(figsize=(5, 3.6), layout="constrained").add_subplot()
+    return Figure(figsize=size, layout="constrained").add_subplot()

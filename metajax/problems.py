@@ -66,6 +66,41 @@ def classifier(net_init: Callable, net_apply: Callable) -> Problem:
     return Problem(init, loss)
 
 
+def regressor(net_init: Callable, net_apply: Callable) -> Problem:
+    """Regression of ``batch = {"x": [B, ...], "y": [B, ...]}`` by any ``(init, apply)`` pair.
+
+    Args:
+      net_init: ``(key) -> params``.
+      net_apply: ``(params, x [B, ...]) -> predictions``, of the shape of ``y``.
+
+    Returns:
+      A problem whose loss is the mean over all values of the squared error, with no factor 1/2.
+
+    >>> import jax, jax.numpy as jnp, metajax as mx
+    >>> problem = mx.problems.regressor(lambda key: jnp.zeros((3, 1)), lambda w, x: x @ w)
+    >>> batch = {"x": jnp.ones((4, 3)), "y": jnp.ones((4, 1))}
+    >>> loss, metrics = problem.loss(jax.random.key(0), jnp.ones((3, 1)), batch)
+    >>> float(loss)
+    4.0
+    """
+    checks.function("net_init", net_init)
+    checks.function("net_apply", net_apply)
+
+    def init(key, task):
+        return net_init(key)
+
+    def loss(key, params, batch):
+        predicted = net_apply(params, batch["x"])
+        if predicted.shape != batch["y"].shape:  # [B] from [B, 1] would broadcast to [B, B]
+            raise ValueError(
+                f"net_apply must give predictions of the shape of y, {list(batch['y'].shape)}; "
+                f"it gave {list(predicted.shape)}"
+            )
+        return jnp.mean((predicted - batch["y"]) ** 2), {}
+
+    return Problem(init, loss)
+
+
 def mlp(sizes: Sequence[int], activation: Callable = jax.nn.sigmoid) -> Problem:
     """A multilayer perceptron as a `classifier`; the optimizee of Andrychowicz et al. 2016, section 3.2.
 

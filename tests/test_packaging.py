@@ -20,7 +20,9 @@ def test_wheel_and_sdist_hold_what_a_user_needs(tmp_path):
     with zipfile.ZipFile(wheel) as f:
         names = f.namelist()
         metadata = f.read(next(n for n in names if n.endswith("METADATA"))).decode()
-    assert {"metajax/py.typed", "metajax/data/digits.npz", "metajax/optim/lstm.py"} <= set(names)
+    assert {"metajax/py.typed", "metajax/data/digits.npz", "metajax/data/omniglot.csv", "metajax/optim/lstm.py"} <= set(
+        names
+    )
     assert any(n.endswith("licenses/LICENSE") for n in names)
     assert not [n for n in names if n.startswith(("tests", "benchmarks", "notebooks"))]
     assert "License-Expression: Apache-2.0" in metadata

@@ -4,16 +4,18 @@ import contextlib
 import hashlib
 import os
 import zipfile
+from collections.abc import Callable
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from metajax.data.arrange import by_class, resize
+from metajax.data.arrange import by_class, resize, rotations
+from metajax.data.splits import FEW_SHOT, few_shot
 from metajax.io import read_npz, write_npz
 
-__all__ = ["NAMES", "by_class", "load", "resize"]
+__all__ = ["FEW_SHOT", "NAMES", "by_class", "few_shot", "load", "resize", "rotations"]
 
 NAMES = ("digits", "mnist", "fashion_mnist", "kmnist", "emnist", "omniglot", "cifar10", "cifar100")
 _DIGITS_TRAIN = 1197  # of 1,797; the rest, by writers who come later in the file, is the test split
@@ -53,8 +55,11 @@ def load(
         raise TypeError(f"split must be a string such as 'train' or 'test', got {split!r}")
     if name == "digits":
         return _digits(split)
-    directory = Path(data_dir or os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets").expanduser()
-    return _load(name, split, directory)
+    return _load(name, split, _directory(data_dir))
+
+
+def _directory(data_dir: str | os.PathLike | None) -> Path:
+    return Path(data_dir or os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets").expanduser()
 
 
 @lru_cache(maxsize=2)
@@ -76,15 +81,18 @@ def _load(name: str, split: str, directory: Path) -> dict[str, np.ndarray]:
         raise ValueError(
             f"split must be one of {known}, or a slice of one, for {name} in {directory}; got {split!r}"
         ) from e
-    cache = _cache_file(name, split, builder, wanted.filepaths)
-    if cache.exists():
+    return _cached(_cache_file(name, split, builder, wanted.filepaths), lambda: _decode(name, split, builder, size))
+
+
+def _cached(file: Path, make: Callable[[], dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
+    if file.exists():
         try:
-            return _read_only(read_npz(cache))
+            return _read_only(read_npz(file))
         except (OSError, ValueError, zipfile.BadZipFile):
-            pass  # written half, or by another program: decode again
-    arrays = _decode(name, split, builder, size)
+            pass  # written half, or by another program: make it again
+    arrays = make()
     with contextlib.suppress(OSError):  # no room, or a home that cannot be written to: the arrays are in memory
-        write_npz(cache, arrays)
+        write_npz(file, arrays)
     return _read_only(arrays)
 
 

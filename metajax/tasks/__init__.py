@@ -1,7 +1,15 @@
 """Task distributions."""
 
+from metajax.tasks.few_shot import episodes
 from metajax.tasks.images import minibatches
 from metajax.tasks.signals import signals
-from metajax.tasks.synthetic import quadratics
+from metajax.tasks.synthetic import linear_regressions, quadratics, sinusoids
 
-__all__ = ["minibatches", "quadratics", "signals"]
+__all__ = [
+    "episodes",
+    "linear_regressions",
+    "minibatches",
+    "quadratics",
+    "signals",
+    "sinusoids",
+]
