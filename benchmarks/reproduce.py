@@ -45,7 +45,7 @@ class Claim(NamedTuple):
     holds: bool | None
 
 
-def claim(text: str, source: str, published: Any, values: Sequence[float], holds: Callable[[float], bool]) -> Claim:
+def claim(text: str, source: str, published: Any, values: Sequence[Any], holds: Callable[[float], bool]) -> Claim:
     """A claim about the mean of ``values``, one of each seed; no values mean that it was not run."""
     x = np.asarray(values, np.float64)
     if not x.size:
