@@ -16,6 +16,8 @@ from metajax.types import PyTree
 def save(path: str | os.PathLike, tree: PyTree) -> None:
     """Writes a tree of finite arrays to an npz file, each leaf under its path; the file appears whole or not at all.
 
+    On several hosts all call it and the first writes.
+
     Raises:
       ValueError: a leaf holds NaN or infinity: a good file is not overwritten by a bad state.
 
