@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from metajax import checks
+from metajax import checks, hosts
 from metajax.types import PyTree
 
 
@@ -27,12 +27,14 @@ def save(path: str | os.PathLike, tree: PyTree) -> None:
     >>> mx.save(path, params)
     >>> same = mx.load(path, like=params)
     """
+    tree = jax.tree.map(hosts.whole, tree)
     checks.finite("tree", tree)
     leaves = jax.tree_util.tree_leaves_with_path(tree)
     arrays = {jax.tree_util.keystr(p, simple=True, separator="/") or ".": np.asarray(x) for p, x in leaves}
     if len(arrays) != len(leaves):
         raise ValueError("tree has two leaves of one path; rename one")
-    write_npz(Path(path), arrays)
+    if hosts.is_first():
+        write_npz(Path(path), arrays)
 
 
 def load(path: str | os.PathLike, like: PyTree) -> PyTree:

@@ -15,6 +15,8 @@ With constraints on shardings alone the compiler reduces the gradient of shared 
 every inner step of the backward pass; the transpose of a shard_map reduces it once, after the last.
 """
 
+import signal
+import threading
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -44,6 +46,8 @@ def initialize(
     JAX leaves the survivors waiting up to 100 s for a heartbeat and then up to 300 s at exit. Here each process that
     misses another for ``timeout`` seconds ends with an error, and so a launcher can start all of them again. Call it
     before anything else that uses JAX. With ``num_processes=1`` it does nothing, so that one script serves both.
+    SIGTERM goes on to do what it did before, while JAX alone would ignore it: it ends the process, or, within
+    `metajax.fit` with a ``checkpoint``, saves on all hosts and ends them all.
 
     Args:
       coordinator_address: ``"host:port"`` of process 0, any free port. On SLURM, Open MPI, GKE and TPU pods JAX
@@ -76,6 +80,9 @@ def initialize(
         "initialization_timeout": max(timeout, 60),
     }
     jax.distributed.initialize(coordinator_address, num_processes, process_id, **(defaults | options))
+    # JAX has put in its place a handler that notes SIGTERM for its preemption service and else ignores it.
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, signal.getsignal(signal.SIGTERM) or signal.SIG_DFL)
 
 
 def mesh(num_devices: int | None = None, axis: str = "tasks") -> Mesh:

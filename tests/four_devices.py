@@ -3,6 +3,7 @@
 import json
 import re
 import sys
+import tempfile
 from pathlib import Path
 
 import jax
@@ -109,6 +110,25 @@ def fit():
     FOUND["fit"] = {"first": first - before, "second": len(COMPILED) - first, "step": int(state.step)}
 
 
+def fewer_devices():
+    """Saved on four devices, the run goes on on two, and on one."""
+
+    def run(n, num_steps, folder):
+        mesh = mx.sharding.mesh(n)
+        trainer = mx.trainer(mx.bptt(mx.sharding.split(quadratics(), mesh), 8, 2, stagger=True), optax.adam(1e-2))
+        state = mx.sharding.place(trainer.init(KEY, RATE), mesh)
+        store = mx.checkpoints(folder)
+        result = mx.fit(trainer, state, num_steps=num_steps, chunk=2, checkpoint=store, progress=False)
+        assert len(result.state.estimator.t.sharding.device_set) == n
+        return result
+
+    with tempfile.TemporaryDirectory() as one, tempfile.TemporaryDirectory() as other:
+        run(4, 2, one)
+        run(2, 4, one)
+        got, want = run(1, 6, one), run(4, 6, other)
+    FOUND["fewer devices"] = difference(want[:2], got[:2])
+
+
 def evaluate():
     inner, mesh = quadratics(), mx.sharding.mesh()
     split = mx.sharding.split(inner, mesh)
@@ -181,7 +201,7 @@ if __name__ == "__main__":
     jax.monitoring.register_event_duration_secs_listener(
         lambda event, _, **__: COMPILED.append(event) if event.endswith("backend_compile_duration") else None
     )
-    for part in (train_all, fit, evaluate, there_and_back, mistakes):
+    for part in (train_all, fit, fewer_devices, evaluate, there_and_back, mistakes):
         part()
     document(sys.argv[1])
     print(json.dumps(FOUND))
