@@ -234,11 +234,12 @@ def test_callbacks_get_every_row_once(key):
 
 
 def test_tensorboard(key, tmp_path, monkeypatch):
-    made, events = [], []
+    made, suffixes, events = [], [], []
 
     class SummaryWriter:
-        def __init__(self, logdir, purge_step):
+        def __init__(self, logdir, purge_step, filename_suffix, flush_secs):
             made.append((logdir, purge_step))
+            suffixes.append(filename_suffix)
 
         def add_scalar(self, name, value, step):
             events.append((name, value, step))
@@ -252,6 +253,7 @@ def test_tensorboard(key, tmp_path, monkeypatch):
     half = mx.fit(trainer, start, num_steps=2, callbacks=[mx.tensorboard(tmp_path)], progress=False).state
     mx.fit(trainer, half, num_steps=4, callbacks=[mx.tensorboard(tmp_path)], progress=False)
     assert made == [(str(tmp_path), 1), (str(tmp_path), 3)]
+    assert len(set(suffixes)) == 2, "files of their own, though opened within a second"
     assert events[:5] == [("loss", 0.1, 1), ("skipped", 0, 1), ("loss", 0.2, 2), ("skipped", 0, 2), "flush"]
     monkeypatch.setitem(sys.modules, "tensorboardX", None)
     with pytest.raises(ImportError, match=r"pip install 'metajax\[tensorboard\]'"):
