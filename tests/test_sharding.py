@@ -159,9 +159,13 @@ class Processes:
         self.logs = [folder / f"out{i}-{num_steps}" for i in range(2)]
         self.processes = []
         for i, log in enumerate(self.logs):
-            env = environment(2) | {"COORDINATOR": address, "NUM_PROCESSES": "2", "PROCESS_ID": str(i), "TIMEOUT": "3"}
+            env = environment(2) | {"COORDINATOR": address, "NUM_PROCESSES": "2", "PROCESS_ID": str(i), "TIMEOUT": "8"}
+            cache = {
+                "JAX_COMPILATION_CACHE_DIR": str(folder.parent / "cache"),
+                "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+            }
             with log.open("w") as f:
-                self.processes.append(subprocess.Popen(command, env=env, stdout=f, stderr=subprocess.STDOUT))
+                self.processes.append(subprocess.Popen(command, env=cache | env, stdout=f, stderr=subprocess.STDOUT))
 
     def __enter__(self):
         return self
