@@ -176,6 +176,8 @@ def fit(
     - A meta-gradient that is not finite is skipped and counted. After ``max_skipped`` in a row the run stops and saves
       its state, with the parameters as they were before the first of them. What is not finite is never saved.
     - A full disk costs checkpoints, not the run: it is warned of, and the checkpoints on disk stay as they are.
+    - On several hosts all call it with the same arguments. The first alone writes, reports and calls ``callbacks``; a
+      signal that one of them gets stops all of them, saved, at the same step.
 
     Args:
       trainer: from `metajax.trainer`.
@@ -196,6 +198,7 @@ def fit(
       FloatingPointError: too many non-finite meta-gradients in a row; the message says where and what.
       KeyboardInterrupt, SystemExit: after Ctrl-C and SIGTERM with a ``checkpoint``, once all is saved.
       TypeError, ValueError: bad arguments, or a checkpoint of another run.
+      RuntimeError: another process uses the folder of ``checkpoint``.
 
     >>> import jax, metajax as mx, optax, tempfile
     >>> loop = mx.inner(mx.l2l(optax.sgd, mx.problems.quadratic()), mx.tasks.quadratics(3), horizon=10)
