@@ -1,11 +1,15 @@
 """Checkpoints of a run on orbax: asynchronous, atomic, verified, and refused where they do not fit."""
 
+import contextlib
+import datetime
+import fcntl
 import hashlib
 import json
 import logging
 import math
 import os
 import shutil
+import socket
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -16,7 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 
-from metajax import checks
+from metajax import checks, hosts
 from metajax.types import PyTree
 
 _FORMAT = 1
@@ -43,7 +47,7 @@ class Checkpoints(NamedTuple):
       save: ``(Snapshot) -> None``, starts to write and returns; the snapshot is copied before it does.
       wait: ``() -> None``, returns when all is written, or raises what went wrong since the last call.
       restore: ``(like) -> Snapshot | None``, the newest that is whole, its tree like ``like``.
-      close: ``() -> None``, gives up the threads; saving and restoring open them again.
+      close: ``() -> None``, gives up the directory and the threads; saving and restoring take them again.
       every: meta-steps between two snapshots.
       where: the directory, for messages.
     """
@@ -64,6 +68,13 @@ def checkpoints(directory: str | os.PathLike, every: int = 100, keep: int = 3, t
     damaged one is set aside as ``damaged-STEP``. Loading runs no code from the file: the item ``data`` is one array of
     bytes, and the item ``meta`` says in JSON which arrays follow each other there.
 
+    From the first save or restore until ``close``, which `fit` calls at its end, the directory is locked against other
+    processes. The lock is the operating system's and ends with the process, however that ends.
+
+    On several hosts all call each function, with the same arguments. Only the first touches the directory, and what it
+    restores it tells the others. Each array is saved whole and comes back placed as ``like`` is: on other numbers of
+    devices and hosts, too.
+
     Args:
       directory: on a local or mounted file system; made if it is not there.
       every: meta-steps between two snapshots.
@@ -73,6 +84,7 @@ def checkpoints(directory: str | os.PathLike, every: int = 100, keep: int = 3, t
     Raises:
       TypeError, ValueError: bad arguments, here; on loading, a checkpoint with another tag or another tree, whose
         message names each difference, or a directory in which no checkpoint is whole.
+      RuntimeError: on saving and loading, another process has locked the directory; the message says which.
 
     >>> import jax, metajax as mx, tempfile
     >>> store = mx.checkpoints(tempfile.mkdtemp(), every=10, tag="v1")
@@ -94,33 +106,55 @@ def checkpoints(directory: str | os.PathLike, every: int = 100, keep: int = 3, t
     if not isinstance(tag, str):
         raise TypeError(f"tag must be a string such as 'v1', got {tag!r} of type {type(tag).__name__}")
     opened: list[ocp.CheckpointManager] = []
+    locks: list[int] = []
+
+    def lock():
+        if not locks:
+            path.mkdir(parents=True, exist_ok=True)
+            locks.extend(_lock(path))
 
     def manager():
         if not opened:
             _sweep(path)
             logging.getLogger("absl").addFilter(_reported_by_us)
-            # Folders made in the background leave threads that wait for five minutes when a write fails.
-            quick = ocp.options.AsyncOptions(create_directories_asynchronously=False)
-            options = ocp.CheckpointManagerOptions(max_to_keep=keep, async_options=quick)
+            options = ocp.CheckpointManagerOptions(
+                max_to_keep=keep,
+                create=False,
+                # Folders made in the background leave threads that wait for five minutes when a write fails.
+                async_options=ocp.options.AsyncOptions(create_directories_asynchronously=False),
+                # Of several hosts only the first saves: it waits for no other.
+                multiprocessing_options=ocp.options.MultiprocessingOptions(primary_host=0, active_processes={0}),
+            )
             opened.append(ocp.CheckpointManager(path, options=options))
         return opened[0]
 
-    def close():
+    def shut():
         if opened:
             try:
                 opened.pop().close()
             finally:
                 logging.getLogger("absl").removeFilter(_reported_by_us)
 
+    def close():
+        try:
+            shut()
+        finally:
+            while locks:
+                os.close(locks.pop())
+
     def recover():
         # After a failed write orbax has lost count of what it keeps, and what was half written takes up room.
         try:
-            close()
+            shut()
         except Exception:
             opened.clear()
         _sweep(path)
 
     def save(snapshot):
+        snapshot = snapshot._replace(tree=jax.tree.map(hosts.whole, snapshot.tree))
+        if not hosts.is_first():
+            return
+        lock()
         data, meta = _pack(snapshot, tag)
         try:
             # One array: a failure among many leaves the others behind, each with a traceback of its own.
@@ -138,36 +172,40 @@ def checkpoints(directory: str | os.PathLike, every: int = 100, keep: int = 3, t
                 recover()
                 raise
 
-    def restore(like):
-        if not path.is_dir():
-            return None
+    def find():
+        """The newest that is whole: its step, what it says of itself, and its bytes; and the damaged ones."""
+        lock()
         wait()
-        close()  # scan the directory afresh
-        damaged: dict[int, str] = {}
-        steps = sorted(manager().all_steps(), reverse=True)
-        for step in steps:
+        shut()  # scan the directory afresh
+        damaged = []
+        for step in sorted(manager().all_steps(), reverse=True):
             try:
-                arrays, meta = _read(manager(), step)
+                meta, data = _read(manager(), step)
             except Exception as e:
-                damaged[step] = f"{type(e).__name__}: {e}".splitlines()[0][:200]
+                damaged.append([step, f"{type(e).__name__}: {e}".splitlines()[0][:200]])
                 continue
-            snapshot = _unpack(arrays, meta, like, tag, f"the checkpoint of step {step} in {path}")
-            if damaged:
-                close()
-                for bad, why in damaged.items():
-                    _set_aside(path, bad)
-                    warnings.warn(
-                        f"the checkpoint of step {bad} in {path} is damaged ({why}); it was set aside as "
-                        f"damaged-{bad}, and the run goes on from step {step}",
-                        RuntimeWarning,
-                        stacklevel=2,
-                    )
-            return snapshot
-        if damaged:
-            close()
-            reasons = "\n".join(f"  step {step}: {why}" for step, why in damaged.items())
+            return [step, meta, damaged], data
+        return [None, None, damaged], b""
+
+    def restore(like):
+        (step, meta, damaged), data = hosts.from_first(find)
+        if step is None and damaged:
+            reasons = "\n".join(f"  step {bad}: {why}" for bad, why in damaged)
             raise ValueError(f"no checkpoint in {path} is whole; move the folder away to start anew:\n{reasons}")
-        return None
+        if step is None:
+            return None
+        snapshot = _unpack(data, meta, like, tag, f"the checkpoint of step {step} in {path}")
+        if damaged and hosts.is_first():
+            shut()
+            for bad, why in damaged:
+                _set_aside(path, bad)
+                warnings.warn(
+                    f"the checkpoint of step {bad} in {path} is damaged ({why}); it was set aside as "
+                    f"damaged-{bad}, and the run goes on from step {step}",
+                    RuntimeWarning,
+                    stacklevel=2,
+                )
+        return snapshot
 
     return Checkpoints(save, wait, restore, close, every, str(path))
 
@@ -189,8 +227,8 @@ def _pack(snapshot: Snapshot, tag: str) -> tuple[np.ndarray, dict[str, Any]]:
     return np.frombuffer(data, np.uint8), {"body": body, "sha256": _digest(body)}
 
 
-def _read(manager: ocp.CheckpointManager, step: int) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
-    """The arrays and the JSON of a step, verified."""
+def _read(manager: ocp.CheckpointManager, step: int) -> tuple[dict[str, Any], bytes]:
+    """The JSON and the bytes of a step, verified."""
     # One of them after the other: a reader that is left behind by the failure of another would be heard of.
     meta = manager.restore(step, args=ocp.args.Composite(meta=ocp.args.JsonRestore()))["meta"]
     body = meta["body"]
@@ -199,17 +237,10 @@ def _read(manager: ocp.CheckpointManager, step: int) -> tuple[dict[str, np.ndarr
     data = manager.restore(step, args=ocp.args.Composite(data=ocp.args.StandardRestore()))["data"]["bytes"].tobytes()
     if hashlib.sha256(data).hexdigest() != body["sha256"]:
         raise ValueError("its data do not match their digest")
-    arrays, at = {}, 0
-    for name, dtype, shape in body["layout"]:
-        count = math.prod(shape)
-        arrays[name] = (
-            np.frombuffer(data, jnp.dtype(dtype), count, at).reshape(shape) if count else np.zeros(shape, dtype)
-        )
-        at += arrays[name].nbytes
-    return arrays, body
+    return body, data
 
 
-def _unpack(arrays: dict[str, np.ndarray], meta: dict[str, Any], like: PyTree, tag: str, what: str) -> Snapshot:
+def _unpack(data: bytes, meta: dict[str, Any], like: PyTree, tag: str, what: str) -> Snapshot:
     if meta["format"] != _FORMAT:
         raise ValueError(f"{what} has the format {meta['format']}, this version of metajax reads {_FORMAT}")
     if meta["tag"] != tag:
@@ -228,6 +259,13 @@ def _unpack(arrays: dict[str, np.ndarray], meta: dict[str, Any], like: PyTree, t
             + "\n".join(wrong[:8])
             + more
         )
+    arrays, at = {}, 0
+    for name, dtype, shape in meta["layout"]:
+        count = math.prod(shape)
+        arrays[name] = (
+            np.frombuffer(data, jnp.dtype(dtype), count, at).reshape(shape) if count else np.zeros(shape, dtype)
+        )
+        at += arrays[name].nbytes
     tree = jax.tree.unflatten(
         jax.tree.structure(like), [_place(arrays[f"tree/{name}"], x) for name, x in leaves.items()]
     )
@@ -239,7 +277,7 @@ def _unpack(arrays: dict[str, np.ndarray], meta: dict[str, Any], like: PyTree, t
 def _place(x: np.ndarray, like: Any) -> jax.Array:
     """An array where ``like`` is, a typed key if that is one."""
     y = jax.random.wrap_key_data(jnp.array(x), impl=jax.random.key_impl(like)) if _is_key(like) else jnp.array(x)
-    return jax.device_put(y, like.sharding) if getattr(like, "committed", False) else y
+    return hosts.put(y, like.sharding) if getattr(like, "committed", False) else y
 
 
 def _named(tree: PyTree) -> dict[str, Any]:
@@ -261,6 +299,29 @@ def _is_key(x: Any) -> bool:
 
 def _digest(body: dict[str, Any]) -> str:
     return hashlib.sha256(json.dumps(body, sort_keys=True).encode()).hexdigest()
+
+
+def _lock(path: Path) -> list[int]:
+    """Locks the directory against other processes; the file descriptor that holds the lock, if there are locks."""
+    try:
+        file = os.open(path / ".lock", os.O_RDWR | os.O_CREAT, 0o666)
+    except OSError:  # a file system that cannot be written to
+        return []
+    try:
+        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except (BlockingIOError, PermissionError):
+        who = os.read(file, 200).decode(errors="replace")
+        os.close(file)
+        raise RuntimeError(
+            f"the checkpoints in {path} are in use by another run, {who or 'an unknown process'}; give each run a "
+            f"directory of its own, or end the other first"
+        ) from None
+    except OSError as e:
+        warnings.warn(f"two runs in {path} would not be noticed: its file system has no locks, {e}", stacklevel=4)
+    now = datetime.datetime.now().isoformat(" ", "seconds")
+    with contextlib.suppress(OSError):  # a full disk
+        os.pwrite(file, f"process {os.getpid()} on {socket.gethostname()} since {now}".ljust(100).encode(), 0)
+    return [file]
 
 
 def _sweep(path: Path) -> None:

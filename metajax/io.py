@@ -9,12 +9,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from metajax import checks
+from metajax import checks, hosts
 from metajax.types import PyTree
 
 
 def save(path: str | os.PathLike, tree: PyTree) -> None:
     """Writes a tree of finite arrays to an npz file, each leaf under its path; the file appears whole or not at all.
+
+    On several hosts all call it and the first writes.
 
     Raises:
       ValueError: a leaf holds NaN or infinity: a good file is not overwritten by a bad state.
@@ -25,12 +27,14 @@ def save(path: str | os.PathLike, tree: PyTree) -> None:
     >>> mx.save(path, params)
     >>> same = mx.load(path, like=params)
     """
+    tree = jax.tree.map(hosts.whole, tree)
     checks.finite("tree", tree)
     leaves = jax.tree_util.tree_leaves_with_path(tree)
     arrays = {jax.tree_util.keystr(p, simple=True, separator="/") or ".": np.asarray(x) for p, x in leaves}
     if len(arrays) != len(leaves):
         raise ValueError("tree has two leaves of one path; rename one")
-    write_npz(Path(path), arrays)
+    if hosts.is_first():
+        write_npz(Path(path), arrays)
 
 
 def load(path: str | os.PathLike, like: PyTree) -> PyTree:

@@ -4,6 +4,7 @@ import csv
 import io
 import json
 import os
+import time
 import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -158,7 +159,9 @@ def tensorboard(writer: Any) -> Callable[[Rows], None]:
     def write(rows: Rows) -> None:
         for row in rows:
             if not opened and make is not None:
-                opened.append(make(os.fspath(writer), purge_step=row["step"]))
+                # Files are named by the second and would overwrite each other; a thread writes, after two minutes.
+                suffix = f".{time.time_ns()}"
+                opened.append(make(os.fspath(writer), purge_step=row["step"], filename_suffix=suffix, flush_secs=1))
             for name, value in row.items():
                 if name != "step" and np.ndim(value) == 0:
                     opened[0].add_scalar(name, value, row["step"])

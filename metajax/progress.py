@@ -2,10 +2,11 @@
 
 import sys
 import time
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike
-from tqdm.auto import tqdm
+from tqdm import tqdm
 
 _BLOCK = 50
 
@@ -48,14 +49,41 @@ class Plateau:
         return f"plateau, {n} steps{start}" if n >= least else ""
 
 
+def _notebook() -> Any:
+    """The module IPython where this runs in a notebook, else None."""
+    module: Any = sys.modules.get("IPython")
+    return module if module is not None and hasattr(module.get_ipython(), "kernel") else None
+
+
+class _Output:
+    """For tqdm a file; in a notebook one output, which is replaced by each line that is written.
+
+    It needs no widgets, and a saved notebook keeps the last line.
+    """
+
+    encoding = "utf-8"  # for tqdm to draw blocks
+
+    def __init__(self, ipython: Any):
+        self.handle = ipython.display.display({"text/plain": ""}, raw=True, display_id=True)
+
+    def write(self, text: str) -> None:
+        if text.strip():
+            self.handle.update({"text/plain": text.strip()}, raw=True)
+
+    def flush(self) -> None:
+        pass
+
+
 class Progress:
     """A context manager with ``update`` and ``say``; lines without carriage returns where stderr is a file."""
 
     def __init__(self, total: int, label: str, show: bool = True, every: float = 10.0, initial: int = 0):
         self.total, self.label, self.every, self.done = total, label, every, initial
-        interactive = sys.stderr.isatty() or "ipykernel" in sys.modules
+        notebook = _notebook() if show else None
+        file = sys.stderr if notebook is None else _Output(notebook)
+        interactive = notebook is not None or sys.stderr.isatty()
         self.bar = (
-            tqdm(total=total, initial=initial, desc=label, unit="step", leave=True) if show and interactive else None
+            tqdm(total=total, initial=initial, desc=label, unit="step", file=file) if show and interactive else None
         )
         self.lines = show and not interactive
         self.last = time.monotonic()

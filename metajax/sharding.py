@@ -15,6 +15,8 @@ With constraints on shardings alone the compiler reduces the gradient of shared 
 every inner step of the backward pass; the transpose of a shard_map reduces it once, after the last.
 """
 
+import signal
+import threading
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -25,8 +27,8 @@ import numpy as np
 from jax import lax
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
-from metajax import checks
-from metajax.types import Array, Inner, InnerState, PyTree, TrainState, vmap
+from metajax import checks, hosts
+from metajax.types import Inner, InnerState, PyTree, TrainState, vmap
 
 __all__ = ["gather", "initialize", "mesh", "place", "split"]
 
@@ -44,6 +46,8 @@ def initialize(
     JAX leaves the survivors waiting up to 100 s for a heartbeat and then up to 300 s at exit. Here each process that
     misses another for ``timeout`` seconds ends with an error, and so a launcher can start all of them again. Call it
     before anything else that uses JAX. With ``num_processes=1`` it does nothing, so that one script serves both.
+    SIGTERM goes on to do what it did before, while JAX alone would ignore it: it ends the process, or, within
+    `metajax.fit` with a ``checkpoint``, saves on all hosts and ends them all.
 
     Args:
       coordinator_address: ``"host:port"`` of process 0, any free port. On SLURM, Open MPI, GKE and TPU pods JAX
@@ -76,6 +80,9 @@ def initialize(
         "initialization_timeout": max(timeout, 60),
     }
     jax.distributed.initialize(coordinator_address, num_processes, process_id, **(defaults | options))
+    # JAX has put in its place a handler that notes SIGTERM for its preemption service and else ignores it.
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, signal.getsignal(signal.SIGTERM) or signal.SIG_DFL)
 
 
 def mesh(num_devices: int | None = None, axis: str = "tasks") -> Mesh:
@@ -193,15 +200,15 @@ def place(tree: PyTree, mesh: Mesh, axis: str = "tasks") -> PyTree:
             if size % mesh.shape[axis]:
                 raise ValueError(_indivisible(size, mesh.shape[axis], axis))
         if not sizes:
-            return _put(node, whole)
+            return hosts.put(node, whole)
         if isinstance(node, InnerState):
-            return jax.tree.map(lambda x: _put(x, parts), node)
+            return jax.tree.map(lambda x: hosts.put(x, parts), node)
         return type(node)(*(put(child, sizes) for child in node))
 
     def put(tree, sizes=()):
         leaves = jax.tree.leaves(tree)
         if sizes and leaves and all(jnp.ndim(x) and x.shape[0] in sizes for x in leaves):
-            return jax.tree.map(lambda x: _put(x, parts), tree)
+            return jax.tree.map(lambda x: hosts.put(x, parts), tree)
         return jax.tree.map(visit, tree, is_leaf=lambda node: bool(_sizes(node)))
 
     return put(tree)
@@ -221,9 +228,7 @@ def gather(tree: PyTree) -> PyTree:
     def fetch(x):
         if not isinstance(x, jax.Array):
             return x
-        if isinstance(x.sharding, NamedSharding) and not x.is_fully_addressable and not x.is_fully_replicated:
-            x = jax.jit(lambda x: x, out_shardings=NamedSharding(x.sharding.mesh, PartitionSpec()))(x)
-        return _numbers(lambda x: jnp.asarray(np.asarray(x)), x)
+        return hosts.on_numbers(lambda x: jnp.asarray(np.asarray(x)), hosts.whole(x))
 
     return jax.tree.map(fetch, tree)
 
@@ -250,24 +255,6 @@ def _sizes(node: Any) -> list[int]:
     if isinstance(node, TrainState) or not (isinstance(node, tuple) and hasattr(node, "_fields")):
         return []
     return [n for child in node if isinstance(child, InnerState) for n in _sizes(child)]
-
-
-def _put(x: Any, sharding: NamedSharding) -> Array:
-    def put(x):
-        if sharding.is_fully_addressable or (isinstance(x, jax.Array) and not x.is_fully_addressable):
-            return jax.device_put(x, sharding)
-        # Without talk between the hosts: each takes its part of what all of them hold.
-        whole = np.asarray(x)
-        return jax.make_array_from_callback(whole.shape, sharding, lambda index: whole[index])
-
-    return _numbers(put, x)
-
-
-def _numbers(f: Callable, x: Any) -> Any:
-    """Applies ``f`` to the numbers of an array, which for a typed key are its key data."""
-    if isinstance(x, jax.Array) and jnp.issubdtype(x.dtype, jax.dtypes.prng_key):
-        return jax.random.wrap_key_data(f(jax.random.key_data(x)), impl=jax.random.key_impl(x))
-    return f(x)
 
 
 def _indivisible(size: int, devices: int, axis: str) -> str:

@@ -16,7 +16,7 @@ import numpy as np
 import optax
 from jax import lax
 
-from metajax import checks
+from metajax import checks, hosts
 from metajax.checkpoint import Checkpoints, Snapshot
 from metajax.estimators._episodes import all_finite
 from metajax.logs import Log, Record, Rows
@@ -176,6 +176,8 @@ def fit(
     - A meta-gradient that is not finite is skipped and counted. After ``max_skipped`` in a row the run stops and saves
       its state, with the parameters as they were before the first of them. What is not finite is never saved.
     - A full disk costs checkpoints, not the run: it is warned of, and the checkpoints on disk stay as they are.
+    - On several hosts all call it with the same arguments. The first alone writes, reports and calls ``callbacks``; a
+      signal that one of them gets stops all of them, saved, at the same step.
 
     Args:
       trainer: from `metajax.trainer`.
@@ -196,6 +198,7 @@ def fit(
       FloatingPointError: too many non-finite meta-gradients in a row; the message says where and what.
       KeyboardInterrupt, SystemExit: after Ctrl-C and SIGTERM with a ``checkpoint``, once all is saved.
       TypeError, ValueError: bad arguments, or a checkpoint of another run.
+      RuntimeError: another process uses the folder of ``checkpoint``.
 
     >>> import jax, metajax as mx, optax, tempfile
     >>> loop = mx.inner(mx.l2l(optax.sgd, mx.problems.quadratic()), mx.tasks.quadratics(3), horizon=10)
@@ -226,8 +229,8 @@ def fit(
         checks.function("each of callbacks", callback)
     checks.finite("state.meta_params", state.meta_params)
     checks.finite("data", data)
-    speaks = jax.process_index() == 0  # of several hosts one
-    file = Log(log) if log is not None and speaks else None
+    file = Log(log) if log is not None and hosts.is_first() else None
+    callbacks = callbacks if hosts.is_first() else ()
     strides = [chunk] + [x.every for x in (validate, checkpoint) if x is not None]
 
     with _Signals(enabled=checkpoint is not None) as signals, _Saver(checkpoint) as saver:
@@ -237,7 +240,10 @@ def fit(
                 f"num_steps is the total to train to, {num_steps}, but {'the checkpoint' if resumed else 'state'} is "
                 f"already at meta-step {run.step}; give a larger num_steps"
             )
-        with Progress(num_steps, label, show=progress and speaks, initial=run.step) as bar, saver.on_error(run):
+        with (
+            Progress(num_steps, label, show=progress and hosts.is_first(), initial=run.step) as bar,
+            saver.on_error(run),
+        ):
             if resumed:
                 bar.say(f"resumed at meta-step {run.step} of {num_steps} from {saver.where}")
             plateau, reported, ended = Plateau(run.record.history().get("loss", ())), run.step, False
@@ -252,7 +258,8 @@ def fit(
                 reported = run.step
                 if int(run.state.skipped) >= max_skipped:
                     _give_up(run, saver)
-                ended = ended or run.step >= num_steps or signals.received is not None
+                stopped = signals.agreed()
+                ended = ended or run.step >= num_steps or stopped
                 if ended or run.step % saver.every == 0:
                     saver.save(run)
                 if ended:
@@ -263,10 +270,10 @@ def fit(
                 metrics = _advance(run, trainer, chunk, data, stop - run.step, max_skipped)
                 plateau.add(metrics["loss"])
                 bar.update(len(metrics["loss"]), plateau.note(), **_shown(metrics, run.record))
-            if run.step < num_steps and signals.received is None:
+            if run.step < num_steps and not stopped:
                 bar.say(f"stopped early at meta-step {run.step}: validation found no new best any more")
         saver.finish()
-        signals.leave(f"at meta-step {run.step} of {num_steps}; {saver.status()}", label)
+        signals.leave(label, f"at meta-step {run.step} of {num_steps}; {saver.status()}")
     return Fit(run.state, run.record.history(), run.best, run.record.validation())
 
 
@@ -294,7 +301,7 @@ def _validate(run: _Run, validate: Validation) -> bool:
     if not done or (run.step % validate.every == 0 and done[-1][0] != run.step):
         loss = validate.loss(validate.key, run.state.meta_params, validate.data)
         checks.scalar("the loss returned by validate.loss", loss)
-        run.validated(float(loss))
+        run.validated(hosts.told(float(loss)))  # hosts that differ by a rounding would stop at different steps
     losses = [loss if np.isfinite(loss) else np.inf for _, loss in run.record.validations]
     best = int(np.argmin(losses))
     if validate.patience is None or losses[best] == np.inf:
@@ -347,9 +354,10 @@ def _give_up(run: _Run, saver: "_Saver") -> None:
     last = ", ".join(
         f"{name} {x[-1]:.4g}" for name, x in run.record.history().items() if name in ("loss", "update_norm") and x.size
     )
+    kept = hosts.told("" if saver.saved is None else f" and saved at meta-step {saver.saved} in {saver.where}")
     raise FloatingPointError(
         f"the meta-gradient was not finite for {count} steps in a row, up to meta-step {run.step}; the parameters "
-        f"before that were kept{saver.kept()}. The last step had {last}. Lower the learning rate, clip with "
+        f"before that were kept{kept}. The last step had {last}. Lower the learning rate, clip with "
         f"optax.clip_by_global_norm, or shorten the horizon"
     )
 
@@ -361,6 +369,7 @@ class _Saver:
         self.checkpoint = checkpoint
         self.every = sys.maxsize if checkpoint is None else checkpoint.every
         self.where = "" if checkpoint is None else checkpoint.where
+        self.tried: int | None = None
         self.saved: int | None = None
         self.pending: int | None = None
 
@@ -384,15 +393,17 @@ class _Saver:
                 f"the checkpoints in {self.where} are of a run that began with another key; give another directory for "
                 f"another seed"
             )
-        self.saved = found.step
+        self.saved = self.tried = found.step
         return _Run(found.tree["state"], found.tree["best"], Record(self.first, found.arrays)), True
 
     def save(self, run: _Run) -> None:
         """Begins to write, unless there is nothing new or it is not finite."""
-        new = run.step != self.first and run.step not in (self.saved, self.pending)
-        if self.checkpoint is None or not new or any(x.is_deleted() for x in jax.tree.leaves(run.state)):
+        if self.checkpoint is None or run.step in (self.first, self.tried):
+            return
+        if any(x.is_deleted() for x in jax.tree.leaves(run.state)):
             return
         self.finish()
+        self.tried = run.step  # and not whether it worked, which only the first of several hosts knows
         if not (all_finite(run.state.meta_params) & ~_any_nan(run.state.opt_state)):
             self._warn(run.step, "its meta-parameters or its optimizer's state are not finite")
             return
@@ -417,15 +428,13 @@ class _Saver:
 
     @contextmanager
     def on_error(self, run: _Run) -> Iterator[None]:
-        """Saves the run when something else fails, such as a callback."""
+        """Saves the run when something else fails, such as a callback; not on several hosts, for one may fail alone."""
         try:
             yield
         except Exception:
-            self.save(run)
+            if jax.process_count() == 1:
+                self.save(run)
             raise
-
-    def kept(self) -> str:
-        return "" if self.saved is None else f" and saved at meta-step {self.saved} in {self.where}"
 
     def status(self) -> str:
         """How to go on from here."""
@@ -447,12 +456,12 @@ class _Signals:
     """Notes SIGINT and SIGTERM instead of dying of them; a second Ctrl-C interrupts at once."""
 
     def __init__(self, enabled: bool):
-        self.enabled = enabled and threading.current_thread() is threading.main_thread()
-        self.received: signal.Signals | None = None
+        self.enabled, self.received = enabled, 0
         self.previous: dict[signal.Signals, Any] = {}
 
     def __enter__(self) -> "_Signals":
-        for number in (signal.SIGINT, signal.SIGTERM) if self.enabled else ():
+        handled = self.enabled and threading.current_thread() is threading.main_thread()
+        for number in (signal.SIGINT, signal.SIGTERM) if handled else ():
             if signal.getsignal(number) not in (signal.SIG_IGN, None):
                 self.previous[number] = signal.signal(number, self._note)
         return self
@@ -462,20 +471,26 @@ class _Signals:
             signal.signal(number, handler)
         self.previous = {}
 
-    def leave(self, where: str, label: str) -> None:
+    def agreed(self) -> int:
+        """The signal that one of the hosts has received, on all of them; 0 if there is none."""
+        return hosts.largest(self.received) if self.enabled else 0
+
+    def leave(self, label: str, where: str) -> None:
         """Ends the program if a signal has asked for it."""
-        if self.received is None:
+        number = self.agreed()
+        if not number:
             return
-        message = f"{label}: stopped by {self.received.name} {where}"
-        if self.received == signal.SIGINT:
+        message = f"{label}: stopped by {signal.Signals(number).name} {hosts.told(where)}"
+        if number == signal.SIGINT:
             raise KeyboardInterrupt(message)
-        print(message, file=sys.stderr, flush=True)
-        raise SystemExit(128 + self.received)
+        if hosts.is_first():
+            print(message, file=sys.stderr, flush=True)
+        raise SystemExit(128 + number)
 
     def _note(self, number, frame) -> None:
-        if self.received is not None and number == signal.SIGINT:
+        if self.received and number == signal.SIGINT:
             raise KeyboardInterrupt
-        self.received = signal.Signals(number)
+        self.received = number
 
 
 def _stays_finite(new: PyTree, old: PyTree) -> Array:

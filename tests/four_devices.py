@@ -3,6 +3,7 @@
 import json
 import re
 import sys
+import tempfile
 from pathlib import Path
 
 import jax
@@ -98,15 +99,29 @@ def many_rates():
 
 
 def fit():
-    """The state comes back placed as it went in: the second call compiles nothing."""
-    mesh = mx.sharding.mesh()
-    trainer = mx.trainer(mx.bptt(mx.sharding.split(quadratics(), mesh), 8), optax.adam(1e-2))
-    state = mx.sharding.place(trainer.init(KEY, RATE), mesh)
-    before = len(COMPILED)
-    state, *_ = mx.fit(trainer, state, num_steps=3, chunk=2, progress=False)
-    first = len(COMPILED)
-    state, *_ = mx.fit(trainer, state, num_steps=6, chunk=2, progress=False)
-    FOUND["fit"] = {"first": first - before, "second": len(COMPILED) - first, "step": int(state.step)}
+    """The state comes back placed as it went in: the second call compiles nothing. And a checkpoint of the first goes
+    on on two devices."""
+
+    def trainer_and_state(mesh):
+        trainer = mx.trainer(mx.bptt(mx.sharding.split(quadratics(), mesh), 8), optax.adam(1e-2))
+        return trainer, mx.sharding.place(trainer.init(KEY, RATE), mesh)
+
+    with tempfile.TemporaryDirectory() as folder:
+        trainer, state = trainer_and_state(mx.sharding.mesh())
+        before = len(COMPILED)
+        store = mx.checkpoints(folder)
+        state, *_ = mx.fit(trainer, state, num_steps=3, chunk=2, progress=False, checkpoint=store)
+        first = len(COMPILED)
+        state, *_ = mx.fit(trainer, state, num_steps=6, chunk=2, progress=False)
+        FOUND["fit"] = {"first": first - before, "second": len(COMPILED) - first, "step": int(state.step)}
+        trainer, placed = trainer_and_state(mx.sharding.mesh(2))
+        rows = []
+        result = mx.fit(trainer, placed, num_steps=6, progress=False, checkpoint=store, callbacks=[rows.extend])
+    FOUND["fewer devices"] = {
+        "difference": difference(state, result.state),
+        "trained": [row["step"] for row in rows],
+        "devices": len(result.state.estimator.t.sharding.device_set),
+    }
 
 
 def evaluate():

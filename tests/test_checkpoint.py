@@ -93,7 +93,7 @@ def test_the_last_are_kept(tmp_path):
         store.save(mx.Snapshot(step, jnp.float32(step), {}))
     store.wait()
     store.close()
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["3", "4"]
+    assert _names(tmp_path) == ["3", "4"]
 
 
 def test_damage_anywhere_is_harmless_or_noticed(store, tmp_path):
@@ -151,7 +151,7 @@ def test_no_whole_checkpoint_is_an_error_and_nothing_is_lost(store):
         _cut(Path(store.where) / str(step) / "meta" / "metadata")
     with pytest.raises(ValueError, match=r"(?s)no checkpoint in .* is whole; move the folder away.*step 2: .*step 1: "):
         store.restore(TREE)
-    assert {p.name for p in Path(store.where).iterdir()} == {"1", "2"}
+    assert _names(Path(store.where)) == ["1", "2"]
 
 
 REFUSED = {
@@ -306,7 +306,7 @@ def test_what_is_not_finite_is_never_saved(tmp_path, key):
         "the checkpoint of meta-step 15",
     ]
     assert "not finite. The run goes on; the last is of meta-step 5" in str(caught[0].message)
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["5"]
+    assert _names(tmp_path) == ["5"]
 
 
 def test_a_run_that_stays_non_finite_saves_its_last_good_state(tmp_path, key):
@@ -387,7 +387,7 @@ def test_a_disk_that_is_really_full(tmp_path, key):
 
         def fill(rows):
             if rows[-1]["step"] == 30:
-                while sorted(p.name for p in (disk / "checkpoints").iterdir()) != ["20"]:
+                while _names(disk / "checkpoints") != ["20"]:
                     time.sleep(0.001)  # what is still being written, and what is removed for it
                 with ballast.open("wb", buffering=0) as f, contextlib.suppress(OSError):
                     while True:
@@ -403,9 +403,52 @@ def test_a_disk_that_is_really_full(tmp_path, key):
         assert all("No space left on device. The run goes on" in str(w.message) for w in caught)
         assert store.restore({"state": state, "best": state.meta_params}).step == 60, "and once there is room it saves"
         store.close()
-        assert [p.name for p in (disk / "checkpoints").iterdir()] == ["60"]
+        assert _names(disk / "checkpoints") == ["60"]
     finally:
         subprocess.run(["umount", str(disk)], check=True)
+
+
+# Two runs in one folder
+
+HOLD = """
+import sys, time, jax.numpy as jnp, metajax as mx
+store = mx.checkpoints(sys.argv[1])
+store.save(mx.Snapshot(3, jnp.float32(3), {}))
+store.wait()
+print("held", flush=True)
+time.sleep(600)
+"""
+
+
+def test_a_folder_is_for_one_run_at_a_time(tmp_path, key):
+    trainer = runs.counter()
+    state = trainer.init(key, jnp.float32(0))
+    store = mx.checkpoints(tmp_path, every=5)
+    other = subprocess.Popen([sys.executable, "-c", HOLD, str(tmp_path)], stdout=subprocess.PIPE, text=True)
+    try:
+        assert other.stdout.readline() == "held\n"
+        (tmp_path / "4.orbax-checkpoint-tmp").mkdir()  # what the other is writing
+        message = rf"{tmp_path} are in use by another run, process {other.pid} on .* since 20.*directory of its own"
+        with pytest.raises(RuntimeError, match=message):
+            mx.fit(trainer, state, num_steps=10, checkpoint=store, progress=False)
+        with pytest.raises(RuntimeError, match=message):
+            store.save(mx.Snapshot(9, jnp.float32(9), {}))
+        assert _names(tmp_path) == ["3", "4.orbax-checkpoint-tmp"], "nothing of the other is touched"
+    finally:
+        other.kill()
+        other.communicate()
+    assert store.restore(jnp.float32(0)).step == 3
+    with pytest.raises(BlockingIOError):  # this process has it now, as another can see
+        _try_to_lock(tmp_path)
+    store.close()
+    _try_to_lock(tmp_path)
+
+
+def _try_to_lock(folder):
+    code = "import fcntl, sys; fcntl.lockf(open(sys.argv[1], 'r+'), fcntl.LOCK_EX | fcntl.LOCK_NB)"
+    done = subprocess.run([sys.executable, "-c", code, folder / ".lock"], capture_output=True, text=True)
+    if done.returncode:
+        raise BlockingIOError(done.stderr)
 
 
 # Killed from outside
@@ -475,6 +518,10 @@ def test_terminated_from_outside(launch, whole, tmp_path):
         assert child.exitcode == 143
     assert len((tmp_path / "log.jsonl").read_text().splitlines()) < 60
     runs.same(runs.run(tmp_path), whole[0])
+
+
+def _names(folder):
+    return sorted(p.name for p in folder.iterdir() if p.name != ".lock")
 
 
 def _cut(path):

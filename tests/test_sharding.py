@@ -3,8 +3,6 @@
 import json
 import os
 import re
-import runpy
-import signal
 import socket
 import subprocess
 import sys
@@ -12,9 +10,11 @@ import time
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+import runs
 from jax.sharding import Mesh
 
 import metajax as mx
@@ -139,20 +139,33 @@ def test_mistakes(name):
         call()
 
 
-class Processes:
-    """Two processes of two devices each that run the script of the document."""
+def test_a_run_goes_on_on_fewer_devices(found):
+    assert found["fewer devices"]["trained"] == [4, 5, 6]
+    assert found["fewer devices"]["devices"] == 2
+    assert found["fewer devices"]["difference"] < 1e-5
 
-    def __init__(self, folder, num_steps):
+
+class Processes:
+    """Two processes of two devices each that run a script, by default that of the document."""
+
+    def __init__(self, folder, num_steps, script=None):
         with socket.socket() as s:
             s.bind(("127.0.0.1", 0))
             address = f"127.0.0.1:{s.getsockname()[1]}"
-        command = [sys.executable, script(folder), folder / "run.npz", str(num_steps)]
-        self.logs = [folder / f"log{i}-{num_steps}" for i in range(2)]
+        [text] = [b for b in re.findall(r"```python\n(.*?)```", DOCUMENT.read_text(), re.DOTALL) if "initialize(" in b]
+        folder.mkdir(exist_ok=True)
+        (folder / "train.py").write_text(text)
+        command = [sys.executable, script or folder / "train.py", folder / "run", str(num_steps)]
+        self.logs = [folder / f"out{i}-{num_steps}" for i in range(2)]
         self.processes = []
         for i, log in enumerate(self.logs):
-            env = environment(2) | {"COORDINATOR": address, "NUM_PROCESSES": "2", "PROCESS_ID": str(i), "TIMEOUT": "5"}
+            env = environment(2) | {"COORDINATOR": address, "NUM_PROCESSES": "2", "PROCESS_ID": str(i), "TIMEOUT": "8"}
+            cache = {
+                "JAX_COMPILATION_CACHE_DIR": str(folder.parent / "cache"),
+                "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+            }
             with log.open("w") as f:
-                self.processes.append(subprocess.Popen(command, env=env, stdout=f, stderr=subprocess.STDOUT))
+                self.processes.append(subprocess.Popen(command, env=cache | env, stdout=f, stderr=subprocess.STDOUT))
 
     def __enter__(self):
         return self
@@ -162,40 +175,88 @@ class Processes:
             p.kill()
             p.wait()
 
+    def said(self):
+        return [log.read_text() for log in self.logs]
 
-def script(folder):
-    [text] = [b for b in re.findall(r"```python\n(.*?)```", DOCUMENT.read_text(), re.DOTALL) if "initialize(" in b]
-    (folder / "train.py").write_text(text)
-    return folder / "train.py"
+    def wait_for(self, path):
+        deadline = time.monotonic() + 120
+        while not path.exists():
+            assert all(p.poll() is None for p in self.processes), self.said()
+            assert time.monotonic() < deadline, self.said()
+            time.sleep(0.02)
+
+    def ended(self):
+        return [p.wait(timeout=120) for p in self.processes]
+
+
+def checkpoint(folder):
+    """The newest, read back in this process of one device."""
+    learner = mx.l2l(optax.sgd, mx.problems.quadratic(), second_order=True)
+    loop = mx.inner(learner, mx.tasks.quadratics(3), horizon=6)
+    trainer = mx.trainer(mx.bptt(loop, num_tasks=8, truncation=3), optax.adam(1e-3))
+    state = trainer.init(jax.random.key(0), jnp.float32(1e-3))
+    store = mx.checkpoints(folder)
+    found = store.restore({"state": state, "best": state.meta_params})
+    store.close()
+    return trainer, state, found
 
 
 @pytest.mark.slow
-def test_two_processes_one_dies_and_the_run_goes_on(tmp_path, monkeypatch):
-    path = tmp_path / "run.npz"
-    with Processes(tmp_path, 10**6) as run:
-        deadline = time.monotonic() + 120
-        while "saved 10" not in run.logs[0].read_text():
-            assert all(p.poll() is None for p in run.processes), run.logs[0].read_text() + run.logs[1].read_text()
-            assert time.monotonic() < deadline, "the processes did not start"
-            time.sleep(0.1)
-        run.processes[1].send_signal(signal.SIGKILL)
+def test_two_processes_stopped_and_killed_end_where_an_uninterrupted_run_does(tmp_path):
+    folder = tmp_path / "interrupted"
+    with Processes(folder, 10**6) as run:
+        run.wait_for(folder / "run" / "40")
+        run.processes[1].kill()
         assert run.processes[0].wait(timeout=60) != 0, "the survivor ends, and not as if all were well"
-        assert "another task died" in run.logs[0].read_text()
+        assert re.search("tasks have crashed|another task died", run.said()[0]), run.said()[0]
+    killed = checkpoint(folder / "run")[2].step
+    assert killed >= 40
 
-    done = int(np.load(path)["step"])
-    assert done >= 10
-    with Processes(tmp_path, done + 10) as run:
-        codes = [p.wait(timeout=120) for p in run.processes]
-        assert codes == [0, 0], run.logs[0].read_text() + run.logs[1].read_text()
-        said = [re.findall(r"saved (\d+)", log.read_text()) for log in run.logs]
-        assert said == [[str(done + 5), str(done + 10)], []], "it went on, and only the first process wrote"
-    several = dict(np.load(path))
+    with Processes(folder, 10**5) as run:
+        run.wait_for(folder / "run" / str(killed + 20))
+        run.processes[1].terminate()
+        assert run.ended() == [143, 143], "all processes end by the signal that one has got"
+        first, second = run.said()
+    stopped = checkpoint(folder / "run")[2].step
+    assert f"resumed at meta-step {killed} of" in first
+    assert f"stopped by SIGTERM at meta-step {stopped} of 100000; saved at meta-step {stopped} in" in first
+    assert "meta-training" not in second, "only the first process reports"
 
-    # The same script, uninterrupted, in this one process of one device.
-    path.unlink()
-    monkeypatch.setattr(sys, "argv", ["train.py", str(path), str(done + 10)])
-    runpy.run_path(str(script(tmp_path)))
-    alone = dict(np.load(path))
-    assert alone.keys() == several.keys()
-    for name, value in alone.items():
-        np.testing.assert_allclose(several[name], value, rtol=1e-5, atol=1e-6, err_msg=name)
+    total = stopped + 10
+    with Processes(folder, total) as run:
+        assert run.ended() == [0, 0], run.said()
+    with Processes(tmp_path / "whole", total, TESTS / "two_processes.py") as run:
+        assert run.ended() == [0, 0], run.said()
+        found = [json.loads(text.splitlines()[-1]) for text in run.said()]
+    trainer, state, want = checkpoint(tmp_path / "whole" / "run")
+    got = checkpoint(folder / "run")[2]
+    assert got.step == want.step == total
+    runs.same(got, want)
+    for name in ("run.csv", "run.npz"):
+        assert (folder / name).read_bytes() == (tmp_path / "whole" / name).read_bytes(), name
+    assert len((folder / "run.csv").read_text().splitlines()) == total + 1
+
+    # The same in this one process of one device.
+    alone = mx.fit(trainer, state, num_steps=total, progress=False)
+    np.testing.assert_allclose(want.arrays["history/loss"], alone.history["loss"], rtol=1e-4)
+    np.testing.assert_allclose(want.tree["state"].meta_params, alone.state.meta_params, rtol=1e-4)
+    agreed(*found)
+
+
+def agreed(first, second):
+    """What each of the two processes has found in two_processes.py."""
+    assert first["told"] == second["told"] == [0, "from 0"]
+    assert first["refused"] == ["ValueError", "no"]
+    assert second["refused"] == ["RuntimeError", "on the first host: no"]
+    assert first["largest"] == second["largest"] == 1
+    for name in ("stopped early", "not finite", "another tag", "damaged", "a full disk"):
+        assert first[name] == second[name], name
+    assert first["stopped early"] == [[0, 2, 4, 6], [3.0, 1.0, 2.0, 2.0]], "the first one's losses"
+    assert "4 steps in a row, up to meta-step 6; " in first["not finite"]
+    assert "saved at meta-step 6 in" in first["not finite"]
+    assert "has the tag '', want 'another'" in first["another tag"]
+    assert first["damaged"] == [2, 2.0]
+    assert first["a full disk"] == [6, 4]
+    assert first["reported"] == [1, 2, 3, 4, 5, 6]
+    assert second["reported"] == []
+    assert (first["warned"], second["warned"]) == (["the checkpoint of step 4", "the checkpoint of meta-step 6"], [])

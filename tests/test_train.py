@@ -1,6 +1,7 @@
 """The training loop: what it reports, and what it refuses to lose."""
 
 import json
+import re
 import sys
 import types
 
@@ -234,11 +235,12 @@ def test_callbacks_get_every_row_once(key):
 
 
 def test_tensorboard(key, tmp_path, monkeypatch):
-    made, events = [], []
+    made, suffixes, events = [], [], []
 
     class SummaryWriter:
-        def __init__(self, logdir, purge_step):
+        def __init__(self, logdir, purge_step, filename_suffix, flush_secs):
             made.append((logdir, purge_step))
+            suffixes.append(filename_suffix)
 
         def add_scalar(self, name, value, step):
             events.append((name, value, step))
@@ -252,6 +254,7 @@ def test_tensorboard(key, tmp_path, monkeypatch):
     half = mx.fit(trainer, start, num_steps=2, callbacks=[mx.tensorboard(tmp_path)], progress=False).state
     mx.fit(trainer, half, num_steps=4, callbacks=[mx.tensorboard(tmp_path)], progress=False)
     assert made == [(str(tmp_path), 1), (str(tmp_path), 3)]
+    assert len(set(suffixes)) == 2, "files of their own, though opened within a second"
     assert events[:5] == [("loss", 0.1, 1), ("skipped", 0, 1), ("loss", 0.2, 2), ("skipped", 0, 2), "flush"]
     monkeypatch.setitem(sys.modules, "tensorboardX", None)
     with pytest.raises(ImportError, match=r"pip install 'metajax\[tensorboard\]'"):
@@ -296,6 +299,33 @@ def test_progress_says_where_it_resumed(key, capsys, tmp_path):
     lines = capsys.readouterr().err.splitlines()
     assert lines[0] == f"meta-training: resumed at meta-step 10 of 20 from {tmp_path}"
     assert lines[1].startswith("meta-training: 20/20 steps, loss ")
+
+
+def test_progress_in_a_notebook_is_one_output_that_is_replaced(key, tmp_path, monkeypatch, capsys):
+    shown = []
+
+    def display(data, raw, display_id):
+        assert (data, raw, display_id) == ({"text/plain": ""}, True, True)
+        return types.SimpleNamespace(update=lambda data, raw: shown.append(data["text/plain"]))
+
+    shell = types.SimpleNamespace(kernel=None)
+    ipython = types.SimpleNamespace(get_ipython=lambda: shell, display=types.SimpleNamespace(display=display))
+    monkeypatch.setitem(sys.modules, "IPython", ipython)
+    trainer, store = runs.counter(), mx.checkpoints(tmp_path, every=5)
+    start = trainer.init(key, jnp.float32(0))
+    mx.fit(trainer, start, num_steps=10, checkpoint=store)
+    assert re.fullmatch(r"meta-training: 100%\|█+\| 10/10 \[.*step/s, loss=\S+\]", shown[-1])
+    assert capsys.readouterr().err == ""
+    mx.fit(trainer, start, num_steps=20, checkpoint=store)
+    assert "20/20" in shown[-1]
+    assert not any(c in line for line in shown for c in "\r\n")
+    assert capsys.readouterr().err == f"meta-training: resumed at meta-step 10 of 20 from {tmp_path}\n"
+    count = len(shown)
+    mx.fit(trainer, start, num_steps=10, progress=False)
+    assert len(shown) == count
+    del shell.kernel  # IPython in a terminal, or a script that has imported it
+    mx.fit(trainer, start, num_steps=10)
+    assert capsys.readouterr().err.startswith("meta-training: 10/10 steps, loss ")
 
 
 # Bad input

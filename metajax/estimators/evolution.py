@@ -34,7 +34,7 @@ class Pairs(NamedTuple):
 
 
 def es(inner: Inner, num_tasks: int, std: float) -> Estimator:
-    """Antithetic evolution strategies over whole episodes (Rechenberg 1973; Salimans et al. 2017, section 2).
+    """Antithetic evolution strategies over whole episodes (Rechenberg 1973; Salimans et al. 2017).
 
     Estimates the gradient of the smoothed meta-loss ``E L(meta_params + std * normal)`` without bias, by the mean over
     tasks of ``noise * (L(m + noise) - L(m - noise)) / (2 std^2)``. It is `metajax.pes` with the whole horizon as the
@@ -62,7 +62,7 @@ def es(inner: Inner, num_tasks: int, std: float) -> Estimator:
 
 
 def pes(inner: Inner, num_tasks: int, std: float, truncation: int | None = None, *, stagger: bool = False) -> Estimator:
-    """Persistent evolution strategies (Vicol et al. 2021, algorithm 2): truncated, and unbiased for the episode.
+    """Persistent evolution strategies (Vicol et al. 2021): truncated, and unbiased for the episode.
 
     Each window is run with fresh noise and weighed by the sum of the noise of all windows of the episode so far, which
     carries the influence of earlier windows on this one's loss. The mean of the estimates over the windows of an
@@ -164,7 +164,7 @@ class GuidedState(NamedTuple):
 def guided_es(
     inner: Inner, num_tasks: int, std: float, surrogate: Estimator, *, rank: int = 1, alpha: float = 0.5
 ) -> Estimator:
-    """Guided evolution strategies (Maheswaranathan et al. 2019, section 3): a search stretched along known directions.
+    """Guided evolution strategies (Maheswaranathan et al. 2019): a search stretched along known directions.
 
     The noise has the covariance ``std^2 C`` with ``C = alpha / n * I + (1 - alpha) / k * U U^T``, where ``n`` is the
     number of meta-parameters and ``U [n, k]`` an orthonormal basis of the latest ``k = rank`` estimates of the

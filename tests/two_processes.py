@@ -1,0 +1,98 @@
+"""Run by test_sharding.py in each of two processes: the document's script, then what hosts must agree on, as JSON."""
+
+import json
+import runpy
+import sys
+import warnings
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import orbax.checkpoint as ocp
+import runs
+
+import metajax as mx
+from metajax import hosts
+
+FOLDER = Path(sys.argv[1]).parent
+FOUND = {}
+
+
+def run(name, trainer, num_steps=6, **options):
+    state = trainer.init(jax.random.key(0), jnp.float32(0))
+    store = mx.checkpoints(FOLDER / name, every=2)
+    return mx.fit(trainer, state, num_steps=num_steps, chunk=2, checkpoint=store, progress=False, **options)
+
+
+def error(f):
+    try:
+        f()
+    except Exception as e:
+        return [type(e).__name__, str(e)]
+
+
+def no():
+    raise ValueError("no")
+
+
+def stopped_early(me):
+    """Validation losses that differ between the hosts, as those of different hardware may."""
+    losses = iter([3.0, 1.0, 2.0, 2.0] if me == 0 else [3.0, 2.0, 1.0, 0.5])
+    validate = mx.validation(lambda *_: jnp.float32(next(losses)), jax.random.key(1), every=2, patience=2)
+    result = run("early", runs.counter(), 20, validate=validate, callbacks=[reported])
+    return [x.tolist() for x in result.validation.values()]
+
+
+def reported(rows):
+    FOUND["reported"] += [row["step"] for row in rows]
+
+
+def not_finite():
+    skipping = runs.counter(lambda step: {"loss": 1.0 / step, "skipped": jnp.maximum(step - 2, 0)})
+    return error(lambda: run("infinite", skipping, 20, max_skipped=4))[1]
+
+
+def damaged():
+    """The first host finds the newest checkpoint damaged and both take the one before it."""
+    run("damaged", runs.counter(), 4)
+    if hosts.is_first():
+        (FOLDER / "damaged" / "4" / "meta" / "metadata").write_text("{")
+    store = mx.checkpoints(FOLDER / "damaged")
+    like = runs.counter().init(jax.random.key(0), jnp.float32(0))
+    found = store.restore({"state": like, "best": like.meta_params})
+    store.close()
+    return [found.step, float(found.tree["best"])]
+
+
+def a_full_disk():
+    """A write fails on the first host, which alone writes; the run goes on, on both, and says alike what was saved."""
+    save = ocp.CheckpointManager.save
+
+    def full(self, step, **kwargs):
+        if step == 6:
+            raise OSError(28, "No space left on device")
+        return save(self, step, **kwargs)
+
+    ocp.CheckpointManager.save = full
+    result = run("full", runs.counter())
+    ocp.CheckpointManager.save = save
+    store = mx.checkpoints(FOLDER / "full")
+    saved = store.restore({"state": result.state, "best": result.best}).step
+    store.close()
+    return [int(result.state.step), saved]
+
+
+runpy.run_path(str(FOLDER / "train.py"))
+me = jax.process_index()
+assert jax.process_count() == 2
+FOUND |= {"reported": [], "told": [hosts.told(me), hosts.told(f"from {me}")], "largest": hosts.largest(me)}
+FOUND["refused"] = error(lambda: hosts.from_first(no))
+with warnings.catch_warnings(record=True) as caught:
+    warnings.simplefilter("always", RuntimeWarning)
+    FOUND["stopped early"] = stopped_early(me)
+    FOUND["not finite"] = not_finite()
+    FOUND["another tag"] = error(lambda: mx.checkpoints(FOLDER / "early", tag="another").restore({}))[1]
+    FOUND["damaged"] = damaged()
+    FOUND["a full disk"] = a_full_disk()
+FOUND["warned"] = [str(w.message).split(" in ")[0].split(" was ")[0] for w in caught]
+print(json.dumps(FOUND))
