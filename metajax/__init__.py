@@ -13,6 +13,7 @@ from metajax.train import Fit, Validation, fit, trainer, validation
 from metajax.types import (
     Estimate,
     Estimator,
+    InContext,
     Inner,
     InnerState,
     LearnedOptimizer,
@@ -34,6 +35,7 @@ __all__ = [
     "Estimate",
     "Estimator",
     "Fit",
+    "InContext",
     "Inner",
     "InnerState",
     "LearnedOptimizer",

@@ -156,3 +156,19 @@ class LearnedOptimizer(NamedTuple):
 
     init: Callable[..., PyTree]
     tx: Callable[..., Any]
+
+
+class InContext(NamedTuple):
+    """A learner that learns in its own activations, not by gradients, and the meta-parameters it learns with.
+
+    Its batches are ``{"image": [B, ...], "label": [B]}``, usually ``B = 1``: each step predicts first, then takes the
+    label in. Its loss is the mean cross-entropy, in nats, of the prediction made before the label was seen, its metric
+    ``accuracy``; ``learner.loss`` predicts every example of a batch from the one state and changes nothing.
+
+    Attributes:
+      init: ``(key) -> meta_params``.
+      learner: the inner algorithm that runs with them.
+    """
+
+    init: Callable[..., PyTree]
+    learner: Learner
