@@ -269,6 +269,8 @@ def test_a_label_out_of_range_does_not_go_unseen(label):
     assert jnp.isnan(jax.jit(judge)(jnp.zeros((1, C)), labels)[0])
     with pytest.raises(ValueError, match=rf"label must be in 0..2, got \[{label}\]"):
         learner.loss(KEY, params, state, {"image": IMAGES[:1], "label": labels})
+    with pytest.raises(ValueError, match="label must be in"):  # known while it is compiled
+        jax.jit(lambda logits: judge(logits, labels))(jnp.zeros((1, C)))
 
 
 @pytest.mark.slow

@@ -93,8 +93,11 @@ def in_context(
 
 def judge(logits: Array, label: Array) -> tuple[Array, dict[str, Array]]:
     """The mean cross-entropy of ``logits [B, C]`` in nats, NaN if a ``label [B]`` is out of range, and the accuracy."""
-    known = (label >= 0) & (label < logits.shape[-1])
-    if not isinstance(label, jax.core.Tracer) and not np.all(known):
-        raise ValueError(f"label must be in 0..{logits.shape[-1] - 1}, got {np.unique(label[~known]).tolist()}")
+    num_classes = logits.shape[-1]
+    if not isinstance(label, jax.core.Tracer):
+        wrong = [k for k in np.unique(label).tolist() if not 0 <= k < num_classes]  # on the host, also under jit
+        if wrong:
+            raise ValueError(f"label must be in 0..{num_classes - 1}, got {wrong}")
+    known = (label >= 0) & (label < num_classes)
     losses = optax.softmax_cross_entropy_with_integer_labels(logits, jnp.where(known, label, 0))
     return jnp.where(known, losses, jnp.nan).mean(), {"accuracy": (logits.argmax(-1) == label).mean(dtype=logits.dtype)}
