@@ -52,8 +52,8 @@ def hebbian(num_inputs: int, num_classes: int, rate: float = 0.011, plasticity: 
     def init(key):
         return {
             "slow": dense(key, inputs, num_classes),
-            "plasticity": jnp.full((num_classes, inputs), plasticity),
-            "rate": jnp.full((), math.log(rate / (1 - rate))),  # its logit
+            "plasticity": jnp.full((num_classes, inputs), plasticity, float),
+            "rate": jnp.full((), math.log(rate / (1 - rate)), float),  # its logit
         }
 
     def activate(params, fast, x, error, label):
