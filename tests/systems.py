@@ -51,6 +51,7 @@ LEARNERS = {
     "fast_weight_memory": in_context(mx.fast_weight_memory(4, 3, hidden=2, size=2)),
     "external_memory": in_context(mx.external_memory(4, 3, hidden=2, slots=2, width=2)),
 }
+ALIKE = {"meta_rnn", "fast_weight_memory"}  # to an estimator as external_memory is: with one of them only
 
 ESTIMATORS = {
     "bptt": lambda inner, _: mx.bptt(inner, 3),
