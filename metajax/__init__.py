@@ -7,7 +7,7 @@ from metajax.diagnosis import Diagnosis, diagnose, mean_gradient
 from metajax.estimators import ask_tell, bptt, es, forward, guided_es, mix, noise_reuse_es, pes
 from metajax.inner import Curves, evaluate, inner, unroll
 from metajax.io import load, save
-from metajax.learners import l2l, vsml
+from metajax.learners import external_memory, fast_weight_memory, hebbian, in_context, l2l, meta_rnn, vsml
 from metajax.logs import tensorboard
 from metajax.train import Fit, Validation, fit, trainer, validation
 from metajax.types import (
@@ -54,14 +54,19 @@ __all__ = [
     "diagnose",
     "es",
     "evaluate",
+    "external_memory",
+    "fast_weight_memory",
     "fit",
     "forward",
     "guided_es",
+    "hebbian",
+    "in_context",
     "inner",
     "l2l",
     "learners",
     "load",
     "mean_gradient",
+    "meta_rnn",
     "mix",
     "nets",
     "noise_reuse_es",

@@ -11,7 +11,7 @@ import numpy as np
 import optax
 
 from metajax import checks
-from metajax.inner import evaluate, inner
+from metajax.inner import Curves, evaluate, inner
 from metajax.learners.l2l import l2l
 from metajax.types import Array, Problem, PyTree, Tasks
 
@@ -31,11 +31,13 @@ class Comparison(NamedTuple):
       loss: for each optimizer ``[num_tasks, steps]``, all on the same tasks.
       final: for each optimizer ``[num_tasks]``, the mean over the last tenth of the steps.
       rate: the learning rate that was found, None for an optimizer that has none to search.
+      metrics: for each optimizer those of the problem, each ``[num_tasks, steps]``.
     """
 
     loss: dict[str, np.ndarray]
     final: dict[str, np.ndarray]
     rate: dict[str, float | None]
+    metrics: dict[str, dict[str, np.ndarray]]
 
     def __str__(self) -> str:
         """A table: rate, final loss and its standard error over tasks, best first."""
@@ -59,12 +61,13 @@ def compare(
     steps: int,
     num_tasks: int = 16,
     rates: Sequence[float] = RATES,
+    score: Callable[[Curves], Array] | None = None,
 ) -> Comparison:
     """Trains ``problem`` with each optimizer on the same fresh tasks.
 
     The learning rate of an optimizer that is given as a function of it is searched for the best *final* loss (the mean
-    over the last tenth of the steps), on as many other tasks as are reported: choosing and reporting never share a
-    task. A best rate at the edge of ``rates`` is warned of.
+    over the last tenth of the steps) or another ``score``, on as many other tasks as are reported: choosing and
+    reporting never share a task. A best rate at the edge of ``rates`` is warned of.
 
     Args:
       optimizers: name -> an `optax.GradientTransformation`, taken as it is, or a function ``rate -> transformation``,
@@ -76,6 +79,8 @@ def compare(
       steps: inner steps.
       num_tasks: tasks reported on.
       rates: the grid.
+      score: ``(Curves) -> scalar``, what the rate is to make small, by default the final loss. Of an online learner,
+        e.g., the errors on the way: ``lambda curves: -curves.metrics["accuracy"].mean()``.
 
     Raises:
       TypeError, ValueError: bad arguments, or an optimizer that diverges at every rate.
@@ -92,10 +97,16 @@ def compare(
     if not rates:
         raise ValueError("rates is empty: give at least one learning rate")
     checks.key(key)
+    if score is not None:
+        checks.function("score", score)
     steps = checks.positive_int("steps", steps)
     k_search, k_report = jax.random.split(key)
     tail = max(1, steps // 10)
-    result = Comparison({}, {}, {})
+    result = Comparison({}, {}, {}, {})
+
+    def final(curves: Curves) -> Array:
+        return curves.loss[:, -tail:].mean()
+
     for name, optimizer in optimizers.items():
         fixed = hasattr(optimizer, "init") and hasattr(optimizer, "update")
         if not fixed and not callable(optimizer):
@@ -109,17 +120,21 @@ def compare(
 
         @jax.jit  # searching and reporting share the one program that both need compiled
         def curves(key, grid, data, loop=loop):
-            return jax.vmap(lambda rate: evaluate(loop, key, rate, data, num_tasks=num_tasks, steps=steps).loss)(grid)
+            def one(rate):
+                curves = evaluate(loop, key, rate, data, num_tasks=num_tasks, steps=steps)
+                return curves.loss, curves.metrics, final(curves) if score is None else score(curves)
+
+            return jax.vmap(one)(grid)
 
         i = 0
         if not fixed:
-            finals = np.asarray(curves(k_search, jnp.asarray(grid), data)[..., -tail:].mean((1, 2)), np.float64)
-            if not np.isfinite(finals).any():
+            scores = np.asarray(curves(k_search, jnp.asarray(grid), data)[2], np.float64)
+            if not np.isfinite(scores).any():
                 raise ValueError(f"optimizers[{name!r}] diverged at every rate from {rates[0]} to {rates[-1]}")
-            i = int(np.nanargmin(np.where(np.isfinite(finals), finals, np.nan)))
+            i = int(np.nanargmin(np.where(np.isfinite(scores), scores, np.nan)))
             if len(rates) > 1 and i in (0, len(rates) - 1):
                 warnings.warn(f"the best rate of {name}, {rates[i]}, is at the edge of rates: widen it", stacklevel=2)
-        loss = np.asarray(curves(k_report, jnp.asarray(grid), data)[i])
+        loss, metrics, _ = jax.tree.map(lambda x, i=i: np.asarray(x[i]), curves(k_report, jnp.asarray(grid), data))
         result.loss[name], result.final[name] = loss, loss[:, -tail:].mean(1)
-        result.rate[name] = None if fixed else rates[i]
+        result.rate[name], result.metrics[name] = None if fixed else rates[i], metrics
     return result

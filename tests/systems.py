@@ -34,7 +34,24 @@ def sgd_rate(meta_loss):
     return mx.inner(learner, mx.tasks.quadratics(2), 4, meta_loss), jnp.float32(0.01), ()
 
 
-LEARNERS = {"l2l_lstm": l2l_lstm, "l2l_lstm_second_order": l2l_lstm_second_order, "sgd_rate": sgd_rate}
+def in_context(net):
+    def example(meta_loss):
+        tasks = mx.tasks.permute_labels(mx.tasks.classification(2, test_size=4), 3)
+        return mx.inner(net.learner, tasks, 4, meta_loss), net.init(jax.random.key(7)), mx.data.by_class(IMAGES)
+
+    return example
+
+
+LEARNERS = {
+    "l2l_lstm": l2l_lstm,
+    "l2l_lstm_second_order": l2l_lstm_second_order,
+    "sgd_rate": sgd_rate,
+    "meta_rnn": in_context(mx.meta_rnn(4, 3, hidden=2, ticks=1)),
+    "hebbian": in_context(mx.hebbian(4, 3)),
+    "fast_weight_memory": in_context(mx.fast_weight_memory(4, 3, hidden=2, size=2)),
+    "external_memory": in_context(mx.external_memory(4, 3, hidden=2, slots=2, width=2)),
+}
+ALIKE = {"meta_rnn", "fast_weight_memory"}  # to an estimator as external_memory is: with one of them only
 
 ESTIMATORS = {
     "bptt": lambda inner, _: mx.bptt(inner, 3),

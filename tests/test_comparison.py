@@ -45,3 +45,21 @@ def test_divergence_everywhere_is_an_error(key):
         mx.compare(
             {"SGD": optax.sgd}, mx.problems.quadratic(), mx.tasks.quadratics(4), key, steps=50, rates=[1e10, 1e11]
         )
+
+
+def test_the_search_minimises_the_score_it_is_given(key):
+    problem, tasks = mx.problems.mlp((4, 3)), mx.tasks.prototypes(3, (4,))
+    rates = [0.1, 0.3, 1.0, 3.0]  # 0.3 has the best final loss, 1.0 makes the fewest errors on the way
+
+    def search(score):
+        return mx.compare({"SGD": optax.sgd}, problem, tasks, key, steps=40, rates=rates, score=score)
+
+    result = search(lambda curves: -curves.metrics["accuracy"].mean())
+    inner = mx.inner(mx.l2l(optax.sgd, problem), tasks, 40)
+    k_search, k_report = jax.random.split(key)
+    by_hand = [float(mx.evaluate(inner, k_search, r, num_tasks=16).metrics["accuracy"].mean()) for r in rates]
+    assert result.rate["SGD"] == rates[int(np.argmax(by_hand))] == 1.0
+    want = mx.evaluate(inner, k_report, result.rate["SGD"], num_tasks=16).metrics["accuracy"]
+    np.testing.assert_array_equal(result.metrics["SGD"]["accuracy"], want)
+    with pytest.raises(TypeError, match="score must be a function"):
+        search("accuracy")

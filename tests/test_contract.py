@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from systems import ESTIMATORS, LEARNERS, TRUNCATED
+from systems import ALIKE, ESTIMATORS, LEARNERS, TRUNCATED
 
 import metajax as mx
 
@@ -20,6 +20,7 @@ PAIRS = [
     for estimator in ESTIMATORS
     for meta_loss in ("online", "heldout")
     if meta_loss == "online" or estimator not in TRUNCATED
+    if learner not in ALIKE or estimator == "bptt"
 ]
 
 

@@ -12,10 +12,10 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-import optax
 
 from metajax import checks
 from metajax.learners.grid import Cell, Layer, dense, lstm_cell
+from metajax.learners.in_context import judge
 from metajax.types import Array, InContext, Learner, PyTree
 
 
@@ -70,7 +70,7 @@ def vsml(
 
     Raises:
       TypeError, ValueError: sizes that do not chain, too few message slots; when traced, images or batches of
-        another size. A label that is no class makes the loss NaN.
+        another size, labels out of range (compiled programs, which cannot raise, report a loss of NaN for those).
 
     >>> import jax, metajax as mx
     >>> net = mx.vsml((16, 10))
@@ -154,14 +154,12 @@ def vsml(
         feedback = jnp.stack([error, onehot] if feed_label else [error], axis=-1)
         if backward_pass:
             cells = sweep_down(meta_params, cells, sent, feedback)
-        loss = _cross_entropy(logits, batch["label"])
-        metrics = {"accuracy": (logits.argmax(-1) == batch["label"]).mean()}
-        return VSMLState(tuple(cells), feedback), loss, metrics
+        return VSMLState(tuple(cells), feedback), *judge(logits, batch["label"])
 
     def loss(key, meta_params, state, batch):
         one = jax.tree.map(lambda x: x[:1], state._replace(cells=tuple(_share(s) for s in state.cells)))
         logits = jax.vmap(lambda image: predict(meta_params, one, image[None])[2][0])(batch["image"])
-        return _cross_entropy(logits, batch["label"])
+        return judge(logits, batch["label"])[0]
 
     return InContext(init, Learner(initial, step, loss))
 
@@ -184,12 +182,6 @@ def _chain(layers: Sequence[int | Layer]) -> tuple[Layer, ...]:
                 f"they must be equal"
             )
     return tuple(wired)
-
-
-def _cross_entropy(logits: Array, label: Array) -> Array:
-    # Inside a compiled program nothing can be raised: a label that is no class gives NaN, which training reports.
-    losses = optax.softmax_cross_entropy_with_integer_labels(logits, label)
-    return jnp.where((label >= 0) & (label < logits.shape[-1]), losses, jnp.nan).mean()
 
 
 def _share(state: PyTree) -> PyTree:

@@ -8,7 +8,7 @@ from jax import lax
 
 from metajax import checks
 from metajax.data.arrange import sorted_by_class
-from metajax.tasks.images import pixels
+from metajax.tasks.images import examples
 from metajax.types import Tasks
 
 
@@ -56,7 +56,7 @@ def episodes(ways: int, shots: int, queries: int | None = None) -> Tasks:
 
     def batch(data, index):
         index, label = index.reshape(-1), jnp.repeat(jnp.arange(ways, dtype=jnp.int32), index.shape[1])
-        image = pixels(data, index)
+        image = examples(data, index)
         if jnp.issubdtype(image.dtype, jnp.floating):
             known = (index < len(data["label"])).reshape(-1, *[1] * (image.ndim - 1))
             image = jnp.where(known, image, jnp.nan)

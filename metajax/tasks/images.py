@@ -1,11 +1,13 @@
 """Tasks drawn from labelled images."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 
 from metajax import checks
 from metajax.data.arrange import labelled_images
-from metajax.types import Tasks
+from metajax.types import Array, Tasks
 
 
 def minibatches(batch_size: int, test_size: int = 256) -> Tasks:
@@ -33,7 +35,7 @@ def minibatches(batch_size: int, test_size: int = 256) -> Tasks:
     def draw(key, data, size):
         labelled_images(data)
         index = jax.random.randint(key, (size,), 0, len(data["label"]))
-        return {"image": pixels(data, index), "label": jnp.asarray(data["label"])[index]}
+        return {"image": examples(data, index), "label": jnp.asarray(data["label"])[index]}
 
     return Tasks(
         sample=lambda key, data: (),
@@ -42,7 +44,7 @@ def minibatches(batch_size: int, test_size: int = 256) -> Tasks:
     )
 
 
-def pixels(data, index) -> jax.Array:
-    """The images at ``index``, those of dtype uint8 scaled to [0, 1]."""
+def examples(data: dict[str, Any], index: Array) -> Array:
+    """The images at ``index [B]``, those of dtype uint8 scaled to [0, 1]."""
     image = jnp.asarray(data["image"])[index]
     return image.astype(jnp.float32) / 255 if image.dtype == jnp.uint8 else image
