@@ -57,10 +57,10 @@ def cumulative(accuracy: Any) -> np.ndarray:
 
 
 def stream(
-    seed: int, learner: mx.Learner, meta_params: Any, data: Any, *, classes: int = 10, steps: int, runs: int
+    seed: int, learner: mx.Learner, meta_params: Any, data: Any, *, tasks: mx.Tasks, steps: int, runs: int
 ) -> np.ndarray:
     """The accuracy of each prediction, ``[runs, steps]``; one seed means the same streams for every learner."""
-    loop = mx.inner(learner, tasks(classes), steps)
+    loop = mx.inner(learner, tasks, steps)
     curves = mx.evaluate(loop, jax.random.key(5000 + seed), meta_params, data, num_tasks=runs, steps=steps)
     return np.asarray(curves.metrics["accuracy"])
 
