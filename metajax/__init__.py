@@ -1,6 +1,6 @@
 """metajax: programs that learn how to learn, as pure functions over pytrees."""
 
-from metajax import data, optim, plot, problems, sharding, tasks
+from metajax import data, implicit, optim, plot, problems, sharding, tasks
 from metajax.checkpoint import Checkpoints, Snapshot, checkpoints
 from metajax.comparison import BASELINES, Comparison, compare
 from metajax.diagnosis import Diagnosis, diagnose, mean_gradient
@@ -55,6 +55,7 @@ __all__ = [
     "fit",
     "forward",
     "guided_es",
+    "implicit",
     "inner",
     "l2l",
     "load",

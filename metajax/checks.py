@@ -83,6 +83,13 @@ def same_structure(name: str, got: Any, want: Any, like: str) -> None:
             raise ValueError(f"{name}{at} must be like {like}{at}: got {_describe(x)}, want {_describe(y)}")
 
 
+def positive(name: str, tree: Any) -> None:
+    """Says which leaf of ``name`` holds values that are not above 0; traced leaves pass."""
+    for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
+        if not isinstance(leaf, jax.core.Tracer) and not np.all(np.asarray(leaf, np.float64) > 0):
+            raise ValueError(f"{name}{jax.tree_util.keystr(path)} must be greater than 0, got {leaf}")
+
+
 def finite(name: str, tree: Any) -> None:
     """Says which leaf of ``name`` holds NaN or infinity; traced leaves and those that are not floats pass."""
     for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
