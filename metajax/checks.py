@@ -27,6 +27,15 @@ def positive_float(name: str, value: Any) -> float:
     return float(value)
 
 
+def at_least_zero(name: str, value: Any) -> float:
+    """Returns ``value`` as a float, or says that ``name`` must be one, finite and not below 0."""
+    if isinstance(value, bool) or not isinstance(value, (int, float, np.number)):
+        raise TypeError(f"{name} must be a Python number, got {value!r} of type {type(value).__name__}")
+    if not (math.isfinite(value) and value >= 0):
+        raise ValueError(f"{name} must be finite and at least 0, got {value}")
+    return float(value)
+
+
 def instance(name: str, value: Any, kind: type, maker: str) -> None:
     """Says that ``name`` must be a ``kind`` and which function makes one."""
     if not isinstance(value, kind):

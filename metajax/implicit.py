@@ -133,7 +133,7 @@ def inverse_hvp(objective: Callable[..., Any], linear_solver: Callable[..., Any]
 
 
 def proximal(loss: Callable[..., Any]) -> Callable:
-    """``loss(phi, *args) + 1/2 sum lam (phi - theta)^2``, the inner problem of iMAML (Rajeswaran et al. 2019, eq. 3).
+    """``loss(phi, *args) + 1/2 sum lam (phi - theta)^2``, the inner problem of iMAML (Rajeswaran et al. 2019).
 
     Its solution depends on ``theta`` through the second term alone, on ``lam`` too, and on no starting point.
 
@@ -284,7 +284,7 @@ def cg(steps: int, damping: float = 0.0) -> Callable:
     ([1.0, 1.0], True)
     """
     steps = checks.positive_int("steps", steps)
-    damping = _damping(damping)
+    damping = checks.at_least_zero("damping", damping)
 
     def solve(matvec, b):
         operator, b, restore = _operator(matvec, b, damping)
@@ -316,7 +316,7 @@ def cg(steps: int, damping: float = 0.0) -> Callable:
 
 
 def neumann(steps: int, rate: float, damping: float = 0.0) -> Callable:
-    """A linear solver: the first ``steps`` terms of ``rate * sum_k (I - rate A)^k b`` (Lorraine et al. 2020, eq. 8).
+    """A linear solver: the first ``steps`` terms of ``rate * sum_k (I - rate A)^k b`` (Lorraine et al. 2020).
 
     The same as so many steps of gradient descent on ``1/2 x^T A x - b^T x``; converges if ``0 < A < 2 / rate``. For a
     `proximal` objective with one ``lam``, the rate ``1 / lam`` gives the series of ``(I + H / lam)^{-1}``.
@@ -337,7 +337,7 @@ def neumann(steps: int, rate: float, damping: float = 0.0) -> Callable:
     """
     steps = checks.positive_int("steps", steps)
     rate = checks.positive_float("rate", rate)
-    damping = _damping(damping)
+    damping = checks.at_least_zero("damping", damping)
 
     def solve(matvec, b):
         operator, b, restore = _operator(matvec, b, damping)
@@ -375,7 +375,7 @@ def dense(damping: float = 0.0) -> Callable:
     >>> solution.x.round(3).tolist(), bool(solution.negative_curvature)
     ([1.0, 1.0], True)
     """
-    damping = _damping(damping)
+    damping = checks.at_least_zero("damping", damping)
 
     def solve(matvec, b):
         operator, b, restore = _operator(matvec, b, damping)
@@ -408,7 +408,3 @@ def _dot(a: Array, b: Array) -> Array:
 
 def _relative(rr: Array, bb: Array) -> Array:
     return jnp.where(bb == 0, 0, jnp.sqrt(rr / jnp.where(bb == 0, 1, bb)))
-
-
-def _damping(value: float) -> float:
-    return 0.0 if value == 0 and not isinstance(value, bool) else checks.positive_float("damping", value)

@@ -183,7 +183,7 @@ def _evaluate(inner: Inner, num_tasks: int, steps: int, key: Array, meta_params:
     def run(key, meta_params, data):
         state = inner.init(key, meta_params, data)
         state, (losses, metrics) = lax.scan(lambda s, _: inner.step(meta_params, s, data), state, None, length=steps)
-        test, test_metrics = (f(meta_params, state, data) for f in (inner.test, inner.test_metrics))
-        return Curves(losses, test, metrics, state, test_metrics)
+        test_loss = inner.test(meta_params, state, data)
+        return Curves(losses, test_loss, metrics, state, inner.test_metrics(meta_params, state, data))
 
     return inner.vmap(run, (0, None, None))(jax.random.split(key, num_tasks), meta_params, data)

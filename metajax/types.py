@@ -53,8 +53,8 @@ class Learner(NamedTuple):
       step: ``(key, meta_params, state, batch) -> (state, loss, metrics)``; the loss is that of the prediction made
         *before* the batch is learned from.
       loss: ``(key, meta_params, state, batch) -> loss``; evaluates and does not adapt.
-      metrics: ``(key, meta_params, state, batch) -> metrics``, a dict of scalars beside that loss, such as the accuracy;
-        empty by default.
+      metrics: ``(key, meta_params, state, batch) -> metrics``, a dict of scalars that go with that loss, such as the
+        accuracy; empty by default.
     """
 
     init: Callable[..., PyTree]

@@ -34,7 +34,38 @@ def sgd_rate(meta_loss):
     return mx.inner(learner, mx.tasks.quadratics(2), 4, meta_loss), jnp.float32(0.01), ()
 
 
-LEARNERS = {"l2l_lstm": l2l_lstm, "l2l_lstm_second_order": l2l_lstm_second_order, "sgd_rate": sgd_rate}
+def few_shot(make, with_meta_params=lambda params: params, arrange=lambda tasks: tasks):
+    """A learner on minibatches, made from a problem with the parameters ``with_meta_params`` is given."""
+    problem = mx.problems.mlp((4, 3))
+
+    def system(meta_loss):
+        inner = mx.inner(make(problem), arrange(mx.tasks.minibatches(5, test_size=5)), 4, meta_loss)
+        return inner, with_meta_params(problem.init(jax.random.key(7), ())), IMAGES
+
+    return system
+
+
+def embed(params, images):
+    return images.reshape(len(images), -1) @ params[0]["w"]
+
+
+LEARNERS = {
+    "l2l_lstm": l2l_lstm,
+    "l2l_lstm_second_order": l2l_lstm_second_order,
+    "sgd_rate": sgd_rate,
+    "maml": few_shot(lambda problem: mx.maml(problem, 0.1)),
+    "anil": few_shot(lambda problem: mx.anil(problem, 0.1, lambda name: name == "0/b")),
+    "meta_sgd": few_shot(mx.meta_sgd, lambda params: mx.with_rates(params, 0.1)),
+    "maml_plus_plus": few_shot(
+        lambda problem: mx.maml_plus_plus(problem, mx.step_weights(4, 0.5)),
+        lambda params: mx.with_step_rates(params, 0.1, 4),
+        mx.tasks.with_query,
+    ),
+    "reptile": few_shot(lambda problem: mx.reptile(problem, optax.sgd(0.1))),
+    "imaml": few_shot(lambda p: mx.imaml(p, mx.implicit.descend(optax.sgd(0.1), 2), mx.implicit.cg(2), 1.0)),
+    "protonet": few_shot(lambda _: mx.protonet(embed, 3, 3)),
+    "ridge": few_shot(lambda _: mx.ridge(embed, 3, 3), mx.with_ridge),
+}
 
 ESTIMATORS = {
     "bptt": lambda inner, _: mx.bptt(inner, 3),

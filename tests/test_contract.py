@@ -98,7 +98,7 @@ def test_evaluate_beyond_the_horizon(learner, key):
     curves = mx.evaluate(inner, key, meta_params, data, num_tasks=3, steps=9)
     assert curves.loss.shape == (3, 9)
     assert curves.test_loss.shape == (3,)
-    assert len(np.unique(curves.loss[:, 0])) == 3, "tasks must differ"
+    assert len(np.unique(curves.loss.mean(1))) == 3, "tasks must differ"
     # A brute-force loop over the steps of the first task.
     k = jax.random.split(key, 3)[0]
     state, losses = inner.init(k, meta_params, data), []

@@ -10,6 +10,7 @@ from jax import lax
 from metajax import checks
 from metajax.implicit import argmin, inverse_hvp, proximal
 from metajax.learners.maml import itself
+from metajax.tasks.query import pair
 from metajax.types import Learner, Problem, PyTree
 
 
@@ -31,8 +32,8 @@ def imaml(
 
     One step of this learner solves ``argmin_phi L_train(phi) + lam/2 |phi - theta|^2`` on the support batch; give
     `metajax.inner` ``horizon=1`` and ``meta_loss="heldout"``. The implicit gradient is taken where the solve is, so any
-    estimator works: with `metajax.bptt` the meta-gradient is ``(I + H / lam)^{-1} grad L_val(phi)`` (eq. 6), in memory
-    that does not grow with the steps of the solver.
+    estimator works: with `metajax.bptt` the meta-gradient is ``(I + H / lam)^{-1} grad L_val(phi)`` (lemma 1), in
+    memory that does not grow with the steps of the solver.
 
     The metrics are those of the problem on the support batch before the solve, and of `metajax.implicit.argmin`:
     ``inner_grad_norm`` says how far the solve got. How good the linear solve is depends on the gradient of the query
@@ -111,7 +112,7 @@ def imaml_diagnosed(
     system = inverse_hvp(objective, linear_solver)
 
     def step(key, meta_params, state, batch):
-        support, query = batch
+        support, query = pair(batch)
         new, loss, metrics = learner.step(key, meta_params, state, support)
         phi, (theta, lam) = lax.stop_gradient((new.params, args(meta_params)))
         vector = jax.grad(lambda phi: problem.loss(key, phi, query)[0])(phi)

@@ -14,6 +14,7 @@ import optax
 from jax import lax
 
 from metajax import checks
+from metajax.tasks.query import pair
 from metajax.types import Array, Learner, Problem, PyTree
 
 
@@ -44,7 +45,7 @@ def adapt(
 ) -> Learner:
     """Adapts the parameters of ``problem`` from a meta-learned start, one step of an optimizer at a time.
 
-    What `maml` and its relatives are made of, and the place to make others: ``adapt(problem, lambda m: optax.adam(0.1))``
+    What `maml` and its relatives are made of, and where others come from: ``adapt(problem, lambda m: optax.adam(0.1))``
     is MAML over Adam. Parameters that do not adapt are taken from the meta-parameters, so that they are still learned.
 
     Args:
@@ -104,7 +105,7 @@ def adapt(
 def maml(problem: Problem, rate: float) -> Learner:
     """Model-agnostic meta-learning (Finn et al. 2017, algorithm 1): the start of gradient descent is meta-learned.
 
-    The inner loop takes one gradient step on the support batch (``tasks.train``) at each of its steps, and the meta-loss
+    The inner loop takes a gradient step on the support batch (``tasks.train``) at each of its steps, and the meta-loss
     ``"heldout"`` is that of the query batch (``tasks.test``). The meta-parameters are the parameters of ``problem``,
     ``problem.init(key, task)`` to begin with. With the rate 0 this is joint training on all tasks, to `finetune` from.
 
@@ -124,7 +125,7 @@ def maml(problem: Problem, rate: float) -> Learner:
     >>> sorted(metrics)  # the accuracies: on the support batch, a mean over the steps; on the query batch, after them
     ['accuracy', 'loss', 'skipped', 'test_accuracy', 'update_norm']
     """
-    tx = _descent(rate)
+    tx = optax.sgd(checks.at_least_zero("rate", rate))
     return adapt(problem, lambda meta_params: tx)
 
 
@@ -139,7 +140,7 @@ def fomaml(problem: Problem, rate: float) -> Learner:
     >>> import metajax as mx
     >>> learner = mx.fomaml(mx.problems.mlp((64, 10)), rate=0.4)
     """
-    tx = _descent(rate)
+    tx = optax.sgd(checks.at_least_zero("rate", rate))
     return adapt(problem, lambda meta_params: tx, second_order=False)
 
 
@@ -149,7 +150,7 @@ def anil(problem: Problem, rate: float, head: Callable[[str], bool]) -> Learner:
     Args:
       problem: what is minimised.
       rate: of the inner gradient steps, at least 0.
-      head: which parameters are the head, by name: its path in the tree, such as ``"1/w"`` or ``"params/Dense_0/bias"``.
+      head: which parameters are the head, by name, the path in the tree: ``"1/w"``, ``"params/Dense_0/bias"``.
 
     Raises:
       TypeError, ValueError: a problem that is none, a rate below 0, a head of no or of all parameters.
@@ -157,7 +158,7 @@ def anil(problem: Problem, rate: float, head: Callable[[str], bool]) -> Learner:
     >>> import metajax as mx
     >>> learner = mx.anil(mx.problems.mlp((64, 20, 10)), rate=0.4, head=lambda name: name.startswith("1/"))
     """
-    tx = _descent(rate)
+    tx = optax.sgd(checks.at_least_zero("rate", rate))
     return adapt(problem, lambda meta_params: tx, adapts=_named(head, True))
 
 
@@ -175,12 +176,12 @@ def boil(problem: Problem, rate: float, head: Callable[[str], bool]) -> Learner:
     >>> import metajax as mx
     >>> learner = mx.boil(mx.problems.mlp((64, 20, 10)), rate=0.4, head=lambda name: name.startswith("1/"))
     """
-    tx = _descent(rate)
+    tx = optax.sgd(checks.at_least_zero("rate", rate))
     return adapt(problem, lambda meta_params: tx, adapts=_named(head, False))
 
 
 def meta_sgd(problem: Problem) -> Learner:
-    """Meta-SGD (Li et al. 2017, eq. 1): `maml` with a rate for each parameter, learned along with the start.
+    """Meta-SGD (Li et al. 2017, algorithm 1): `maml` with a rate for each parameter, learned along with the start.
 
     The meta-parameters are those of `with_rates`, ``{"params": ..., "rates": ...}``; rates are free to change sign.
 
@@ -234,10 +235,11 @@ def finetune(problem: Problem, tx: optax.GradientTransformation) -> Learner:
 def reptile(problem: Problem, tx: optax.GradientTransformation) -> Learner:
     """Reptile (Nichol et al. 2018, algorithm 2): move the start towards where training on each task ends.
 
-    With the meta-loss ``"heldout"``, the meta-gradient of `metajax.bptt` and `metajax.forward` is the mean over tasks of
-    ``theta - phi``, the start minus what was adapted; with ``optax.sgd(epsilon)`` as the outer transformation, training
-    is Reptile. The query batch is evaluated and not learned from. With the meta-loss ``"online"`` the meta-gradient is
-    the mean of ``theta - phi`` over the steps. An evolution strategy sees losses alone and descends on those instead.
+    With the meta-loss ``"heldout"``, the meta-gradient of `metajax.bptt` and `metajax.forward` is the mean over tasks
+    of ``theta - phi``, the start minus what was adapted; with ``optax.sgd(epsilon)`` as the outer transformation,
+    training is Reptile. The query batch is evaluated and not learned from. With the meta-loss ``"online"`` the
+    meta-gradient is the mean of ``theta - phi`` over the steps too. An evolution strategy sees losses alone and
+    descends on those instead.
 
     Args:
       problem: what is minimised.
@@ -284,7 +286,7 @@ class Counted(NamedTuple):
 
 
 def multi_step(learner: Learner, weights: Any) -> Learner:
-    """A learner that is judged after each of its steps, by a weighted sum of query losses (Antoniou et al. 2019, eq. 3).
+    """A learner judged after each of its steps, by a weighted sum of query losses (Antoniou et al. 2019, section 4).
 
     For batches of `metajax.tasks.with_query` and the meta-loss ``"online"`` over as many steps as there are weights: it
     learns from the support batch and its loss is then that of the query batch, times the weight and the number of
@@ -314,7 +316,7 @@ def multi_step(learner: Learner, weights: Any) -> Learner:
         return Counted(jnp.int32(0), learner.init(key, meta_params, task))
 
     def step(key, meta_params, state, batch):
-        support, query = batch
+        support, query = pair(batch)
         k_step, k_query = jax.random.split(key)
         new, _, metrics = learner.step(k_step, meta_params, state.learner, support)
         loss = learner.loss(k_query, meta_params, new, query)
@@ -372,24 +374,24 @@ def maml_plus_plus(problem: Problem, weights: Any, second_order: bool = True) ->
     >>> problem, data, tasks = mx.problems.mlp((64, 10)), mx.data.load("digits"), mx.tasks.minibatches(5)
     >>> meta_params = mx.with_step_rates(problem.init(jax.random.key(0), ()), 0.1, steps=3)
     >>> state = None
-    >>> for phase, progress in enumerate([0.0, 0.5, 1.0]):
+    >>> for phase, progress in enumerate([0.0, 1.0]):
     ...     learner = mx.maml_plus_plus(problem, mx.step_weights(3, progress), second_order=phase > 0)
     ...     loop = mx.inner(learner, mx.tasks.with_query(tasks), horizon=3)
     ...     trainer = mx.trainer(mx.bptt(loop, num_tasks=2), optax.adam(1e-3))
     ...     state = trainer.init(jax.random.key(1), meta_params, data) if state is None else state
     ...     state = mx.fit(trainer, state, data, num_steps=2 * (phase + 1), progress=False).state
     >>> int(state.step)
-    6
+    4
     """
 
     def make_tx(meta_params):
-        def update(grads, t, params=None):
+        def update(updates, state, params=None):
             del params
 
             def scale(rates, grads):
-                return _scale(rates[jnp.minimum(t, len(rates) - 1)], grads)
+                return _scale(rates[jnp.minimum(state, len(rates) - 1)], grads)
 
-            return jax.tree.map(scale, meta_params["rates"], grads), t + 1
+            return jax.tree.map(scale, meta_params["rates"], updates), state + 1
 
         return optax.GradientTransformation(lambda params: jnp.int32(0), update)
 
@@ -411,12 +413,6 @@ def with_step_rates(params: PyTree, rate: float, steps: int) -> dict[str, PyTree
     return {"params": params, "rates": jax.tree.map(lambda x: jnp.full(steps, rate, jnp.result_type(x)), params)}
 
 
-def _descent(rate: float) -> optax.GradientTransformation:
-    if isinstance(rate, bool) or rate != 0:
-        rate = checks.positive_float("rate", rate)
-    return optax.sgd(rate)
-
-
 def _scale(rates: Array, grads: PyTree) -> PyTree:
     return jax.tree.map(lambda g: -rates * g, grads)
 
@@ -431,7 +427,7 @@ def _named(head: Callable[[str], bool], which: bool) -> Callable:
         chosen = [bool(head(name)) for name in names]
         if len(set(chosen)) < 2:
             raise ValueError(
-                f"head must be true for some of the parameters and false for others, it is {chosen[0]} for all of {names}"
+                f"head must be true for some of the parameters and false for others, it is {set(chosen)} for {names}"
             )
         return jax.tree.unflatten(structure, [x == which for x in chosen])
 

@@ -35,11 +35,11 @@ def protonet(embed: Callable[..., Array], ways: int, size: int) -> Learner:
       TypeError, ValueError: an embedding that is no function or of another shape, sizes below 1.
 
     >>> import jax, metajax as mx, optax
-    >>> learner = mx.protonet(lambda w, x: x.reshape(len(x), -1) @ w, ways=10, size=4)
+    >>> learner, data = mx.protonet(lambda w, x: x.reshape(len(x), -1) @ w, ways=10, size=4), mx.data.load("digits")
     >>> loop = mx.inner(learner, mx.tasks.minibatches(50), horizon=1, meta_loss="heldout")
     >>> trainer = mx.trainer(mx.bptt(loop, num_tasks=4), optax.adam(1e-2))
-    >>> state = trainer.init(jax.random.key(0), jax.random.normal(jax.random.key(1), (64, 4)) / 8, mx.data.load("digits"))
-    >>> result = mx.fit(trainer, state, mx.data.load("digits"), num_steps=20, progress=False)
+    >>> state = trainer.init(jax.random.key(0), jax.random.normal(jax.random.key(1), (64, 4)) / 8, data)
+    >>> result = mx.fit(trainer, state, data, num_steps=20, progress=False)
     >>> bool(result.history["test_accuracy"][-1] > 0.5)
     True
     """
@@ -57,8 +57,7 @@ def protonet(embed: Callable[..., Array], ways: int, size: int) -> Learner:
 
     def logits(meta_params, state, batch):
         prototypes = state.total / jnp.maximum(state.count, 1)[:, None]
-        distances = jnp.sum((embed(meta_params, batch["image"])[:, None] - prototypes) ** 2, -1)
-        return -distances
+        return -jnp.sum((embed(meta_params, batch["image"])[:, None] - prototypes) ** 2, -1)
 
     return _classifier(init, learn, logits)
 
@@ -70,11 +69,11 @@ class Head(NamedTuple):
 
 
 def ridge(embed: Callable[..., Array], ways: int, size: int) -> Learner:
-    """R2-D2 (Bertinetto et al. 2019): ridge regression from embeddings to one-hot labels, differentiated in closed form.
+    """R2-D2 (Bertinetto et al. 2019): ridge regression from embeddings to one-hot labels, and through its solution.
 
-    ``W = X^T (X X^T + lam I)^{-1} Y`` (eq. 6), a system as large as the support batch, with a column of ones in ``X``
-    for the bias; logits are ``scale * X W`` (eq. 7, whose shift is the same for all classes and cancels in the
-    softmax). A step computes ``W`` from its batch alone; before the first, all classes are equally likely. Take
+    ``W = X^T (X X^T + lam I)^{-1} Y``, a system as large as the support batch, with a column of ones in ``X`` for the
+    bias; logits are ``scale * X W`` (the paper's shift, the same for all classes, cancels in the softmax). A step
+    computes ``W`` from its batch alone; before the first, all classes are equally likely. Take
     ``horizon=1`` and ``meta_loss="heldout"``. The meta-parameters are those of `with_ridge`.
 
     Args:
@@ -139,7 +138,8 @@ def _classifier(init: Callable, learn: Callable, logits: Callable) -> Learner:
         return losses.mean(), {"accuracy": (scores.argmax(-1) == batch["label"]).mean()}
 
     def step(key, meta_params, state, batch):
-        return learn(meta_params, state, batch), *judge(meta_params, state, batch)
+        loss, metrics = judge(meta_params, state, batch)
+        return learn(meta_params, state, batch), loss, metrics
 
     def loss(key, meta_params, state, batch):
         return judge(meta_params, state, batch)[0]
