@@ -96,7 +96,7 @@ def imaml_diagnosed(
     was solved) and ``negative_curvature`` (whether the inner problem was seen not to be convex; ``lam`` or the damping
     is then too small and the gradient not to be trusted). Meta-train with it, or only look with it now and then.
 
-    Args: those of `imaml`.
+    Arguments and errors are those of `imaml`, and a TypeError for a batch that is no pair.
 
     >>> import jax, metajax as mx, optax
     >>> problem, cg = mx.problems.mlp((64, 10)), mx.implicit.cg(5)
