@@ -1,13 +1,39 @@
 """metajax: programs that learn how to learn, as pure functions over pytrees."""
 
-from metajax import data, learners, nets, optim, plot, problems, sharding, tasks
+from metajax import data, implicit, learners, nets, optim, plot, problems, sharding, tasks
 from metajax.checkpoint import Checkpoints, Snapshot, checkpoints
 from metajax.comparison import BASELINES, Comparison, compare
 from metajax.diagnosis import Diagnosis, diagnose, mean_gradient
 from metajax.estimators import ask_tell, bptt, es, forward, guided_es, mix, noise_reuse_es, pes
 from metajax.inner import Curves, evaluate, inner, unroll
 from metajax.io import load, save
-from metajax.learners import external_memory, fast_weight_memory, hebbian, in_context, l2l, meta_rnn, vsml
+from metajax.learners import (
+    adapt,
+    anil,
+    boil,
+    external_memory,
+    fast_weight_memory,
+    finetune,
+    fomaml,
+    hebbian,
+    imaml,
+    imaml_diagnosed,
+    in_context,
+    l2l,
+    maml,
+    maml_plus_plus,
+    meta_rnn,
+    meta_sgd,
+    multi_step,
+    protonet,
+    reptile,
+    ridge,
+    step_weights,
+    vsml,
+    with_rates,
+    with_ridge,
+    with_step_rates,
+)
 from metajax.logs import tensorboard
 from metajax.train import Fit, Validation, fit, trainer, validation
 from metajax.types import (
@@ -46,7 +72,10 @@ __all__ = [
     "TrainState",
     "Trainer",
     "Validation",
+    "adapt",
+    "anil",
     "ask_tell",
+    "boil",
     "bptt",
     "checkpoints",
     "compare",
@@ -56,30 +85,46 @@ __all__ = [
     "evaluate",
     "external_memory",
     "fast_weight_memory",
+    "finetune",
     "fit",
+    "fomaml",
     "forward",
     "guided_es",
     "hebbian",
+    "imaml",
+    "imaml_diagnosed",
+    "implicit",
     "in_context",
     "inner",
     "l2l",
     "learners",
     "load",
+    "maml",
+    "maml_plus_plus",
     "mean_gradient",
     "meta_rnn",
+    "meta_sgd",
     "mix",
+    "multi_step",
     "nets",
     "noise_reuse_es",
     "optim",
     "pes",
     "plot",
     "problems",
+    "protonet",
+    "reptile",
+    "ridge",
     "save",
     "sharding",
+    "step_weights",
     "tasks",
     "tensorboard",
     "trainer",
     "unroll",
     "validation",
     "vsml",
+    "with_rates",
+    "with_ridge",
+    "with_step_rates",
 ]

@@ -27,6 +27,15 @@ def positive_float(name: str, value: Any) -> float:
     return float(value)
 
 
+def at_least_zero(name: str, value: Any) -> float:
+    """Returns ``value`` as a float, or says that ``name`` must be one, finite and not below 0."""
+    if isinstance(value, bool) or not isinstance(value, (int, float, np.number)):
+        raise TypeError(f"{name} must be a Python number, got {value!r} of type {type(value).__name__}")
+    if not (math.isfinite(value) and value >= 0):
+        raise ValueError(f"{name} must be finite and at least 0, got {value}")
+    return float(value)
+
+
 def instance(name: str, value: Any, kind: type, maker: str) -> None:
     """Says that ``name`` must be a ``kind`` and which function makes one."""
     if not isinstance(value, kind):
@@ -81,6 +90,13 @@ def same_structure(name: str, got: Any, want: Any, like: str) -> None:
         if jnp.shape(x) != jnp.shape(y) or jnp.result_type(x) != jnp.result_type(y):
             at = jax.tree_util.keystr(path)
             raise ValueError(f"{name}{at} must be like {like}{at}: got {_describe(x)}, want {_describe(y)}")
+
+
+def positive(name: str, tree: Any) -> None:
+    """Says which leaf of ``name`` holds values that are not above 0; traced leaves pass."""
+    for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
+        if not isinstance(leaf, jax.core.Tracer) and not np.all(np.asarray(leaf, np.float64) > 0):
+            raise ValueError(f"{name}{jax.tree_util.keystr(path)} must be greater than 0, got {leaf}")
 
 
 def finite(name: str, tree: Any) -> None:

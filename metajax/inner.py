@@ -65,13 +65,18 @@ def inner(learner: Learner, tasks: Tasks, horizon: int | tuple[int, int], meta_l
         checks.same_structure("the state returned by learner.step", new, state.learner, "the state it was given")
         return state._replace(t=state.t + 1, learner=new), (loss, metrics)
 
-    def test(meta_params, state, data):
+    def on_test(f, meta_params, state, data):
         k_data, k_loss = jax.random.split(jax.random.fold_in(state.key, _TEST))
-        loss = learner.loss(k_loss, meta_params, state.learner, tasks.test(k_data, data, state.task))
+        return f(k_loss, meta_params, state.learner, tasks.test(k_data, data, state.task))
+
+    def test(meta_params, state, data):
+        loss = on_test(learner.loss, meta_params, state, data)
         checks.scalar("the loss returned by learner.loss", loss)
         return loss
 
-    return Inner(init, step, test if meta_loss == "heldout" else None, test, longest, shortest)
+    heldout = test if meta_loss == "heldout" else None
+    metrics = partial(on_test, learner.metrics)
+    return Inner(init, step, heldout, test, longest, shortest, test_metrics=metrics)
 
 
 def _lengths(horizon: int | tuple[int, int]) -> tuple[int | None, int]:
@@ -89,6 +94,8 @@ def unroll(
     inner: Inner, meta_params: PyTree, state: InnerState, data: PyTree, length: int, remat: bool = False
 ) -> tuple[InnerState, Array, dict[str, Array]]:
     """Runs ``length`` inner steps; returns the state, the meta-loss and the metrics averaged over the steps.
+
+    Where the meta-loss is held out, the metrics on the test batch are there too, as ``test_<name>``.
 
     Args:
       inner: the inner loop.
@@ -108,9 +115,13 @@ def unroll(
     def body(state, _):
         return inner.step(meta_params, state, data)
 
+    remat = remat and length > 1  # a single step would be run twice, and save nothing
     state, (losses, metrics) = lax.scan(jax.checkpoint(body) if remat else body, state, None, length=length)
-    loss = losses.mean() if inner.loss is None else inner.loss(meta_params, state, data)
-    return state, loss, jax.tree.map(lambda x: x.mean(), metrics)
+    metrics = jax.tree.map(lambda x: x.mean(), metrics)
+    if inner.loss is None:
+        return state, losses.mean(), metrics
+    tested = {f"test_{name}": x for name, x in inner.test_metrics(meta_params, state, data).items()}
+    return state, inner.loss(meta_params, state, data), metrics | tested
 
 
 class Curves(NamedTuple):
@@ -121,12 +132,14 @@ class Curves(NamedTuple):
       test_loss: ``[num_tasks]``, the loss on each task's test batch after the last step.
       metrics: the learner's metrics, each ``[num_tasks, steps]``.
       state: the final inner states, each leaf with a leading axis of ``num_tasks``.
+      test_metrics: the learner's metrics on each task's test batch after the last step, each ``[num_tasks]``.
     """
 
     loss: Array
     test_loss: Array
     metrics: dict[str, Array]
     state: InnerState
+    test_metrics: dict[str, Array]
 
 
 def evaluate(
@@ -170,6 +183,7 @@ def _evaluate(inner: Inner, num_tasks: int, steps: int, key: Array, meta_params:
     def run(key, meta_params, data):
         state = inner.init(key, meta_params, data)
         state, (losses, metrics) = lax.scan(lambda s, _: inner.step(meta_params, s, data), state, None, length=steps)
-        return Curves(losses, inner.test(meta_params, state, data), metrics, state)
+        test_loss = inner.test(meta_params, state, data)
+        return Curves(losses, test_loss, metrics, state, inner.test_metrics(meta_params, state, data))
 
     return inner.vmap(run, (0, None, None))(jax.random.split(key, num_tasks), meta_params, data)

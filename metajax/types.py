@@ -39,6 +39,12 @@ class Problem(NamedTuple):
     loss: Callable[..., tuple[Array, dict[str, Array]]]
 
 
+def no_metrics(*args: Any) -> dict[str, Array]:
+    """The ``metrics`` of what has none."""
+    del args
+    return {}
+
+
 class Learner(NamedTuple):
     """An inner algorithm: anything that turns batches into better behaviour.
 
@@ -47,11 +53,14 @@ class Learner(NamedTuple):
       step: ``(key, meta_params, state, batch) -> (state, loss, metrics)``; the loss is that of the prediction made
         *before* the batch is learned from.
       loss: ``(key, meta_params, state, batch) -> loss``; evaluates and does not adapt.
+      metrics: ``(key, meta_params, state, batch) -> metrics``, a dict of scalars that go with that loss, such as the
+        accuracy; empty by default.
     """
 
     init: Callable[..., PyTree]
     step: Callable[..., tuple[PyTree, Array, dict[str, Array]]]
     loss: Callable[..., Array]
+    metrics: Callable[..., dict[str, Array]] = no_metrics
 
 
 class InnerState(NamedTuple):
@@ -83,6 +92,7 @@ class Inner(NamedTuple):
       vmap: ``(f, in_axes, whole=False) -> f`` over a leading axis of episodes or of population members, `jax.vmap`
         unless `metajax.sharding.split` put one in its place that divides the axis over devices. What ``f`` needs is
         among its arguments; it closes over no traced value.
+      test_metrics: ``(meta_params, state, data) -> metrics`` on the task's test batch.
     """
 
     init: Callable[..., InnerState]
@@ -92,6 +102,7 @@ class Inner(NamedTuple):
     horizon: int
     shortest: int | None = None
     vmap: Callable[..., Any] = vmap
+    test_metrics: Callable[..., dict[str, Array]] = no_metrics
 
 
 class Estimate(NamedTuple):

@@ -42,16 +42,43 @@ def in_context(net):
     return example
 
 
+def few_shot(make, with_meta_params=lambda params: params, arrange=lambda tasks: tasks):
+    """A learner on minibatches, made from a problem with the parameters ``with_meta_params`` is given."""
+    problem = mx.problems.mlp((4, 3))
+
+    def system(meta_loss):
+        inner = mx.inner(make(problem), arrange(mx.tasks.minibatches(5, test_size=5)), 4, meta_loss)
+        return inner, with_meta_params(problem.init(jax.random.key(7), ())), IMAGES
+
+    return system
+
+
+def embed(params, images):
+    return images.reshape(len(images), -1) @ params[0]["w"]
+
+
 LEARNERS = {
     "l2l_lstm": l2l_lstm,
     "l2l_lstm_second_order": l2l_lstm_second_order,
     "sgd_rate": sgd_rate,
+    "vsml": in_context(mx.vsml((4, 3), mx.learners.lstm_cell(2, 2, ticks=1))),
     "meta_rnn": in_context(mx.meta_rnn(4, 3, hidden=2, ticks=1)),
     "hebbian": in_context(mx.hebbian(4, 3)),
     "fast_weight_memory": in_context(mx.fast_weight_memory(4, 3, hidden=2, size=2)),
     "external_memory": in_context(mx.external_memory(4, 3, hidden=2, slots=2, width=2)),
+    "maml": few_shot(lambda problem: mx.maml(problem, 0.1)),
+    "anil": few_shot(lambda problem: mx.anil(problem, 0.1, lambda name: name == "0/b")),
+    "meta_sgd": few_shot(mx.meta_sgd, lambda params: mx.with_rates(params, 0.1)),
+    "maml_plus_plus": few_shot(
+        lambda problem: mx.maml_plus_plus(problem, mx.step_weights(4, 0.5)),
+        lambda params: mx.with_step_rates(params, 0.1, 4),
+        mx.tasks.with_query,
+    ),
+    "reptile": few_shot(lambda problem: mx.reptile(problem, optax.sgd(0.1))),
+    "imaml": few_shot(lambda p: mx.imaml(p, mx.implicit.descend(optax.sgd(0.1), 2), mx.implicit.cg(2), 1.0)),
+    "protonet": few_shot(lambda _: mx.protonet(embed, 3, 3)),
+    "ridge": few_shot(lambda _: mx.ridge(embed, 3, 3), mx.with_ridge),
 }
-ALIKE = {"meta_rnn", "fast_weight_memory"}  # to an estimator as external_memory is: with one of them only
 
 ESTIMATORS = {
     "bptt": lambda inner, _: mx.bptt(inner, 3),
@@ -67,4 +94,4 @@ ESTIMATORS = {
     "open_es": lambda inner, m: mx.ask_tell(inner, Open_ES(4, solution=m), 2),
     "cma_es": lambda inner, m: mx.ask_tell(inner, CMA_ES(4, solution=m), 2),
 }
-TRUNCATED = {"bptt_truncated", "bptt_staggered", "pes", "noise_reuse_es"}
+HELDOUT = {"bptt", "es", "open_es"}  # one of each kind, with the loss on the test batch

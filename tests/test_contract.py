@@ -1,12 +1,14 @@
 """What every learner and every estimator must keep, in all combinations."""
 
+from functools import partial
+
 import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from systems import ALIKE, ESTIMATORS, LEARNERS, TRUNCATED
+from systems import ESTIMATORS, HELDOUT, LEARNERS
 
 import metajax as mx
 
@@ -19,9 +21,10 @@ PAIRS = [
     for learner in LEARNERS
     for estimator in ESTIMATORS
     for meta_loss in ("online", "heldout")
-    if meta_loss == "online" or estimator not in TRUNCATED
-    if learner not in ALIKE or estimator == "bptt"
+    if meta_loss == "online" or estimator in HELDOUT
 ]
+# What is compiled here runs three steps: the time goes into optimising the program, and that is left out.
+QUICK = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
 
 
 @pytest.mark.parametrize(("learner", "estimator", "meta_loss"), PAIRS)
@@ -30,12 +33,12 @@ def test_contract(learner, estimator, meta_loss, key):
     trainer = mx.trainer(ESTIMATORS[estimator](inner, meta_params), optax.adam(1e-2))
     traces = []
 
-    @jax.jit
+    @partial(jax.jit, compiler_options=QUICK)
     def step(state, data):
         traces.append(None)
         return trainer.step(state, data)
 
-    state = first = trainer.init(key, meta_params, data)
+    state = first = jax.jit(trainer.init, compiler_options=QUICK)(key, meta_params, data)
     for _ in range(3):
         state, metrics = step(state, data)
         chex.assert_trees_all_equal_shapes_and_dtypes(state, first)
@@ -99,7 +102,7 @@ def test_evaluate_beyond_the_horizon(learner, key):
     curves = mx.evaluate(inner, key, meta_params, data, num_tasks=3, steps=9)
     assert curves.loss.shape == (3, 9)
     assert curves.test_loss.shape == (3,)
-    assert len(np.unique(curves.loss[:, 0])) == 3, "tasks must differ"
+    assert len(np.unique(curves.loss.mean(1))) == 3, "tasks must differ"
     # A brute-force loop over the steps of the first task.
     k = jax.random.split(key, 3)[0]
     state, losses = inner.init(k, meta_params, data), []

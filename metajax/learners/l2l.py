@@ -66,4 +66,7 @@ def l2l(make_tx: Callable[..., optax.GradientTransformation], problem: Problem, 
     def loss(key, meta_params, state, batch):
         return problem.loss(key, state.params, batch)[0]
 
-    return Learner(init, step, loss)
+    def metrics(key, meta_params, state, batch):
+        return problem.loss(key, state.params, batch)[1]
+
+    return Learner(init, step, loss, metrics)

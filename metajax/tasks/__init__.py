@@ -3,6 +3,7 @@
 from metajax.tasks.augment import augment, flatten, permute_labels, permute_pixels, project, standardize, unit_spread
 from metajax.tasks.few_shot import episodes
 from metajax.tasks.images import minibatches
+from metajax.tasks.query import with_query
 from metajax.tasks.signals import signals
 from metajax.tasks.streams import classification, prototypes, random_images, sum_sign
 from metajax.tasks.synthetic import linear_regressions, quadratics, sinusoids
@@ -25,4 +26,5 @@ __all__ = [
     "standardize",
     "sum_sign",
     "unit_spread",
+    "with_query",
 ]
