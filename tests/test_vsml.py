@@ -305,7 +305,10 @@ def test_the_loss_of_a_batch_is_that_of_the_next_prediction():
         for x, y in zip(images, labels, strict=True)
     ]
     batch = {"image": images[:, 0], "label": labels[:, 0]}
-    np.testing.assert_allclose(net.learner.loss(jax.random.key(0), params, state, batch), np.mean(each), rtol=1e-5)
+    losses, metrics = zip(*each, strict=True)
+    np.testing.assert_allclose(net.learner.loss(jax.random.key(0), params, state, batch), np.mean(losses), rtol=1e-5)
+    got = net.learner.metrics(jax.random.key(0), params, state, batch)["accuracy"]
+    np.testing.assert_allclose(got, np.mean([m["accuracy"] for m in metrics]), rtol=1e-6)
 
 
 @pytest.mark.parametrize("norm", [False, True])

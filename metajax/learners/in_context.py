@@ -84,11 +84,19 @@ def in_context(
         state, logits = lax.scan(one, state, (read(meta_params, batch), batch["label"]))
         return state, *judge(logits, batch["label"])
 
-    def loss(key, meta_params, state, batch):
+    def test(meta_params, state, batch):
         logits = jax.vmap(lambda x: guess(meta_params, state, x)[0])(read(meta_params, batch))
-        return judge(logits, batch["label"])[0]
+        return judge(logits, batch["label"])
 
-    return InContext(init_params, Learner(lambda key, meta_params, task: start(key, meta_params), step, loss))
+    return InContext(
+        init_params,
+        Learner(
+            init=lambda key, meta_params, task: start(key, meta_params),
+            step=step,
+            loss=lambda key, meta_params, state, batch: test(meta_params, state, batch)[0],
+            metrics=lambda key, meta_params, state, batch: test(meta_params, state, batch)[1],
+        ),
+    )
 
 
 def judge(logits: Array, label: Array) -> tuple[Array, dict[str, Array]]:

@@ -12,6 +12,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax import lax
 
 from metajax import checks
 from metajax.learners.grid import Cell, Layer, dense, lstm_cell
@@ -156,12 +157,20 @@ def vsml(
             cells = sweep_down(meta_params, cells, sent, feedback)
         return VSMLState(tuple(cells), feedback), *judge(logits, batch["label"])
 
-    def loss(key, meta_params, state, batch):
+    def test(meta_params, state, batch):
         one = jax.tree.map(lambda x: x[:1], state._replace(cells=tuple(_share(s) for s in state.cells)))
-        logits = jax.vmap(lambda image: predict(meta_params, one, image[None])[2][0])(batch["image"])
-        return judge(logits, batch["label"])[0]
+        # A few at a time: each example has a grid of its own.
+        size = min(len(batch["label"]), 32)
+        logits = lax.map(lambda x: predict(meta_params, one, x[None])[2][0], batch["image"], batch_size=size)
+        return judge(logits, batch["label"])
 
-    return InContext(init, Learner(initial, step, loss))
+    def loss(key, meta_params, state, batch):
+        return test(meta_params, state, batch)[0]
+
+    def metrics(key, meta_params, state, batch):
+        return test(meta_params, state, batch)[1]
+
+    return InContext(init, Learner(initial, step, loss, metrics))
 
 
 def _chain(layers: Sequence[int | Layer]) -> tuple[Layer, ...]:
