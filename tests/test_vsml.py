@@ -301,7 +301,7 @@ def test_the_loss_of_a_batch_is_that_of_the_next_prediction():
     images, labels = stream(jax.random.key(1), 6, 1, 4, 3)
     state, _ = run(net, params, images, labels)
     each = [
-        net.learner.step(jax.random.key(0), params, state, {"image": x, "label": y})[1]
+        net.learner.step(jax.random.key(0), params, state, {"image": x, "label": y})[1:]
         for x, y in zip(images, labels, strict=True)
     ]
     batch = {"image": images[:, 0], "label": labels[:, 0]}
