@@ -1,10 +1,12 @@
 """What the experiments on VSML share: the network, its meta-training and how a stream is judged."""
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 
@@ -18,20 +20,48 @@ def network(units: int, classes: int) -> mx.InContext:
     return mx.vsml((units, classes), mx.learners.lstm_cell(ticks=1), backward_pass=True)
 
 
-def tasks(classes: int, dims: int | None = None) -> mx.Tasks:
-    """Random classes under random labels; ``dims`` random projections of unit spread, or the image as it is."""
+def tasks(classes: int, view: str | None = None, dims: int = 0) -> mx.Tasks:
+    """Random classes under random labels, the images as they are or as ``dims`` numbers of unit spread.
+
+    Views: ``"project"``, a random projection for each task; ``"mixed"``, for each task that, or the image at a low
+    resolution, or some of its pixels.
+    """
     stream = mx.tasks.classification(classes)
-    return stream if dims is None else mx.tasks.unit_spread(mx.tasks.project(stream, dims))
+    if view is None:
+        return stream
+    return mx.tasks.unit_spread(mx.tasks.project(stream, dims) if view == "project" else mixed(stream, dims))
+
+
+def mixed(stream: mx.Tasks, dims: int) -> mx.Tasks:
+    """All three views are linear: each task has a matrix ``[pixels, dims]``."""
+
+    def sample(key, batch):
+        k_which, k_project, k_subset = jax.random.split(key, 3)
+        pixels = batch["image"][0].size
+        project = jax.random.normal(k_project, (pixels, dims)) / pixels**0.5
+        subset = jax.nn.one_hot(jax.random.permutation(k_subset, pixels)[:dims], pixels).T
+        return jnp.stack([project, _pool(pixels, dims), subset])[jax.random.randint(k_which, (), 0, 3)]
+
+    return mx.tasks.augment(stream, sample, lambda own, batch: {**batch, "image": batch["image"] @ own})
+
+
+def _pool(pixels: int, dims: int) -> np.ndarray:
+    """Means over squares: ``[pixels, dims]``, both numbers of a square image."""
+    large, small = math.isqrt(pixels), math.isqrt(dims)
+    factor = large // small
+    matrix = np.zeros((large, large, small, small), np.float32)
+    for i, j in np.ndindex(small * factor, small * factor):
+        matrix[i, j, i // factor, j // factor] = factor**-2.0
+    return matrix.reshape(pixels, -1)
 
 
 def meta_train(seed: int, data: Any, phases: Sequence[dict[str, Any]], folder: Path, estimator: str = "bptt") -> Any:
     """Goes through the phases; each resumes from its checkpoints."""
     meta_params = network(2, 2).init(jax.random.key(seed))
     for i, p in enumerate(phases):
-        units = p["dims"] or data["image"][0].size
-        learner = network(units, p["classes"]).learner
+        learner = network(p["dims"], p["classes"]).learner
         horizon = tuple(p["horizon"]) if isinstance(p["horizon"], list) else p["horizon"]
-        loop = mx.inner(learner, tasks(p["classes"], p["dims"]), horizon)
+        loop = mx.inner(learner, tasks(p["classes"], p["view"], p["dims"]), horizon)
         rate = optax.cosine_decay_schedule(p["rate"], p["steps"], alpha=0.05)
         if estimator == "bptt":
             estimate = mx.bptt(loop, p["tasks"], p["window"])
@@ -70,7 +100,7 @@ def baselines(seed: int, data: Any, *, steps: int, runs: int, hidden: int = 160)
     units = data["image"][0].size
     found = {}
     for sizes in ((units, 10), (units, hidden, 10)):
-        problem = mx.problems.mlp(sizes, jax.numpy.tanh)
+        problem = mx.problems.mlp(sizes, jnp.tanh)
         for name, tx in (("SGD", optax.sgd), ("Adam", optax.adam)):
             loop = mx.inner(mx.l2l(tx, problem), tasks(10), steps)
             found[f"{name}, {len(sizes) - 2} hidden"] = np.stack(

@@ -32,17 +32,14 @@ def sources(settings: dict[str, Any]) -> dict[str, tuple[mx.Tasks, int, Any, Any
 def meta_train(seed: int, chosen: dict[str, Any], settings: dict[str, Any], folder: Path) -> Any:
     """By backpropagation through time over a mixture of the chosen sets."""
     units, p = settings["size"] ** 2, settings["train"]
-    loops, data = [], []
-    for tasks, classes, train, _ in chosen.values():
+    estimators, data = {}, {}
+    for name, (tasks, classes, train, _) in chosen.items():
         if p["dims"]:
             tasks = mx.tasks.unit_spread(mx.tasks.project(tasks, p["dims"]))
-        loops.append(mx.inner(_vsml.network(p["dims"] or units, classes).learner, tasks, p["horizon"]))
-        data.append(train)
-    estimators = [mx.bptt(loop, max(1, p["tasks"] // len(loops)), p["window"]) for loop in loops]
-    estimator = mx.mix(estimators) if len(estimators) > 1 else estimators[0]
+        loop = mx.inner(_vsml.network(p["dims"] or units, classes).learner, tasks, p["horizon"])
+        estimators[name], data[name] = mx.bptt(loop, max(1, p["tasks"] // len(chosen)), p["window"]), train
     rate = optax.cosine_decay_schedule(p["rate"], p["steps"], alpha=0.05)
-    trainer = mx.trainer(estimator, optax.chain(optax.clip_by_global_norm(1.0), optax.adam(rate)))
-    data = tuple(data) if len(data) > 1 else data[0]
+    trainer = mx.trainer(mx.mix(estimators), optax.chain(optax.clip_by_global_norm(1.0), optax.adam(rate)))
     state = trainer.init(jax.random.key(seed + 50), _vsml.network(2, 2).init(jax.random.key(seed)), data)
     store = mx.checkpoints(folder, every=50)
     fitted = mx.fit(trainer, state, data, num_steps=p["steps"], chunk=25, checkpoint=store, label=" + ".join(chosen))

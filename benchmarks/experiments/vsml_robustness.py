@@ -81,7 +81,7 @@ def _settings(scale: str, **own: Any) -> dict[str, Any]:
     return {"train": shared["train"], "size": shared["size"], "bptt": shared["bptt"], **own}
 
 
-_PLAIN = {"dims": None, "classes": 10, "window": 50, "tasks": 8, "rate": 3e-3}
+_PLAIN = {"view": None, "dims": 196, "classes": 10, "window": 50, "tasks": 8, "rate": 3e-3}
 EXPERIMENT = Experiment(
     title="Robustness to sizes, classes, projections and shuffles",
     source=SOURCE,
@@ -93,7 +93,7 @@ EXPERIMENT = Experiment(
         ),
         "full": _settings(
             "full", steps=2000, runs=32, sizes=[14, 21, 32, 48],
-            narrow=[{**_PLAIN, "horizon": 500, "window": 500, "tasks": 128, "steps": 10_000}],
+            narrow=[{**_PLAIN, "dims": 784, "horizon": 500, "window": 500, "tasks": 128, "steps": 10_000}],
         ),
     },
     run=run,
