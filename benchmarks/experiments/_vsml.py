@@ -12,7 +12,7 @@ import optax
 
 import metajax as mx
 
-RATES = tuple(10.0 ** (k / 2) for k in range(-8, 2))
+RATES = {"SGD": (1e-3, 3e-3, 1e-2, 3e-2, 1e-1), "Adam": (1e-4, 3e-4, 1e-3, 3e-3, 1e-2)}
 
 
 def network(units: int, classes: int) -> mx.InContext:
@@ -108,7 +108,7 @@ def baselines(seed: int, data: Any, *, steps: int, runs: int, hidden: int = 160)
                     mx.evaluate(loop, jax.random.key(5000 + seed), rate, data, num_tasks=runs, steps=steps).metrics[
                         "accuracy"
                     ]
-                    for rate in RATES
+                    for rate in RATES[name]
                 ]
             )
     return found

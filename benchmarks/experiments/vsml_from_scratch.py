@@ -56,7 +56,9 @@ def run(seed: int, settings: dict[str, Any], folder: Path) -> dict[str, np.ndarr
             results[f"{name}, {who}"] = best[at - 1]
             results[f"{name}, {who}: at"] = best[np.minimum(AT, steps) - 1]
             if mean.ndim == 2:
-                results[f"{name}, {who}: rate"] = np.asarray(_vsml.RATES)[mean.argmax(0)[np.minimum(AT, steps) - 1]]
+                results[f"{name}, {who}: rate"] = np.asarray(_vsml.RATES[who.split(",")[0]])[
+                    mean.argmax(0)[np.minimum(AT, steps) - 1]
+                ]
             else:
                 error = _vsml.cumulative(accuracy).std(0, ddof=1) / runs**0.5
                 results[f"{name}, {who}: error"] = error[at - 1]
@@ -123,7 +125,7 @@ _BPTT = [  # short and small to leave the plateau, then longer
         "window": 200,
         "tasks": 8,
         "rate": 3e-3,
-        "steps": 200,
+        "steps": 400,
     },
     {
         "view": "mixed",
@@ -133,8 +135,21 @@ _BPTT = [  # short and small to leave the plateau, then longer
         "window": 500,
         "tasks": 4,
         "rate": 3e-3,
-        "steps": 200,
+        "steps": 300,
     },
+]
+_ES = [  # as many steps as take about the time of the above
+    {
+        "view": "project",
+        "dims": 32,
+        "classes": 5,
+        "horizon": 60,
+        "tasks": 64,
+        "std": 0.05,
+        "rate": 2.5e-2,
+        "steps": 1500,
+    },
+    {"view": "mixed", "dims": 49, "classes": 10, "horizon": 100, "tasks": 32, "std": 0.05, "rate": 1e-2, "steps": 500},
 ]
 _FULL = {"view": "project", "dims": 784, "classes": 10, "horizon": 500, "steps": 10_000}
 EXPERIMENT = Experiment(
@@ -150,7 +165,7 @@ EXPERIMENT = Experiment(
             "train": "mnist", "test": ["mnist", "digits", "fashion_mnist"], "size": 14, "steps": 2000, "runs": 32,
             "judged": 6,
             "bptt": _BPTT,
-            "es": [{"view": "project", "dims": 32, "classes": 5, "horizon": 60, "tasks": 64, "std": 0.05, "rate": 2.5e-2, "steps": 1000}],
+            "es": _ES,
             "meta_rnn": {"hidden": 128, "horizon": 100, "tasks": 16, "rate": 1e-3, "steps": 1000},
         },
         "full": {
