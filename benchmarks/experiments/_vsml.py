@@ -62,7 +62,9 @@ def meta_train(seed: int, data: Any, phases: Sequence[dict[str, Any]], folder: P
         learner = network(p["dims"], p["classes"]).learner
         horizon = tuple(p["horizon"]) if isinstance(p["horizon"], list) else p["horizon"]
         loop = mx.inner(learner, tasks(p["classes"], p["view"], p["dims"]), horizon)
-        rate = optax.cosine_decay_schedule(p["rate"], p["steps"], alpha=0.05)
+        # Phases go on from each other at full rate; the last one comes to rest.
+        last = i == len(phases) - 1
+        rate = optax.cosine_decay_schedule(p["rate"], p["steps"], alpha=0.05) if last else p["rate"]
         if estimator == "bptt":
             estimate = mx.bptt(loop, p["tasks"], p["window"])
             outer = optax.chain(optax.clip_by_global_norm(1.0), optax.adam(rate))

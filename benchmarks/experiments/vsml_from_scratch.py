@@ -106,7 +106,7 @@ def picture(results: Results, settings: dict[str, Any], figure: Any) -> None:
 
 _SMOKE = {"view": "mixed", "dims": 4, "classes": 3, "horizon": 8, "window": 8, "tasks": 2, "rate": 1e-2, "steps": 3}
 _BPTT = [  # short and small to leave the plateau, then longer
-    {"view": "project", "dims": 32, "classes": 5, "horizon": 60, "window": 60, "tasks": 16, "rate": 1e-2, "steps": 200},
+    {"view": "project", "dims": 32, "classes": 5, "horizon": 60, "window": 60, "tasks": 16, "rate": 1e-2, "steps": 400},
     {
         "view": "mixed",
         "dims": 49,
@@ -115,7 +115,7 @@ _BPTT = [  # short and small to leave the plateau, then longer
         "window": 50,
         "tasks": 16,
         "rate": 3e-3,
-        "steps": 300,
+        "steps": 400,
     },
     {
         "view": "mixed",
