@@ -1,6 +1,6 @@
 """metajax: programs that learn how to learn, as pure functions over pytrees."""
 
-from metajax import data, implicit, learners, nets, optim, plot, problems, sharding, tasks
+from metajax import data, implicit, learners, nets, optim, plot, pretrained, problems, sharding, tasks
 from metajax.checkpoint import Checkpoints, Snapshot, checkpoints
 from metajax.comparison import BASELINES, Comparison, compare
 from metajax.diagnosis import Diagnosis, diagnose, mean_gradient
@@ -111,6 +111,7 @@ __all__ = [
     "optim",
     "pes",
     "plot",
+    "pretrained",
     "problems",
     "protonet",
     "reptile",

@@ -9,7 +9,19 @@ import pytest
 
 import metajax as mx
 
-MODULES = [mx, mx.data, mx.implicit, mx.learners, mx.nets, mx.optim, mx.plot, mx.problems, mx.sharding, mx.tasks]
+MODULES = [
+    mx,
+    mx.data,
+    mx.implicit,
+    mx.learners,
+    mx.nets,
+    mx.optim,
+    mx.plot,
+    mx.pretrained,
+    mx.problems,
+    mx.sharding,
+    mx.tasks,
+]
 FUNCTIONS = {
     f"{module.__name__}.{name}": value
     for module in MODULES

@@ -1,5 +1,7 @@
 """What the experiments on VSML share: the network, its meta-training and how a stream is judged."""
 
+import hashlib
+import json
 import math
 from collections.abc import Sequence
 from pathlib import Path
@@ -56,7 +58,9 @@ def _pool(pixels: int, dims: int) -> np.ndarray:
 
 
 def meta_train(seed: int, data: Any, phases: Sequence[dict[str, Any]], folder: Path, estimator: str = "bptt") -> Any:
-    """Goes through the phases; each resumes from its checkpoints."""
+    """Goes through the phases; each resumes from its checkpoints, which experiments under one ``--out`` share."""
+    digest = hashlib.sha256(json.dumps([estimator, *phases], sort_keys=True).encode()).hexdigest()[:8]
+    folder = folder.parents[1] / "vsml" / digest / folder.name
     meta_params = network(2, 2).init(jax.random.key(seed))
     for i, p in enumerate(phases):
         learner = network(p["dims"], p["classes"]).learner
@@ -73,7 +77,7 @@ def meta_train(seed: int, data: Any, phases: Sequence[dict[str, Any]], folder: P
             outer = optax.adam(rate)
         trainer = mx.trainer(estimate, outer)
         state = trainer.init(jax.random.key(1000 * i + seed + 10), meta_params, data)
-        store = mx.checkpoints(folder / f"{estimator}-{i}", every=50)
+        store = mx.checkpoints(folder / f"phase-{i}", every=50)
         label = f"{estimator}, phase {i}"
         meta_params = mx.fit(
             trainer, state, data, num_steps=p["steps"], chunk=25, checkpoint=store, label=label

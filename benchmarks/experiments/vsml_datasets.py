@@ -51,7 +51,8 @@ def run(seed: int, settings: dict[str, Any], folder: Path) -> dict[str, np.ndarr
     every = sources(settings)
     trainable = [name for name in every if name != "Sum Sign"]  # never trained on
     mixtures = {name: [name] for name in trainable} | {"all": trainable}
-    mixtures |= {f"all but {name}": [n for n in trainable if n != name] for name in trainable}
+    if settings["leave_one_out"]:
+        mixtures |= {f"all but {name}": [n for n in trainable if n != name] for name in trainable}
     results, units = {}, settings["size"] ** 2
     for i, (mixture, names) in enumerate(mixtures.items()):
         meta_params = meta_train(seed, {n: every[n] for n in names}, settings, folder / f"mixture-{i}")
@@ -72,7 +73,7 @@ def claims(results: Results, settings: dict[str, Any]) -> list[Claim]:
     chance = {name: 100 / settings["classes"] for name in names} | {"Sum Sign": 50}
     found = []
     for i, name in enumerate(names):
-        source = "all" if name == "Sum Sign" else f"all but {name}"
+        source = f"all but {name}" if f"all but {name}" in results[0] else "all"
         gain = [r[source][i] - chance[name] for r in results]
         text = f"Meta-trained on {source}, tested on {name}: points of cumulative accuracy above chance > 5"
         found.append(claim(text, f"{SOURCE}, figure 8", "generalises", gain, lambda x: x > 5))
@@ -105,15 +106,16 @@ EXPERIMENT = Experiment(
     source=SOURCE,
     settings={
         "smoke": {
-            "sets": ["digits"], "size": 4, "classes": 3, "steps": 20, "runs": 2,
+            "sets": ["digits"], "size": 4, "classes": 3, "steps": 20, "runs": 2, "leave_one_out": False,
             "train": {**_TRAIN, "dims": None, "horizon": 6, "window": 6, "tasks": 2, "steps": 2},
         },
         "small": {
             "sets": ["mnist", "fashion_mnist", "digits"], "size": 14, "classes": 5, "steps": 500, "runs": 16,
+            "leave_one_out": True,
             "train": {**_TRAIN, "steps": 400},
         },
         "full": {
-            "sets": ["mnist", "fashion_mnist", "emnist/byclass", "kmnist"], "size": 28, "classes": 10, "steps": 2000,
+            "sets": ["mnist", "fashion_mnist", "emnist/byclass", "kmnist"], "size": 28, "classes": 10, "steps": 2000, "leave_one_out": True,
             "runs": 32, "train": {**_TRAIN, "dims": None, "horizon": 500, "window": 500, "tasks": 128, "steps": 10_000,
                                   "rate": 1e-3},
         },

@@ -29,7 +29,7 @@ def run(seed: int, settings: dict[str, Any], folder: Path) -> dict[str, np.ndarr
     train = mx.data.by_class(_data.standardised(settings["train"], size)[0])
     meta_params = _vsml.meta_train(seed, train, settings["bptt"], folder)
     # One that was meta-trained on the images of the one size and its ten classes alone.
-    narrow = _vsml.meta_train(seed, train, settings["narrow"], folder / "narrow")
+    narrow = _vsml.meta_train(seed, train, settings["narrow"], folder)
     rnn_units = size**2
     results = {}
     for name, (pixels, classes, augmentation) in conditions(settings).items():

@@ -1,0 +1,59 @@
+"""What comes with the package loads offline, does what its card says, and says where it ends."""
+
+from pathlib import Path
+
+import jax
+import numpy as np
+import optax
+import pytest
+
+import metajax as mx
+
+FOLDER = Path(mx.pretrained.__file__).parent
+
+
+@pytest.mark.parametrize("name", mx.pretrained.list())
+def test_every_set_has_finite_parameters_and_a_card(name):
+    assert all(np.isfinite(x).all() for x in jax.tree.leaves(mx.pretrained.params(name)))
+    assert (FOLDER / f"{name}.npz").stat().st_size < 300_000
+    with np.load(FOLDER / f"{name}.npz", allow_pickle=False) as file:
+        assert file.files
+    card = mx.pretrained.card(name)
+    assert card.startswith(f"# {name}\n")
+    for part in ("**Made by**", "**Figures**", "**Limits.**", "**Licence**"):
+        assert part in card, part
+
+
+def test_no_file_is_without_its_name():
+    files = {p.stem for p in FOLDER.iterdir() if p.suffix in (".npz", ".md")}
+    assert files == set(mx.pretrained.list())
+
+
+@pytest.mark.slow
+def test_the_optimizer_beats_untuned_ones_on_a_network_it_never_saw():
+    tasks, data = mx.tasks.minibatches(64), mx.data.load("digits", "test")
+    optimizers = {"ours": mx.pretrained.load("l2l-digits"), "SGD": optax.sgd(0.1), "Adam": optax.adam(1e-2)}
+    result = mx.compare(
+        optimizers, mx.problems.mlp((64, 20, 10)), tasks, jax.random.key(0), data, steps=50, num_tasks=4
+    )
+    final = {name: x.mean() for name, x in result.final.items()}
+    assert final["ours"] < 0.5 * min(final["SGD"], final["Adam"])
+
+
+@pytest.mark.slow
+def test_the_learning_algorithm_learns_images_it_never_saw():
+    net = mx.pretrained.load("vsml-mnist")(64, 10)
+    data = mx.data.load("digits", "test")
+    image = data["image"].reshape(-1, 64) / np.float32(255)
+    data = {"image": (image - image.mean()) / image.std(), "label": data["label"]}
+    loop = mx.inner(net.learner, mx.tasks.minibatches(1), horizon=300)
+    curves = mx.evaluate(loop, jax.random.key(0), net.init(jax.random.key(1)), data, num_tasks=4)
+    accuracy = np.asarray(curves.metrics["accuracy"])
+    assert accuracy[:, :10].mean() < 0.4
+    assert accuracy[:, -100:].mean() > 0.7
+
+
+def test_an_unknown_name_is_told_the_known_ones():
+    for call in (mx.pretrained.load, mx.pretrained.params, mx.pretrained.card):
+        with pytest.raises(ValueError, match="name must be one of l2l-digits"):
+            call("l2l-everything")
