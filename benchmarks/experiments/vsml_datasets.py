@@ -115,7 +115,8 @@ EXPERIMENT = Experiment(
             "train": {**_TRAIN, "steps": 400},
         },
         "full": {
-            "sets": ["mnist", "fashion_mnist", "emnist/byclass", "kmnist"], "size": 28, "classes": 10, "steps": 2000, "leave_one_out": True,
+            "sets": ["mnist", "fashion_mnist", "emnist/byclass", "kmnist"], "size": 28, "classes": 10, "steps": 2000,
+            "leave_one_out": True,
             "runs": 32, "train": {**_TRAIN, "dims": None, "horizon": 500, "window": 500, "tasks": 128, "steps": 10_000,
                                   "rate": 1e-3},
         },
