@@ -30,7 +30,8 @@ def clone_backprop(cell: Cell, rate: float) -> InContext:
     Each step is what happens to a cell of a network with ``backward_pass``: an upward sweep without error, a downward
     sweep with it. The loss is the mean squared error of what is sent upwards, of what is sent downwards, and of
     ``w`` and ``b`` after each of the two sweeps, in units of ``rate``. With a horizon of 1 it is the error of a single
-    step; with a longer one cells go on from what they have made of themselves, and drift is fitted too.
+    step; with a longer one cells go on from what they have made of themselves, and drift is fitted too. A last term
+    keeps the states below 3 in size, where a tanh has long saturated: what has grown there would one day run away.
 
     The cell needs messages of one slot, so that what a layer sends is what the next one takes, and ``reduce="sum"``.
 
@@ -67,7 +68,8 @@ def clone_backprop(cell: Cell, rate: float) -> InContext:
         }
         still = _mse(recall(up), (w, b)) / rate**2
         drift = jnp.sqrt(_mse(recall(down), (new_w, new_b)))
-        return CloneState(down, new_w, new_b), sum(errors.values()) + still, {**errors, "drift": drift}
+        total = sum(errors.values()) + still + _excess(down)
+        return CloneState(down, new_w, new_b), total, {**errors, "drift": drift}
 
     def loss(key, meta_params, state, batch):
         return step(key, meta_params, state, batch)[1]
@@ -122,3 +124,7 @@ def recall(cells: PyTree) -> tuple[Array, Array]:
 
 def _mse(got: tuple[Array, Array], want: tuple[Array, Array]) -> Array:
     return jnp.mean(jnp.stack([(a.reshape(b.shape) - b) ** 2 for a, b in zip(got, want, strict=True)]), axis=1).sum()
+
+
+def _excess(cells: PyTree) -> Array:
+    return sum(jnp.mean(jnp.maximum(jnp.abs(x) - 3, 0) ** 2) for x in jax.tree.leaves(cells)) + jnp.zeros(())
