@@ -109,7 +109,7 @@ def picture(results: Results, settings: dict[str, Any], figure: Any) -> None:
             ax.plot(steps, mean, marker="os^D"[i], markersize=4, linewidth=1.5, label=name, **style)
         ax.set(xscale="log", yscale="log", xlabel="inner gradient steps", ylabel=ylabel)
         ax.set_xticks(steps, [str(t) for t in steps])
-        ax.minorticks_off()
+        ax.set_xticks([], minor=True)
         ax.spines[["top", "right"]].set_visible(False)
     axes[0].legend(frameon=False, fontsize=8)
 

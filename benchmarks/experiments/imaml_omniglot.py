@@ -150,12 +150,13 @@ def picture(results: Results, settings: dict[str, Any], figure: Any) -> None:
                 ax.errorbar(mean, i + 0.15, xerr=error, color=mx.plot.COLOURS[4], **style | {"fmt": "D"})
         ax.errorbar([], [], color=mx.plot.COLOURS[4], label="ours", **style | {"fmt": "D"})
         ax.set_title(where, fontsize=9)
-        ax.set(xlabel="accuracy (%)", yticks=at, ylim=(len(METHODS) - 0.5, -0.5))
+        ax.set_xlabel("accuracy (%)", fontsize=9)
+        ax.set(yticks=at, ylim=(len(METHODS) - 0.5, -0.5))
         ax.set_yticklabels(METHODS, fontsize=8)
         ax.tick_params(axis="x", labelsize=8)
         ax.grid(axis="x", linewidth=0.4)
         ax.spines[["top", "right"]].set_visible(False)
-    axes[0].legend(frameon=False, fontsize=8, loc="lower left")
+    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside upper center", ncols=2, frameon=False, fontsize=8)
 
 
 _IMPLICIT = {"steps": 1, "test_steps": 1, "lam": 2.0, "cg": 5}

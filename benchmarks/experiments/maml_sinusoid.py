@@ -103,7 +103,9 @@ def example(name: str, learner: mx.Learner, tasks: mx.Tasks, key: Any, params: A
     """What is predicted on one task after 0, 1 and 10 steps, the truth, and the points that were given."""
     loop = mx.inner(learner, tasks, STEPS)
     start = jax.jit(loop.init)(key, params, ())
-    states = {0: start} | {n: jax.jit(mx.unroll, static_argnums=(0, 4))(loop, params, start, (), n)[0] for n in (1, 10)}
+    states = {0: start} | {
+        n: jax.jit(mx.unroll, static_argnums=(0, 4))(loop, params, start, (), n)[0] for n in (1, STEPS)
+    }
     task = jax.tree.map(np.asarray, start.task)
     found = {f"{name}, after {n}": predict(x.learner.params, GRID[:, None])[:, 0] for n, x in states.items()}
     found["truth"] = task["amplitude"] * np.sin(GRID - task["phase"])
@@ -157,12 +159,16 @@ def picture(results: Results, settings: dict[str, Any], figure: Any) -> None:
     fit, *axes = figure.subplots(1, 3)
     first = results[0]
     fit.plot(GRID, first["example: truth"], color=mx.plot.COLOURS[4], linewidth=1.2, label="truth")
-    for n, style in ((0, ":"), (1, "--"), (10, "-")):
-        fit.plot(GRID, first[f"example: MAML, after {n}"], "k" + style, linewidth=1.3, label=f"{n} steps")
+    for n, style in ((0, ":"), (1, "--"), (STEPS, "-")):
+        fit.plot(GRID, first[f"example: MAML, after {n}"], "k" + style, linewidth=1.3, label=f"MAML, {n}")
+    after = first[f"example: pretrained, after {STEPS}"]
+    fit.plot(GRID, after, color=mx.plot.COLOURS[2], linewidth=1.2, linestyle="-.", label=f"pretrained, {STEPS}")
     fit.plot(*first["example: points"].T, "^", color=mx.plot.COLOURS[6], markersize=6, label="given")
     low, high = fit.get_ylim()
-    fit.set(title=f"MAML, K = {settings['test'][0][0]}", xlabel="x", ylabel="y", ylim=(low, high + 0.45 * (high - low)))
-    fit.legend(frameon=False, fontsize=7, ncols=2, loc="upper center")
+    fit.set(
+        title=f"K = {settings['test'][0][0]}, one task", xlabel="x", ylabel="y", ylim=(low, high + 0.6 * (high - low))
+    )
+    fit.legend(frameon=False, fontsize=7, ncols=2, loc="upper center", columnspacing=0.8, title="and gradient steps")
     for ax, (shots, _) in zip(axes, settings["test"], strict=True):
         for i, name in enumerate(NAMES):
             mean = np.stack([r[f"K={shots}, {name}"] for r in results]).mean(0)
