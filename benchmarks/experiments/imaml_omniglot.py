@@ -1,0 +1,216 @@
+"""Omniglot from one and five drawings a character, with characters held out: MAML's family, iMAML and ProtoNet."""
+
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+import metajax as mx
+from benchmarks.experiments._few_shot import accuracy, meta_train
+from benchmarks.reproduce import Claim, Experiment, Results, claim
+
+SOURCE = "Rajeswaran et al. 2019, table 2"
+METHODS = ("MAML", "FOMAML", "Reptile", "iMAML, GD", "iMAML, Hessian-free", "ProtoNet")
+PUBLISHED = {  # per cent; ProtoNet by Snell et al. 2017, who test another way, all others in table 2 of iMAML
+    "5-way 1-shot": (98.7, 98.3, 97.68, 99.16, 99.50, 98.8),
+    "5-way 5-shot": (99.9, 99.2, 99.48, 99.67, 99.74, 99.7),
+    "20-way 1-shot": (95.8, 89.4, 89.43, 94.46, 96.18, 96.0),
+    "20-way 5-shot": (98.9, 97.9, 97.12, 98.69, 99.14, 98.9),
+}
+INTERVAL = {  # 95 %
+    "5-way 1-shot": (0.4, 0.5, 0.04, 0.35, 0.26, None),
+    "5-way 5-shot": (0.1, 0.1, 0.06, 0.12, 0.11, None),
+    "20-way 1-shot": (0.3, 0.5, 0.14, 0.42, 0.36, None),
+    "20-way 5-shot": (0.2, 0.1, 0.32, 0.1, 0.1, None),
+}
+EMBEDDING = 64  # numbers in an embedding of ProtoNet
+
+
+def build(method: str, ways: int, size: int, filters: int, p: dict[str, Any]) -> tuple[mx.Learner, Any]:
+    """The learner and what initialises its meta-parameters. Batch normalisation looks at all queries of a task."""
+    net = mx.nets.conv4(EMBEDDING if method == "ProtoNet" else ways, (size, size, 1), filters)
+    if method == "ProtoNet":
+        return mx.protonet(net.apply, ways, EMBEDDING), net.init
+    problem = mx.problems.classifier(*net)
+    if method == "MAML":
+        return mx.maml(problem, p["rate"]), net.init
+    if method == "FOMAML":
+        return mx.fomaml(problem, p["rate"]), net.init
+    if method == "Reptile":
+        return mx.reptile(problem, optax.adam(p["rate"], b1=0.0)), net.init
+    cg = mx.implicit.cg(p["cg"])
+    if method == "iMAML, GD":
+        solver = mx.implicit.descend(optax.sgd(p["rate"]), p["solver_steps"])
+    else:
+        solver = mx.implicit.newton(p["solver_steps"], cg)
+    return mx.imaml(problem, solver, cg, p["lam"]), net.init
+
+
+def outer(method: str, rate: float, steps: int) -> optax.GradientTransformation:
+    """Adam, its rate falling to a tenth; for Reptile the steps towards what was adapted, which shrink to none."""
+    if method == "Reptile":
+        return optax.sgd(optax.linear_schedule(1.0, 0.0, steps))
+    return optax.adam(optax.cosine_decay_schedule(rate, steps, alpha=0.1))
+
+
+def run(seed: int, settings: dict[str, Any], folder: Path) -> dict[str, np.ndarray]:
+    s = settings
+    train, validation, test = (
+        jax.tree.map(jnp.asarray, mx.data.rotations(mx.data.few_shot(s["data"], part)))
+        for part in ("train", "validation", "test")
+    )
+    size, results = train["image"].shape[1], {}
+    for where, budget in s["budgets"].items():
+        ways, shots = (int(part.split("-")[0]) for part in where.split())
+        for method, (meta_steps, tasks) in budget.items():
+            p = s["methods"][method] | s.get("methods, " + where.split()[0], {}).get(method, {})
+            learner, init = build(method, ways, size, s["filters"], p)
+            # As many queries a class as there are shots, in training and in the test, as is published.
+            learns = mx.inner(learner, mx.tasks.episodes(ways, p.get("shots", shots), shots), p["steps"], "heldout")
+            judged = mx.inner(learner, mx.tasks.episodes(ways, shots), p["test_steps"])
+
+            def loss(key, meta_params, data, judged=judged):
+                found = accuracy(judged, key, meta_params, data, tasks=s["validation_tasks"], at_once=s["at_once"])
+                return 1 - found.mean()
+
+            meta_params = meta_train(
+                mx.bptt(learns, tasks, remat=False),
+                outer(method, s["rate"], meta_steps),
+                jax.random.key(seed),
+                init(jax.random.key(100 + seed)),
+                train,
+                steps=meta_steps,
+                folder=folder / f"{where}, {method}".replace(", ", "-").replace(" ", "-"),
+                validate=mx.validation(loss, jax.random.key(200), validation, every=s["validate"]),
+                chunk=s["chunk"],
+            )
+            found = 100 * accuracy(
+                judged, jax.random.key(300), meta_params, test, tasks=s["test_tasks"], at_once=s["at_once"]
+            )
+            results[f"{where}, {method}"] = found.mean()
+            results[f"{where}, {method}: interval"] = 1.96 * found.std(ddof=1) / len(found) ** 0.5
+        print(table(where, results), flush=True)
+    return results
+
+
+def table(where: str, results: dict[str, Any]) -> str:
+    """Ours beside what is published, in per cent with 95 % intervals over the test tasks."""
+    lines = [f"{where:<24}{'published':>16}{'ours':>16}"]
+    for i, method in enumerate(METHODS):
+        if f"{where}, {method}" in results:
+            ours = f"{results[f'{where}, {method}']:.2f} ± {results[f'{where}, {method}: interval']:.2f}"
+            lines.append(f"  {method:<22}{published(where, i):>16}{ours:>16}")
+    return "\n".join(lines)
+
+
+def published(where: str, i: int) -> str:
+    interval = INTERVAL[where][i]
+    return f"{PUBLISHED[where][i]}" + ("" if interval is None else f" ± {interval}")
+
+
+def claims(results: Results, settings: dict[str, Any]) -> list[Claim]:
+    found = []
+    for where in settings["budgets"]:
+        for i, method in enumerate(METHODS):
+            ours = [r[f"{where}, {method}"] for r in results if f"{where}, {method}" in r]
+            wanted = PUBLISHED[where][i] - 2
+            found.append(
+                claim(
+                    f"{where}, {method}: test accuracy, no more than 2 points below the published, >= {wanted:.2f} %",
+                    "Snell et al. 2017, table 1" if method == "ProtoNet" else SOURCE,
+                    published(where, i) + " %",
+                    ours,
+                    lambda x, wanted=wanted: x >= wanted,
+                )
+            )
+    for better, worse in (("iMAML, GD", "FOMAML"), ("iMAML, Hessian-free", "FOMAML"), ("MAML", "FOMAML")):
+        pair = [f"20-way 1-shot, {better}", f"20-way 1-shot, {worse}"]
+        lead = [float(r[pair[0]] - r[pair[1]]) for r in results if set(pair) <= r.keys()]
+        text = f"20-way 1-shot: points of {better} ahead of {worse} > 0"
+        i, j = METHODS.index(better), METHODS.index(worse)
+        margin = round(PUBLISHED["20-way 1-shot"][i] - PUBLISHED["20-way 1-shot"][j], 2)
+        found.append(claim(text, SOURCE, margin, lead, lambda x: x > 0))
+    return found
+
+
+def picture(results: Results, settings: dict[str, Any], figure: Any) -> None:
+    axes = figure.subplots(1, len(settings["budgets"]), sharey=True, squeeze=False)[0]
+    at = np.arange(len(METHODS))
+    for ax, where in zip(axes, settings["budgets"], strict=True):
+        error = [x or 0 for x in INTERVAL[where]]
+        style = {"fmt": "o", "markersize": 4, "linewidth": 1.2}
+        ax.errorbar(PUBLISHED[where], at - 0.15, xerr=error, color="#888888", label="published", **style)
+        for i, method in enumerate(METHODS):
+            name = f"{where}, {method}"
+            if name in results[0]:
+                mean, error = (np.mean([r[k] for r in results]) for k in (name, f"{name}: interval"))
+                ax.errorbar(mean, i + 0.15, xerr=error, color=mx.plot.COLOURS[4], **style | {"fmt": "D"})
+        ax.errorbar([], [], color=mx.plot.COLOURS[4], label="ours", **style | {"fmt": "D"})
+        ax.set_title(where, fontsize=9)
+        ax.set_xlabel("accuracy (%)", fontsize=9)
+        ax.set(yticks=at, ylim=(len(METHODS) - 0.5, -0.5))
+        ax.set_yticklabels(METHODS, fontsize=8)
+        ax.tick_params(axis="x", labelsize=8)
+        ax.grid(axis="x", linewidth=0.4)
+        ax.spines[["top", "right"]].set_visible(False)
+    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside upper center", ncols=2, frameon=False, fontsize=8)
+
+
+_IMPLICIT = {"steps": 1, "test_steps": 1, "lam": 2.0, "cg": 5}
+_METHODS = {
+    "MAML": {"rate": 0.4, "steps": 1, "test_steps": 3},
+    "FOMAML": {"rate": 0.4, "steps": 1, "test_steps": 3},
+    "Reptile": {"rate": 1e-3, "steps": 5, "test_steps": 50, "shots": 10},
+    "iMAML, GD": {**_IMPLICIT, "rate": 0.1, "solver_steps": 16},
+    "iMAML, Hessian-free": {**_IMPLICIT, "solver_steps": 3},
+    "ProtoNet": {"steps": 1, "test_steps": 1},
+}
+_METHODS_20 = {  # where it differs for 20 ways
+    "MAML": {"rate": 0.1, "steps": 5, "test_steps": 5},
+    "FOMAML": {"rate": 0.1, "steps": 5, "test_steps": 5},
+    "iMAML, GD": {"solver_steps": 25},
+}
+_COMMON = {"data": "omniglot", "methods": _METHODS, "methods, 20-way": _METHODS_20, "test_tasks": 600}
+EXPERIMENT = Experiment(
+    title="Omniglot, few-shot, held-out characters",
+    source=SOURCE,
+    settings={
+        "smoke": {
+            **_COMMON, "data": "digits", "filters": 4, "rate": 1e-3, "test_tasks": 8, "validation_tasks": 8,
+            "at_once": 8, "validate": 2, "chunk": 2,
+            "budgets": {"5-way 1-shot": {"MAML": [2, 2], "iMAML, GD": [2, 2]}},
+        },
+        # Half the filters; the rate is twice that published, and falls.
+        "small": {
+            **_COMMON, "filters": 32, "rate": 2e-3, "validation_tasks": 100, "at_once": 25, "validate": 250,
+            "chunk": 25,
+            "budgets": {  # method: meta-steps, tasks a step
+                "5-way 1-shot": {
+                    "MAML": [4000, 8], "FOMAML": [4000, 8], "Reptile": [500, 5], "iMAML, GD": [4000, 8],
+                    "iMAML, Hessian-free": [2000, 8], "ProtoNet": [4000, 8],
+                },
+                "5-way 5-shot": {"MAML": [750, 4], "FOMAML": [750, 4], "iMAML, GD": [750, 4], "ProtoNet": [1000, 4]},
+                "20-way 1-shot": {"MAML": [500, 2], "FOMAML": [500, 2], "iMAML, GD": [500, 2], "ProtoNet": [1000, 4]},
+                "20-way 5-shot": {"MAML": [250, 1], "FOMAML": [250, 1], "iMAML, GD": [250, 1], "ProtoNet": [500, 2]},
+            },
+        },
+        "full": {
+            **_COMMON, "filters": 64, "rate": 1e-3, "validation_tasks": 600, "at_once": 100, "validate": 1000,
+            "chunk": 100,
+            "budgets": {
+                where: {
+                    "MAML": [60_000, tasks], "FOMAML": [60_000, tasks], "Reptile": [100_000, 5],
+                    "iMAML, GD": [20_000, 32], "iMAML, Hessian-free": [20_000, 32], "ProtoNet": [20_000, 32],
+                }
+                for where, tasks in zip(PUBLISHED, (32, 32, 16, 16), strict=True)
+            },
+        },
+    },
+    run=run,
+    claims=claims,
+    picture=picture,
+    seeds=1,
+)  # fmt: skip
