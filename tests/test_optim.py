@@ -1,6 +1,7 @@
 """Learned optimizers against loops over coordinates in NumPy, and in the company of optax."""
 
 from functools import lru_cache, partial
+from itertools import pairwise
 
 import chex
 import jax
@@ -26,7 +27,7 @@ PARAMS = {
 }
 SHAPES = [x.shape for x in jax.tree.leaves(PARAMS)]
 ENDS = np.cumsum([0] + [int(np.prod(s)) for s in SHAPES])
-LEAVES = [slice(a, b) for a, b in zip(ENDS[:-1], ENDS[1:], strict=True)]
+LEAVES = [slice(a, b) for a, b in pairwise(ENDS)]
 OPTS = {
     "averaged": mx.optim.lstm(hidden=(4, 3), averaged=2),
     "rnnprop": mx.optim.rnnprop(hidden=(4, 3)),
@@ -136,9 +137,11 @@ def ntm_oracle(meta, grads, theta, p, averaged, memory):
             for k in range(len(a)):
                 matrix += np.outer(a[k], b[k]) / size
         x = [[g] if p is None else preprocess(g, p) for g in grad]
-        address = np.array([meta["read"]["w"] @ np.concatenate(z) + meta["read"]["b"] for z in zip(x, last)])
+        address = np.array(
+            [meta["read"]["w"] @ np.concatenate(z) + meta["read"]["b"] for z in zip(x, last, strict=True)]
+        )
         found = matrix @ address
-        last = np.array(net([np.concatenate(z) for z in zip(x, found)]))
+        last = np.array(net([np.concatenate(z) for z in zip(x, found, strict=True)]))
         heads = np.array([meta["write"]["w"] @ h + meta["write"]["b"] for h in last]).T
         written.append(np.split(heads, 2))
         yield np.array([0.1 * (meta["out"]["w"] @ h + meta["out"]["b"]) for h in last])

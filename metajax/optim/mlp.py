@@ -128,7 +128,7 @@ def averages(state, grad: Array, momentum_decays: Array, rms_decays: Array) -> t
 def second_moments(m: Array, v: Array) -> list[Array]:
     """``v``, ``m / sqrt(v)`` for each pair of them, and ``1 / sqrt(v)``; each ``[., P]``."""
     inverse = lax.rsqrt(v + 1e-6)
-    return [v, (inverse[:, None] * m).reshape(-1, m.shape[-1]), inverse]
+    return [v, (inverse[:, None] * m).reshape(len(v) * len(m), m.shape[-1]), inverse]
 
 
 def unit_scale(x: Array, like: PyTree) -> Array:
