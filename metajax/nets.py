@@ -143,7 +143,7 @@ def conv4(
     def block(layer, x):
         x = conv(x, layer["w"], 1 if pooled else 2) + layer["b"]
         x = jax.nn.relu(norm(x) * layer["scale"] + layer["offset"])
-        return _max_pool(x) if pooled else x
+        return max_pool(x) if pooled else x
 
     return Net(init, _stacked(block, lambda x: x.reshape(len(x), -1), shape))
 
@@ -247,7 +247,7 @@ def resnet12(
         first, second, third = layers["convs"]
         x = jax.nn.leaky_relu(normed_conv(first, x), 0.1)
         x = jax.nn.leaky_relu(normed_conv(second, x), 0.1)
-        return _max_pool(jax.nn.leaky_relu(normed_conv(third, x) + residual, 0.1))
+        return max_pool(jax.nn.leaky_relu(normed_conv(third, x) + residual, 0.1))
 
     return Net(init, _stacked(block, lambda x: x.mean((1, 2)), shape))
 
@@ -264,7 +264,13 @@ def _stacked(block, pool, shape):
     return apply
 
 
-def _max_pool(x):
+def max_pool(x: Array) -> Array:
+    """2x2 max-pooling of ``x [B, H, W, C]``, odd edges cut off.
+
+    >>> import jax.numpy as jnp, metajax as mx
+    >>> mx.nets.max_pool(jnp.ones((2, 5, 4, 3))).shape
+    (2, 2, 2, 3)
+    """
     # By reshaping, whose gradient is cheaper than that of lax.reduce_window.
     b, h, w, c = x.shape
     return x[:, : h // 2 * 2, : w // 2 * 2].reshape(b, h // 2, 2, w // 2, 2, c).max((2, 4))

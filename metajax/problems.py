@@ -1,13 +1,14 @@
 """What inner optimizers minimise."""
 
 from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
 
-from metajax import checks
-from metajax.types import Problem
+from metajax import checks, nets
+from metajax.types import Problem, PyTree, Tasks
 
 
 def quadratic() -> Problem:
@@ -115,6 +116,234 @@ def mlp(sizes: Sequence[int], activation: Callable = jax.nn.sigmoid) -> Problem:
     >>> sum(x.size for x in jax.tree.leaves(params))
     1510
     """
+    return classifier(*_perceptron(sizes, activation))
+
+
+def logistic(inputs: int, classes: int, penalty: float = 0.0) -> Problem:
+    """Logistic regression: a convex `classifier`, linear, that starts from zero.
+
+    The loss is the mean cross-entropy plus ``penalty / 2`` times the sum of squares of the weights (not the biases).
+    With a penalty it is strongly convex in the weights.
+
+    Args:
+      inputs: values of an image.
+      classes: number of classes.
+      penalty: factor of the penalty.
+
+    >>> import jax, metajax as mx
+    >>> problem = mx.problems.logistic(64, 10)
+    >>> batch = mx.tasks.minibatches(5).train(jax.random.key(0), mx.data.load("digits"), (), 0)
+    >>> loss, metrics = problem.loss(jax.random.key(0), problem.init(jax.random.key(0), ()), batch)
+    >>> round(float(loss), 4)
+    2.3026
+    """
+    inputs, classes = checks.positive_int("inputs", inputs), checks.positive_int("classes", classes)
+    penalty = checks.at_least_zero("penalty", penalty)
+    init, apply = _perceptron((inputs, classes), jax.nn.relu)
+    plain = classifier(lambda key: jax.tree.map(jnp.zeros_like, init(key)), apply)
+
+    def loss(key, params, batch):
+        value, metrics = plain.loss(key, params, batch)
+        return value + penalty / 2 * jnp.sum(params[0]["w"] ** 2), metrics
+
+    return Problem(plain.init, loss)
+
+
+def autoencoder(sizes: Sequence[int], activation: Callable = jax.nn.sigmoid) -> Problem:
+    """An autoencoder of images with values in [0, 1], with a perceptron each way.
+
+    The loss is the mean over all values of the squared error. Values come out through a sigmoid. Labels are not used.
+
+    Args:
+      sizes: units from the image to the code, e.g. ``(64, 32, 8)``; the decoder has the same in reverse.
+      activation: between layers.
+
+    >>> import jax, metajax as mx
+    >>> problem = mx.problems.autoencoder((64, 8))
+    >>> params = problem.init(jax.random.key(0), ())
+    >>> [layer["w"].shape for layer in params]
+    [(64, 8), (8, 64)]
+    >>> batch = mx.tasks.minibatches(5).train(jax.random.key(0), mx.data.load("digits"), (), 0)
+    >>> loss, metrics = problem.loss(jax.random.key(0), params, batch)
+    """
+    sizes = tuple(sizes)
+    init, apply = _perceptron((*sizes, *sizes[-2::-1]), activation)
+
+    def loss(key, params, batch):
+        image = batch["image"].reshape(len(batch["image"]), -1)
+        return jnp.mean((jax.nn.sigmoid(apply(params, image)) - image) ** 2), {}
+
+    return Problem(lambda key, task: init(key), loss)
+
+
+def convnet(
+    classes: int = 10,
+    shape: Sequence[int] = (32, 32, 3),
+    filters: Sequence[int] = (16, 16, 16),
+    hidden: int = 32,
+    kernel: int = 5,
+) -> Problem:
+    """The optimizee for CIFAR-10 of Andrychowicz et al. 2016 (section 3.3): a `classifier` with batch normalisation.
+
+    Convolutions with 2x2 max-pooling, a dense layer, a linear one. The paper gives filters, units, batch normalisation
+    and ReLU; the size of the kernels and the order, convolution, normalisation by the statistics of the batch, ReLU,
+    pooling, are this package's choice. Parameters are ``{"conv": [...], "dense": [...]}``, one group for each of the
+    paper's two optimizers. Weights ``N(0, 2 / fan_in)``, those of the last layer ``N(0, 1 / fan_in)``.
+
+    Args:
+      classes: number of classes.
+      shape: height, width and channels of an image.
+      filters: of each convolution.
+      hidden: units of the dense layer.
+      kernel: height and width of the kernels.
+
+    >>> import jax, metajax as mx
+    >>> params = jax.eval_shape(mx.problems.convnet().init, jax.random.key(0), ())
+    >>> len(params["conv"]), params["dense"][0]["w"].shape
+    (3, (256, 32))
+    """
+    height, width, channels = (checks.positive_int("shape", n) for n in shape)
+    filters = tuple(checks.positive_int("filters", n) for n in filters)
+    classes, hidden = checks.positive_int("classes", classes), checks.positive_int("hidden", hidden)
+    kernel = checks.positive_int("kernel", kernel)
+    features = (
+        (height >> len(filters)) * (width >> len(filters)) * filters[-1] if filters else height * width * channels
+    )
+    if not features:
+        raise ValueError(
+            f"shape must be at least 2^{len(filters)} pixels high and wide for as many poolings, got {shape}"
+        )
+
+    def init(key):
+        *keys, k_dense, k_out = jax.random.split(key, len(filters) + 2)
+        conv = [
+            {
+                "w": jax.random.normal(k, (kernel, kernel, m, n)) * (2 / (kernel**2 * m)) ** 0.5,
+                "scale": jnp.ones(n),
+                "offset": jnp.zeros(n),
+            }
+            for k, m, n in zip(keys, (channels, *filters[:-1]), filters, strict=True)
+        ]
+        dense = [
+            {"w": jax.random.normal(k_dense, (features, hidden)) * (2 / features) ** 0.5, "b": jnp.zeros(hidden)},
+            {"w": jax.random.normal(k_out, (hidden, classes)) / hidden**0.5, "b": jnp.zeros(classes)},
+        ]
+        return {"conv": conv, "dense": dense}
+
+    def apply(params, x):
+        if x.shape[1:] != (height, width, channels):
+            raise ValueError(f"shape is {(height, width, channels)}, but an image is {tuple(x.shape[1:])}")
+        for layer in params["conv"]:
+            x = nets.transductive_batch_norm(nets.conv(x, layer["w"])) * layer["scale"] + layer["offset"]
+            x = nets.max_pool(jax.nn.relu(x))
+        first, last = params["dense"]
+        x = jax.nn.relu(x.reshape(len(x), -1) @ first["w"] + first["b"])
+        return x @ last["w"] + last["b"]
+
+    return classifier(init, apply)
+
+
+def character_gru(symbols: int, hidden: int = 64) -> Problem:
+    """A recurrent language model of ``batch = {"text": [B, L + 1]}``, the tasks of `metajax.tasks.text`.
+
+    One gated recurrent unit (Cho et al. 2014) reads a symbol at a time and predicts the next; the loss is the mean
+    cross-entropy in nats, the metric ``accuracy``. Parameters: embeddings ``N(0, 1)``, other weights ``N(0, 1 /
+    fan_in)``, biases 0.
+
+    Args:
+      symbols: size of the alphabet.
+      hidden: units, and values of an embedding.
+
+    >>> import jax, metajax as mx
+    >>> text = mx.data.sums()
+    >>> problem, tasks = mx.problems.character_gru(len(text["alphabet"]), 8), mx.tasks.text(5, length=20)
+    >>> batch = tasks.train(jax.random.key(0), text, tasks.sample(jax.random.key(1), text), 0)
+    >>> loss, metrics = problem.loss(jax.random.key(0), problem.init(jax.random.key(0), ()), batch)
+    """
+    symbols, hidden = checks.positive_int("symbols", symbols), checks.positive_int("hidden", hidden)
+
+    def init(key, task):
+        k_in, k_x, k_h, k_out = jax.random.split(key, 4)
+        return {
+            "in": jax.random.normal(k_in, (symbols, hidden)),
+            "x": jax.random.normal(k_x, (hidden, 3 * hidden)) / hidden**0.5,
+            "h": jax.random.normal(k_h, (hidden, 3 * hidden)) / hidden**0.5,
+            "b": jnp.zeros(3 * hidden),
+            "out": {"w": jax.random.normal(k_out, (hidden, symbols)) / hidden**0.5, "b": jnp.zeros(symbols)},
+        }
+
+    def loss(key, params, batch):
+        text = batch["text"]
+
+        def read(h, x):
+            reset, update, new = jnp.split(x, 3, -1)
+            by_reset, by_update, by_new = jnp.split(h @ params["h"], 3, -1)
+            z = jax.nn.sigmoid(update + by_update)
+            h = z * h + (1 - z) * jnp.tanh(new + jax.nn.sigmoid(reset + by_reset) * by_new)
+            return h, h
+
+        x = params["in"][text[:, :-1].T] @ params["x"] + params["b"]  # [L, B, 3 H]
+        _, h = jax.lax.scan(read, jnp.zeros((len(text), hidden), x.dtype), x)
+        logits, target = h @ params["out"]["w"] + params["out"]["b"], text[:, 1:].T
+        losses = optax.softmax_cross_entropy_with_integer_labels(logits, target)
+        return losses.mean(), {"accuracy": (logits.argmax(-1) == target).mean()}
+
+    return Problem(init, loss)
+
+
+class Scaled(NamedTuple):
+    """A task and a factor for each parameter."""
+
+    task: PyTree
+    scale: PyTree
+
+
+def random_scaling(problem: Problem, tasks: Tasks, spread: float = 3.0) -> tuple[Problem, Tasks]:
+    """The same problem in other units: ``f(c * x)`` from ``x0 / c`` (Lv et al. 2017, arXiv 1703.03633).
+
+    Each task draws a factor for every single parameter, ``c = exp(u)`` with ``u`` uniform in [-spread, spread], and
+    keeps it. An optimizer that is meta-trained so cannot come to rely on the scale of one problem.
+
+    Args:
+      problem: what is minimised.
+      tasks: its tasks; those returned give batches ``(batch, c)``, which only the problem returned understands.
+      spread: largest logarithm of a factor; 3 in the paper's code.
+
+    >>> import jax, metajax as mx, optax
+    >>> problem, tasks = mx.problems.random_scaling(mx.problems.quadratic(), mx.tasks.quadratics(3))
+    >>> loop = mx.inner(mx.l2l(optax.adam, problem), tasks, horizon=10)
+    >>> mx.evaluate(loop, jax.random.key(0), 0.1, num_tasks=4).loss.shape
+    (4, 10)
+    """
+    checks.instance("problem", problem, Problem, "metajax.problems")
+    checks.instance("tasks", tasks, Tasks, "metajax.tasks")
+    spread = checks.positive_float("spread", spread)
+
+    def sample(key, data):
+        k_task, k_init, k_scale = jax.random.split(key, 3)
+        task = tasks.sample(k_task, data)
+        leaves, treedef = jax.tree.flatten(jax.eval_shape(problem.init, k_init, task))
+        keys = jax.random.split(k_scale, len(leaves))
+        drawn = [jax.random.uniform(k, x.shape, x.dtype, -spread, spread) for k, x in zip(keys, leaves, strict=True)]
+        return Scaled(task, jax.tree.unflatten(treedef, [jnp.exp(u) for u in drawn]))
+
+    scaled_tasks = Tasks(
+        sample,
+        lambda key, data, task, t: (tasks.train(key, data, task.task, t), task.scale),
+        lambda key, data, task: (tasks.test(key, data, task.task), task.scale),
+    )
+
+    def init(key, task):
+        return jax.tree.map(jnp.divide, problem.init(key, task.task), task.scale)
+
+    def loss(key, params, batch):
+        batch, scale = batch
+        return problem.loss(key, jax.tree.map(jnp.multiply, params, scale), batch)
+
+    return Problem(init, loss), scaled_tasks
+
+
+def _perceptron(sizes: Sequence[int], activation: Callable) -> tuple[Callable, Callable]:
     sizes = tuple(checks.positive_int("sizes", n) for n in sizes)
     if len(sizes) < 2:
         raise ValueError(f"sizes must name at least the input and the output, e.g. (64, 20, 10), got {sizes}")
@@ -135,4 +364,4 @@ def mlp(sizes: Sequence[int], activation: Callable = jax.nn.sigmoid) -> Problem:
             x = activation(x @ layer["w"] + layer["b"])
         return x @ params[-1]["w"] + params[-1]["b"]
 
-    return classifier(init, apply)
+    return init, apply

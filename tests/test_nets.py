@@ -11,7 +11,7 @@ import pytest
 from jax import lax
 
 import metajax as mx
-from metajax.nets import _max_pool
+from metajax.nets import max_pool
 
 
 def size(tree):
@@ -81,7 +81,7 @@ def linen_resnet(params):
 
 NETS = {
     "conv4": (mx.nets.conv4(2, (9, 12, 2), 3), Conv4(False), linen_conv4, (9, 12, 2)),
-    "conv4_max_pool": (
+    "conv4max_pool": (
         *(mx.nets.conv4(2, (17, 36, 2), 3, downsample="max_pool"), Conv4(True), linen_conv4),
         (17, 36, 2),
     ),
@@ -117,7 +117,7 @@ def test_max_pool_equals_reduce_window(key):
         return lax.reduce_window(x, -jnp.inf, lax.max, (1, 2, 2, 1), (1, 2, 2, 1), "VALID")
 
     v = jax.random.normal(key, (2, 2, 2, 3))
-    ours, theirs = jax.jit(lambda x: [(f(x), jax.vjp(f, x)[1](v)) for f in (_max_pool, reduce_window)])(x)
+    ours, theirs = jax.jit(lambda x: [(f(x), jax.vjp(f, x)[1](v)) for f in (max_pool, reduce_window)])(x)
     jax.tree.map(np.testing.assert_array_equal, ours, theirs)
 
 

@@ -13,9 +13,10 @@ import numpy as np
 
 from metajax.data.arrange import by_class, resize, rotations
 from metajax.data.splits import FEW_SHOT, few_shot
+from metajax.data.text import sums
 from metajax.io import read_npz, write_npz
 
-__all__ = ["FEW_SHOT", "NAMES", "by_class", "few_shot", "load", "resize", "rotations"]
+__all__ = ["FEW_SHOT", "NAMES", "by_class", "few_shot", "load", "resize", "rotations", "sums"]
 
 NAMES = ("digits", "mnist", "fashion_mnist", "kmnist", "emnist", "omniglot", "cifar10", "cifar100")
 _DIGITS_TRAIN = 1197  # of 1,797; the rest, by writers who come later in the file, is the test split

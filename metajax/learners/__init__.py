@@ -4,6 +4,7 @@ from metajax.learners.cloning import clone_backprop, recall, store, with_weights
 from metajax.learners.fast_weights import fast_weight_memory, hebbian
 from metajax.learners.grid import Cell, Layer, convolution, dense, lstm_cell, rnn_cell
 from metajax.learners.imaml import imaml, imaml_diagnosed
+from metajax.learners.imitation import imitate
 from metajax.learners.in_context import in_context
 from metajax.learners.l2l import l2l
 from metajax.learners.maml import (
@@ -43,6 +44,7 @@ __all__ = [
     "hebbian",
     "imaml",
     "imaml_diagnosed",
+    "imitate",
     "in_context",
     "l2l",
     "lstm_cell",

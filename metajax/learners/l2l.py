@@ -1,7 +1,7 @@
 """Gradient descent by an optimizer that has meta-parameters (Andrychowicz et al. 2016)."""
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import optax
@@ -42,25 +42,18 @@ def l2l(make_tx: Callable[..., optax.GradientTransformation], problem: Problem, 
     checks.function("make_tx", make_tx)
     checks.instance("problem", problem, Problem, "metajax.problems")
 
-    def transformation(meta_params):
-        tx = make_tx(meta_params)
-        if not (hasattr(tx, "init") and hasattr(tx, "update")):
-            raise TypeError(
-                f"make_tx(meta_params) must give an optax.GradientTransformation, got {type(tx).__name__}; "
-                f"for a learned optimizer give its tx, e.g. l2l(mx.optim.lstm().tx, problem)"
-            )
-        return optax.with_extra_args_support(tx)
-
     def init(key, meta_params, task):
         params = problem.init(key, task)
-        return L2LState(params, transformation(meta_params).init(params))
+        return L2LState(params, transformation(make_tx, meta_params).init(params))
 
     def step(key, meta_params, state, batch):
         value_and_grad = jax.value_and_grad(lambda params: problem.loss(key, params, batch), has_aux=True)
         (loss, metrics), grads = value_and_grad(state.params)
         if not second_order:
             grads = lax.stop_gradient(grads)
-        updates, opt_state = transformation(meta_params).update(grads, state.opt_state, state.params, value=loss)
+        updates, opt_state = transformation(make_tx, meta_params).update(
+            grads, state.opt_state, state.params, value=loss
+        )
         return L2LState(optax.apply_updates(state.params, updates), opt_state), loss, metrics
 
     def loss(key, meta_params, state, batch):
@@ -70,3 +63,14 @@ def l2l(make_tx: Callable[..., optax.GradientTransformation], problem: Problem, 
         return problem.loss(key, state.params, batch)[1]
 
     return Learner(init, step, loss, metrics)
+
+
+def transformation(make_tx: Callable[..., Any], meta_params: PyTree) -> optax.GradientTransformationExtraArgs:
+    """``make_tx(meta_params)``, or says that it is no optax transformation."""
+    tx = make_tx(meta_params)
+    if not (hasattr(tx, "init") and hasattr(tx, "update")):
+        raise TypeError(
+            f"make_tx(meta_params) must give an optax.GradientTransformation, got {type(tx).__name__}; "
+            f"for a learned optimizer give its tx, e.g. l2l(mx.optim.lstm().tx, problem)"
+        )
+    return optax.with_extra_args_support(tx)

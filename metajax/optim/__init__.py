@@ -1,5 +1,37 @@
-"""Learned optimizers: functions of meta-parameters that give optax gradient transformations."""
+"""Learned optimizers: functions of meta-parameters that give optax gradient transformations.
 
+Each is a `metajax.LearnedOptimizer`, and they compose as optax does. Groups of parameters, each with an optimizer of
+its own, are `optax.multi_transform`; both are meta-trained together:
+
+>>> import jax, jax.numpy as jnp, metajax as mx, optax
+>>> matrices, vectors = mx.optim.lstm(), mx.optim.rnnprop(hidden=(8,))
+>>> def make_tx(meta_params):
+...     groups = {"matrix": matrices.tx(meta_params["matrix"]), "vector": vectors.tx(meta_params["vector"])}
+...     return optax.multi_transform(
+...         groups, lambda params: jax.tree.map(lambda x: "matrix" if x.ndim > 1 else "vector", params))
+>>> learner = mx.l2l(make_tx, mx.problems.mlp((64, 20, 10)))
+>>> meta_params = {"matrix": matrices.init(jax.random.key(0)), "vector": vectors.init(jax.random.key(1))}
+"""
+
+from metajax.optim.adafactor_mlp import adafactor_mlp
+from metajax.optim.leafwise import leafwise
 from metajax.optim.lstm import PRESETS, log_and_sign, lstm
+from metajax.optim.mlp import mlp, time_features
+from metajax.optim.ntm_bfgs import ntm_bfgs
+from metajax.optim.rates import mlp_schedule, piecewise_schedule, rates
+from metajax.optim.rnnprop import rnnprop
 
-__all__ = ["PRESETS", "log_and_sign", "lstm"]
+__all__ = [
+    "PRESETS",
+    "adafactor_mlp",
+    "leafwise",
+    "log_and_sign",
+    "lstm",
+    "mlp",
+    "mlp_schedule",
+    "ntm_bfgs",
+    "piecewise_schedule",
+    "rates",
+    "rnnprop",
+    "time_features",
+]

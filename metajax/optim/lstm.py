@@ -47,21 +47,27 @@ def lstm(
     p: float | None = 10.0,
     scale: float = 0.1,
     hidden: tuple[int, ...] = (20, 20),
+    averaged: int = 0,
     state_dtype: jax.typing.DTypeLike | None = None,
 ) -> LearnedOptimizer:
     """An LSTM shared by all coordinates, with a state for each (section 2.1).
 
     The network's output, times ``scale``, *is* the update. The defaults are the preset *paper*;
     ``lstm(**PRESETS["repository"])`` is the other. All coordinates form one feature-major buffer ``[H, P]``, whatever
-    the tree of parameters, so that many small leaves cost no more than one large one.
+    the tree of parameters, so that many small leaves cost no more than one large one; `leafwise` is for the opposite.
 
     Cell: gates i, j, f, o from ``W [x, h] + b``; ``c' = sigmoid(f + 1) c + sigmoid(i) tanh(j)``; ``h' = sigmoid(o)
     tanh(c')``. With the defaults it has 5,141 meta-parameters.
+
+    With ``averaged`` it is the paper's LSTM+GAC: coordinates communicate by global averaging cells, ordinary ones whose
+    outgoing activations are averaged over all coordinates at each step. Here that holds for every way out, to the next
+    layer and to the layer itself at the next step.
 
     Args:
       p: parameter of `log_and_sign`; None feeds the raw gradient, as the paper does for quadratics.
       scale: factor on the output.
       hidden: units of each layer.
+      averaged: how many of the units of each layer, the first ones, are averaged over all coordinates.
       state_dtype: dtype in which states are kept between steps, by default that of the parameters, at least float32;
         arithmetic is in float32 or wider.
 
@@ -82,50 +88,33 @@ def lstm(
     """
     p = None if p is None else checks.positive_float("p", p)
     scale = checks.positive_float("scale", scale)
-    if not isinstance(hidden, tuple) or not hidden:
-        raise TypeError(f"hidden must be a tuple with the units of each layer, e.g. (20, 20), got {hidden!r}")
-    hidden = tuple(checks.positive_int("hidden", units) for units in hidden)
-    if state_dtype is not None and not jnp.issubdtype(state_dtype, jnp.floating):
-        raise TypeError(f"state_dtype must be a floating-point dtype, got {state_dtype!r}")
-    inputs = (1 if p is None else 2, *hidden[:-1])
+    hidden = check_hidden(hidden)
+    averaged = check_averaged(averaged, hidden)
+    _flat.check_state_dtype(state_dtype)
 
     def init(key: Array):
         checks.key(key)
-        keys = iter(jax.random.split(key, 2 * len(hidden) + 1))
-
-        def normal(shape, fan_in):
-            return jax.random.truncated_normal(next(keys), -2.0, 2.0, shape) / jnp.sqrt(fan_in)
-
-        layers = [
-            {"w": normal((4 * n, m + n), m + n), "b": normal((4 * n,), m + n)}
-            for m, n in zip(inputs, hidden, strict=True)
-        ]
-        return {"lstm": layers, "out": {"w": normal((hidden[-1],), hidden[-1]), "b": jnp.zeros(())}}
+        *keys, k_out = jax.random.split(key, 2 * len(hidden) + 1)
+        out = {"w": normal(k_out, (hidden[-1],), hidden[-1]), "b": jnp.zeros(())}
+        return {"lstm": init_layers(keys, 1 if p is None else 2, hidden), "out": out}
 
     like = jax.eval_shape(init, jax.random.key(0))
 
     def tx(meta_params) -> optax.GradientTransformation:
-        _check_meta_params(meta_params, like)
+        _flat.check_meta_params(meta_params, like)
 
         def init_fn(params) -> LSTMState:
             checks.floating("params", params)
-            dtype = _flat.dtype(params) if state_dtype is None else state_dtype
-            zeros = tuple(jnp.zeros((n, _flat.size(params)), dtype) for n in hidden)
-            return LSTMState(zeros, zeros)
+            return init_state(hidden, params, state_dtype)
 
         def update_fn(updates, state, params=None):
             del params
             _flat.check_updates(updates, state.h[0].shape[-1])
             grad = _flat.ravel(updates)
             x = grad[None] if p is None else log_and_sign(grad, p)
-            h, c = [], []
-            for layer, h_old, c_old in zip(meta_params["lstm"], state.h, state.c, strict=True):
-                x, c_new = lstm_cell(layer, x, h_old.astype(x.dtype), c_old.astype(x.dtype))
-                h.append(x.astype(h_old.dtype))
-                c.append(c_new.astype(c_old.dtype))
+            x, state = run_layers(meta_params["lstm"], x, state, averaged)
             out = meta_params["out"]
-            new = scale * (out["w"] @ x + out["b"])
-            return _flat.unravel(new, updates), LSTMState(tuple(h), tuple(c))
+            return _flat.unravel(scale * (out["w"] @ x + out["b"]), updates), state
 
         return optax.GradientTransformation(init_fn, update_fn)
 
@@ -140,14 +129,51 @@ def lstm_cell(layer: dict[str, Array], x: Array, h: Array, c: Array) -> tuple[Ar
     return jax.nn.sigmoid(o) * jnp.tanh(c), c
 
 
-def _check_meta_params(meta_params, like):
-    got, want = jax.tree.structure(meta_params), jax.tree.structure(like)
-    if got != want:
-        raise ValueError(f"meta_params must be those of this optimizer's init:\n  got  {got}\n  want {want}")
-    for (path, x), y in zip(jax.tree_util.tree_leaves_with_path(meta_params), jax.tree.leaves(like), strict=True):
-        if jnp.shape(x) != y.shape:
-            raise ValueError(
-                f"meta_params{jax.tree_util.keystr(path)} must have the shape {y.shape} of this optimizer's init, got "
-                f"{jnp.shape(x)}; were they made with other settings of p or hidden?"
-            )
-    checks.floating("meta_params", meta_params)
+def run_layers(layers: list, x: Array, state: LSTMState, averaged: int = 0) -> tuple[Array, LSTMState]:
+    """One step of a stack of layers on ``x [F, P]``: the last hidden state ``[H, P]``, and all states."""
+    h, c = [], []
+    for layer, h_old, c_old in zip(layers, state.h, state.c, strict=True):
+        x, c_new = lstm_cell(layer, x, h_old.astype(x.dtype), c_old.astype(x.dtype))
+        if averaged:
+            mean = x[:averaged].sum(-1, keepdims=True) / max(x.shape[-1], 1)  # a tree may have no coordinate
+            x = jnp.concatenate([jnp.broadcast_to(mean, x[:averaged].shape), x[averaged:]])
+        h.append(x.astype(h_old.dtype))
+        c.append(c_new.astype(c_old.dtype))
+    return x, LSTMState(tuple(h), tuple(c))
+
+
+def normal(key: Array, shape: tuple[int, ...], fan_in: int) -> Array:
+    """A truncated normal with standard deviation ``fan_in ** -0.5`` before truncation at two of them."""
+    return jax.random.truncated_normal(key, -2.0, 2.0, shape) / jnp.sqrt(fan_in)
+
+
+def init_layers(keys, inputs: int, hidden: tuple[int, ...]) -> list[dict[str, Array]]:
+    """The meta-parameters of a stack of LSTM layers, from two keys a layer."""
+    fan_in = [m + n for m, n in zip((inputs, *hidden[:-1]), hidden, strict=True)]
+    pairs = zip(keys[::2], keys[1::2], strict=True)
+    return [
+        {"w": normal(k_w, (4 * n, m), m), "b": normal(k_b, (4 * n,), m)}
+        for (k_w, k_b), m, n in zip(pairs, fan_in, hidden, strict=True)
+    ]
+
+
+def init_state(hidden: tuple[int, ...], params, state_dtype: jax.typing.DTypeLike | None) -> LSTMState:
+    """Zeros, a column for each coordinate of ``params``."""
+    dtype = _flat.dtype(params) if state_dtype is None else state_dtype
+    zeros = tuple(jnp.zeros((n, _flat.size(params)), dtype) for n in hidden)
+    return LSTMState(zeros, zeros)
+
+
+def check_hidden(hidden: tuple[int, ...]) -> tuple[int, ...]:
+    """Returns the units of each layer, or says what is wrong with them."""
+    if not isinstance(hidden, tuple) or not hidden:
+        raise TypeError(f"hidden must be a tuple with the units of each layer, e.g. (20, 20), got {hidden!r}")
+    return tuple(checks.positive_int("hidden", units) for units in hidden)
+
+
+def check_averaged(averaged: int, hidden: tuple[int, ...]) -> int:
+    """Returns the number of averaged units, or says that no layer may have fewer units."""
+    averaged = checks.positive_int("averaged", averaged) if averaged != 0 else 0
+    if averaged > min(hidden):
+        raise ValueError(f"averaged must be at most the units of the smallest layer, {min(hidden)}, got {averaged}")
+    return averaged

@@ -7,6 +7,7 @@ from metajax.tasks.query import with_query
 from metajax.tasks.signals import signals
 from metajax.tasks.streams import classification, prototypes, random_images, sum_sign
 from metajax.tasks.synthetic import linear_regressions, quadratics, sinusoids
+from metajax.tasks.text import text
 
 __all__ = [
     "augment",
@@ -25,6 +26,7 @@ __all__ = [
     "sinusoids",
     "standardize",
     "sum_sign",
+    "text",
     "unit_spread",
     "with_query",
 ]

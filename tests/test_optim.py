@@ -1,0 +1,540 @@
+"""Learned optimizers against loops over coordinates in NumPy, and in the company of optax."""
+
+from functools import lru_cache, partial
+from itertools import pairwise
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from flax.training.train_state import TrainState
+from systems import IMAGES
+
+import metajax as mx
+from metajax.optim.ntm_bfgs import Memory, read, write
+
+# What is compiled here runs a few steps: the time goes into optimising the program, and that is left out.
+jit = partial(
+    jax.jit, compiler_options={"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
+)
+PARAMS = {
+    "s": jnp.float32(0.5),
+    "t": jnp.linspace(-1, 1, 12).reshape(2, 3, 2),
+    "v": jnp.array([0.0, 1.0, -2.0]),
+    "w": jnp.linspace(0, 1, 6).reshape(2, 3),
+}
+SHAPES = [x.shape for x in jax.tree.leaves(PARAMS)]
+ENDS = np.cumsum([0] + [int(np.prod(s)) for s in SHAPES])
+LEAVES = [slice(a, b) for a, b in pairwise(ENDS)]
+OPTS = {
+    "averaged": mx.optim.lstm(hidden=(4, 3), averaged=2),
+    "rnnprop": mx.optim.rnnprop(hidden=(4, 3)),
+    "ntm_bfgs": mx.optim.ntm_bfgs(hidden=(4, 3), averaged=2, reads=2, p=None),
+    "ntm_lbfgs": mx.optim.ntm_bfgs(hidden=(4,), memory=2),
+    "mlp": mx.optim.mlp(hidden=(5, 4), momentum_decays=(0.5, 0.99), rms_decays=(0.9, 0.999)),
+    "adafactor_mlp": mx.optim.adafactor_mlp(),
+    "piecewise_schedule": mx.optim.piecewise_schedule(optax.trace(0.9), knots=(1, 3, 10), rate=0.1),
+    "mlp_schedule": mx.optim.mlp_schedule(optax.trace(0.9), hidden=(3,), rate=0.1),
+    "rates": mx.optim.rates(optax.trace(0.9), {**PARAMS, "t": 0.0}, rate=0.1),
+}
+STEPS = 4
+
+
+def gradients():
+    """Gradients ``[STEPS, P]`` over many magnitudes, some zero."""
+    rng = np.random.default_rng(0)
+    grads = rng.normal(size=(STEPS, ENDS[-1])) * 10.0 ** rng.integers(-6, 2, (STEPS, ENDS[-1]))
+    grads[0, ::5] = 0.0
+    return grads.astype(np.float32)
+
+
+def tree(vector):
+    leaves = [jnp.asarray(vector[at]).reshape(s) for at, s in zip(LEAVES, SHAPES, strict=True)]
+    return jax.tree.unflatten(jax.tree.structure(PARAMS), leaves)
+
+
+def flat(params):
+    return np.concatenate([np.ravel(x) for x in jax.tree.leaves(params)])
+
+
+@lru_cache
+def made(name):
+    """Meta-parameters, none of them zero, and the transformation with its update compiled."""
+    meta_params = OPTS[name].init(jax.random.key(1))
+    keys = jax.random.split(jax.random.key(2), len(jax.tree.leaves(meta_params)))
+    keys = jax.tree.unflatten(jax.tree.structure(meta_params), list(keys))
+    meta_params = jax.tree.map(lambda x, k: x + 0.05 * jax.random.normal(k, x.shape), meta_params, keys)
+    tx = OPTS[name].tx(meta_params)
+    return meta_params, optax.GradientTransformation(tx.init, jit(tx.update))
+
+
+def run(tx, params, state, grads):
+    updates = []
+    for g in grads:
+        new, state = tx.update(tree(g), state, params)
+        params = optax.apply_updates(params, new)
+        updates.append(flat(new))
+    return np.stack(updates), params, state
+
+
+# The same in NumPy, in float64, a coordinate at a time.
+
+
+def sigmoid(x):
+    return 1 / (1 + np.exp(-x))
+
+
+def preprocess(g, p):
+    return [np.log(abs(g)) / p, np.sign(g)] if abs(g) >= np.exp(-p) else [-1.0, np.exp(p) * g]
+
+
+class Controllers:
+    """A stack of LSTM layers for each coordinate."""
+
+    def __init__(self, layers, size, averaged=0):
+        self.layers, self.averaged = layers, averaged
+        self.h = [np.zeros((size, len(layer["b"]) // 4)) for layer in layers]
+        self.c = [np.zeros_like(h) for h in self.h]
+
+    def __call__(self, inputs):
+        for k, layer in enumerate(self.layers):
+            for n, x in enumerate(inputs):
+                i, j, f, o = np.split(layer["w"] @ np.concatenate([x, self.h[k][n]]) + layer["b"], 4)
+                self.c[k][n] = sigmoid(f + 1) * self.c[k][n] + sigmoid(i) * np.tanh(j)
+                self.h[k][n] = sigmoid(o) * np.tanh(self.c[k][n])
+            self.h[k][:, : self.averaged] = self.h[k][:, : self.averaged].mean(0)
+            inputs = [h.copy() for h in self.h[k]]
+        return inputs
+
+
+def averaged_oracle(meta, grads, theta):
+    net, out = Controllers(meta["lstm"], len(theta), averaged=2), meta["out"]
+    for grad in grads:
+        h = net([preprocess(g, 10.0) for g in grad])
+        yield np.array([0.1 * (out["w"] @ x + out["b"]) for x in h])
+
+
+def rnnprop_oracle(meta, grads, theta):
+    net, m, v = Controllers(meta["lstm"], len(theta)), np.zeros(len(theta)), np.zeros(len(theta))
+    for t, grad in enumerate(grads, 1):
+        inputs = []
+        for n, g in enumerate(grad):
+            m[n], v[n] = 0.95 * m[n] + 0.05 * g, 0.95 * v[n] + 0.05 * g * g
+            s = np.sqrt(v[n] / (1 - 0.95**t)) + 1e-8
+            x = meta["in"]["w"] @ [g / s, m[n] / (1 - 0.95**t) / s] + meta["in"]["b"]
+            inputs.append(np.where(x > 0, x, np.exp(x) - 1))
+        yield np.array([-0.1 * np.tanh(meta["out"]["w"] @ x + meta["out"]["b"]) for x in net(inputs)])
+
+
+def ntm_oracle(meta, grads, theta, p, averaged, memory):
+    size = len(theta)
+    net, written, last = Controllers(meta["lstm"], size, averaged), [], np.zeros((size, len(meta["out"]["w"])))
+    for grad in grads:
+        matrix = np.eye(size)
+        for a, b in written[-memory:]:
+            for k in range(len(a)):
+                matrix += np.outer(a[k], b[k]) / size
+        x = [[g] if p is None else preprocess(g, p) for g in grad]
+        address = np.array(
+            [meta["read"]["w"] @ np.concatenate(z) + meta["read"]["b"] for z in zip(x, last, strict=True)]
+        )
+        found = matrix @ address
+        last = np.array(net([np.concatenate(z) for z in zip(x, found, strict=True)]))
+        heads = np.array([meta["write"]["w"] @ h + meta["write"]["b"] for h in last]).T
+        written.append(np.split(heads, 2))
+        yield np.array([0.1 * (meta["out"]["w"] @ h + meta["out"]["b"]) for h in last])
+
+
+def network(layers, x):
+    for k, layer in enumerate(layers):
+        x = layer["w"] @ x + layer["b"]
+        x = np.maximum(x, 0) if k < len(layers) - 1 else x
+    return x
+
+
+def clock(t):
+    return [np.tanh(t / 10 ** (k / 2) - 1) if k % 2 == 0 else np.tanh(t / (3 * 10 ** (k // 2)) - 1) for k in range(11)]
+
+
+def mlp_updates(layers, features, t):
+    """From features ``[P, F]``, each over its root mean square within a leaf."""
+    new = np.zeros(len(features))
+    for at in LEAVES:
+        x = features[at] / np.sqrt(1e-5 + (features[at] ** 2).mean(0))
+        out = [network(layers, np.concatenate([row, clock(t)])) for row in x]
+        new[at] = [-0.001 * d * np.exp(0.001 * e) for d, e in out]
+    return new
+
+
+def mlp_oracle(meta, grads, theta):
+    m, v = np.zeros((len(theta), 2)), np.zeros((len(theta), 2))
+    for t, grad in enumerate(grads):
+        features = []
+        for n, g in enumerate(grad):
+            m[n] = [b * x + (1 - b) * g for b, x in zip((0.5, 0.99), m[n], strict=True)]
+            v[n] = [b * x + (1 - b) * g * g for b, x in zip((0.9, 0.999), v[n], strict=True)]
+            root = np.sqrt(v[n] + 1e-6)
+            features.append([g, theta[n], *m[n], *v[n], *m[n] / root[0], *m[n] / root[1], *1 / root])
+        new = mlp_updates(meta, np.array(features), t)
+        theta = theta + new
+        yield new
+
+
+def adafactor_oracle(meta, grads, theta):
+    def decay(b, name):
+        return [1 - (1 - b0) * np.exp(10 * x) for b0, x in zip(b, meta["decays"][name], strict=True)]
+
+    first, slow, (b2,) = (0.9, 0.99, 0.999), decay((0.9, 0.99, 0.999), "factored"), decay((0.999,), "rms")
+    size = len(theta)
+    m, v, squares = np.zeros((size, 3)), np.zeros(size), np.zeros((size, 3))  # squares: not yet factored
+    safe = lambda x: 1 / np.sqrt(np.maximum(x, 1e-9))  # noqa: E731
+    for t, grad in enumerate(grads):
+        for k in range(3):
+            b1 = decay(first, "momentum")[k]
+            m[:, k] = b1 * m[:, k] + (1 - b1) * grad
+            squares[:, k] = slow[k] * squares[:, k] + (1 - slow[k]) * (grad**2 + 1e-30)
+        v = b2 * v + (1 - b2) * grad**2
+        row, col, by_grad, by_m = (np.zeros((size, 3)) for _ in range(4))
+        # Averages are linear, so that those of rows can be taken of the average square at the end.
+        for at, shape in zip(LEAVES, SHAPES, strict=True):
+            for k in range(3):
+                x = squares[at, k].reshape(shape)
+                if len(shape) < 2:
+                    parts = x, x, safe(x + 1e-9), 1 / np.sqrt(x + 1e-6)
+                else:  # here of shape [2, 3] or [2, 3, 2], where the two longest are the last of the twos and the three
+                    second = 0 if len(shape) == 2 else 2
+                    r, c = x.mean(1, keepdims=True), x.mean(second, keepdims=True)
+                    by = safe(r / (r.mean(second, keepdims=True) + 1e-9)) * safe(c)
+                    parts = r, c, by, by
+                for out, part in zip((row, col, by_grad, by_m), parts, strict=True):
+                    out[at, k] = np.broadcast_to(part, shape).ravel()
+        root = np.sqrt(v + 1e-6)[:, None]
+        columns = [grad[:, None], theta[:, None], m, v[:, None], m / root, 1 / root, grad[:, None] * by_grad, row, col]
+        columns += [1 / np.sqrt(row + 1e-8), 1 / np.sqrt(col + 1e-8), m * by_m]
+        new = mlp_updates(meta["network"], np.concatenate(columns, 1), t)
+        theta = theta + new
+        yield new
+
+
+def momentum(grads):
+    trace = 0.0
+    for t, g in enumerate(grads, 1):
+        trace = g + 0.9 * trace
+        yield t, trace
+
+
+def piecewise_oracle(meta, grads, theta):
+    for t, g in momentum(grads):
+        a, b = (1, 3) if t < 3 else (3, 10)
+        share = np.log(t / a) / np.log(b / a)
+        yield np.exp((1 - share) * meta[0 if t < 3 else 1] + share * meta[1 if t < 3 else 2]) * g
+
+
+def mlp_schedule_oracle(meta, grads, theta):
+    for t, g in momentum(grads):
+        yield 0.1 * np.exp(network(meta, np.log([t]))[0]) * g
+
+
+def rates_oracle(meta, grads, theta):
+    log_rates = np.concatenate([np.broadcast_to(meta[k], PARAMS[k].shape).ravel() for k in sorted(meta)])
+    for _, g in momentum(grads):
+        yield np.exp(log_rates) * g
+
+
+ORACLES = {
+    "averaged": averaged_oracle,
+    "rnnprop": rnnprop_oracle,
+    "ntm_bfgs": partial(ntm_oracle, p=None, averaged=2, memory=STEPS),
+    "ntm_lbfgs": partial(ntm_oracle, p=10.0, averaged=1, memory=2),
+    "mlp": mlp_oracle,
+    "adafactor_mlp": adafactor_oracle,
+    "piecewise_schedule": piecewise_oracle,
+    "mlp_schedule": mlp_schedule_oracle,
+    "rates": rates_oracle,
+}
+
+
+@pytest.mark.parametrize("name", OPTS)
+def test_equals_a_loop_over_coordinates(name):
+    meta_params, tx = made(name)
+    got, _, _ = run(tx, PARAMS, tx.init(PARAMS), gradients())
+    meta = jax.tree.map(lambda x: np.asarray(x, np.float64), meta_params)
+    want = np.stack(list(ORACLES[name](meta, gradients().astype(np.float64), flat(PARAMS).astype(np.float64))))
+    np.testing.assert_allclose(got, want, rtol=1e-3, atol=2e-6)
+    assert np.ptp(want) > 1e-4, "the updates differ enough to tell right from wrong"
+
+
+@pytest.mark.parametrize("name", OPTS)
+def test_a_half_trained_state_can_be_saved_and_restored(name, tmp_path):
+    _, tx = made(name)
+    grads = gradients()
+    _, params, half = run(tx, PARAMS, tx.init(PARAMS), grads[:2])
+    mx.save(tmp_path / "state.npz", (params, half))
+    again = mx.load(tmp_path / "state.npz", like=jax.eval_shape(lambda: (PARAMS, tx.init(PARAMS))))
+    chex.assert_trees_all_equal_shapes_and_dtypes(again, (params, half))
+    np.testing.assert_array_equal(run(tx, *again, grads[2:])[0], run(tx, params, half, grads[2:])[0])
+
+
+@pytest.mark.parametrize("name", OPTS)
+def test_in_a_chain_in_a_train_state(name):
+    _, tx = made(name)
+    want, _, _ = run(tx, PARAMS, tx.init(PARAMS), gradients())
+    state = TrainState.create(apply_fn=None, params=PARAMS, tx=optax.chain(optax.identity(), tx, optax.scale(1.0)))
+    for g, update in zip(gradients(), want, strict=True):
+        before, state = state.params, state.apply_gradients(grads=tree(g))
+        np.testing.assert_allclose(flat(state.params), flat(before) + update, rtol=1e-5, atol=1e-6)
+    assert int(state.step) == STEPS
+
+
+@pytest.mark.parametrize("name", OPTS)
+def test_scan_and_vmap_over_tasks_equal_loops(name):
+    meta_params, tx = made(name)
+    grads = np.stack([gradients(), -gradients()])
+
+    def one(grads):
+        inside = OPTS[name].tx(meta_params)
+
+        def body(carry, g):
+            params, state = carry
+            updates, state = inside.update(tree(g), state, params)
+            return (optax.apply_updates(params, updates), state), updates
+
+        return jax.lax.scan(body, (PARAMS, inside.init(PARAMS)), grads)[1]
+
+    got = jit(jax.vmap(one))(grads)
+    for k in range(2):
+        want, _, _ = run(tx, PARAMS, tx.init(PARAMS), grads[k])
+        leaves = [np.reshape(x[k], (STEPS, -1)) for x in jax.tree.leaves(got)]
+        np.testing.assert_allclose(np.concatenate(leaves, 1), want, rtol=1e-4, atol=1e-6)
+
+
+ODD = {"w": jnp.ones((2, 3)), "s": jnp.float32(0.5), "half": jnp.ones(4, jnp.bfloat16), "none": None}
+ODD |= {"empty": jnp.zeros((0, 4)), "nothing": jnp.zeros(0)}
+ODDLY = {**OPTS, "rates": mx.optim.rates(optax.trace(0.9), ODD)}
+
+
+@pytest.mark.parametrize("name", OPTS)
+@pytest.mark.parametrize("params", [ODD, {"none": None}, {}], ids=["odd", "none", "empty"])
+def test_trees_of_all_kinds_keep_shapes_dtypes_and_state(name, params):
+    opt = ODDLY[name] if name != "rates" else mx.optim.rates(optax.trace(0.9), params)
+
+    def update(params):
+        tx = opt.tx(opt.init(jax.random.key(0)))
+        state = tx.init(params)
+        updates, new = tx.update(params, state, params)
+        return updates, state, new
+
+    updates, state, new = jax.eval_shape(update, params)
+    chex.assert_trees_all_equal_shapes_and_dtypes(updates, params)
+    chex.assert_trees_all_equal_shapes_and_dtypes(state, new)
+    assert not any(x.weak_type for x in jax.tree.leaves(new)), "a weak type compiles twice"
+
+
+@pytest.mark.parametrize("name", ["averaged", "rnnprop", "ntm_bfgs", "ntm_lbfgs", "mlp", "adafactor_mlp"])
+def test_a_tree_with_a_mask_and_an_empty_leaf_is_treated_as_without(name):
+    params = {"w": PARAMS["w"], "empty": jnp.zeros((0, 4)), "frozen": jnp.arange(3), "none": None}
+    grads = {**params, "w": tree(gradients()[0])["w"]}
+    tx = optax.masked(OPTS[name].tx(made(name)[0]), {"w": True, "empty": True, "frozen": False, "none": None})
+    alone = OPTS[name].tx(made(name)[0])
+
+    @jit
+    def both(grads, params):
+        return tx.update(grads, tx.init(params), params)[0], alone.update(
+            {"w": grads["w"]}, alone.init({"w": params["w"]}), {"w": params["w"]}
+        )[0]
+
+    got, want = both(grads, params)
+    np.testing.assert_allclose(got["w"], want["w"], rtol=1e-5, atol=1e-7)
+    np.testing.assert_array_equal(got["frozen"], grads["frozen"])
+    assert got["empty"].shape == (0, 4)
+
+
+@pytest.mark.parametrize("name", OPTS)
+def test_meta_gradients_are_finite_where_gradients_are_zero(name):
+    def loss(meta_params, params):
+        tx = OPTS[name].tx(meta_params)
+        state = tx.init(params)
+        for _ in range(2):  # second order: the gradient itself depends on the parameters
+            updates, state = tx.update(jax.tree.map(lambda x: x * (x > 0), params), state, params)
+            params = optax.apply_updates(params, updates)
+        return sum(jnp.sum(x**2) for x in jax.tree.leaves(params))
+
+    meta_grads = jit(jax.grad(loss))(made(name)[0], PARAMS)
+    chex.assert_tree_all_finite(meta_grads)
+    assert float(optax.tree.norm(meta_grads)) > 0
+
+
+STATEFUL = {
+    "averaged": partial(mx.optim.lstm, hidden=(4, 3), averaged=2),
+    "rnnprop": partial(mx.optim.rnnprop, hidden=(4, 3)),
+    "ntm_bfgs": partial(mx.optim.ntm_bfgs, hidden=(4, 3), averaged=2, reads=2, p=None),
+    "mlp": partial(mx.optim.mlp, hidden=(5, 4), momentum_decays=(0.5, 0.99), rms_decays=(0.9, 0.999)),
+    "adafactor_mlp": mx.optim.adafactor_mlp,
+}
+
+
+@pytest.mark.parametrize("name", STATEFUL)
+def test_a_bfloat16_state_is_smaller_and_close(name):
+    meta_params, tx = made(name)
+    small = STATEFUL[name](state_dtype=jnp.bfloat16).tx(meta_params)
+    state = small.init(PARAMS)
+    assert sum(x.nbytes for x in jax.tree.leaves(state)) < sum(x.nbytes for x in jax.tree.leaves(tx.init(PARAMS)))
+    got, _, after = run(optax.GradientTransformation(small.init, jit(small.update)), PARAMS, state, gradients())
+    want, _, _ = run(tx, PARAMS, tx.init(PARAMS), gradients())
+    chex.assert_trees_all_equal_shapes_and_dtypes(state, after)
+    np.testing.assert_allclose(got, want, atol=0.03 * np.abs(want).max())
+    assert not np.array_equal(got, want)
+
+
+@pytest.mark.parametrize("name", ["rnnprop", "mlp", "adafactor_mlp"])
+def test_leaf_by_leaf_is_the_same_where_leaves_do_not_meet(name):
+    meta_params, tx = made(name)
+    want, _, _ = run(tx, PARAMS, tx.init(PARAMS), gradients())
+    split = mx.optim.leafwise(OPTS[name]).tx(meta_params)
+    got, _, _ = run(
+        optax.GradientTransformation(split.init, jit(split.update)), PARAMS, split.init(PARAMS), gradients()
+    )
+    np.testing.assert_allclose(got, want, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", ["averaged", "ntm_bfgs"])
+def test_leaf_by_leaf_leaves_share_nothing(name):
+    meta_params, tx = made(name)
+    split, grads = mx.optim.leafwise(OPTS[name]).tx(meta_params), tree(gradients()[1])
+
+    @jit
+    def one_step(tx_grads):
+        whole = split.update(tx_grads, split.init(PARAMS))[0]
+        alone = OPTS[name].tx(meta_params)
+        return whole, alone.update(tx_grads["w"], alone.init(PARAMS["w"]))[0]
+
+    whole, alone = one_step(grads)
+    np.testing.assert_allclose(whole["w"], alone, rtol=1e-5, atol=1e-7)
+    together, _ = tx.update(grads, tx.init(PARAMS), PARAMS)
+    assert not np.allclose(together["w"], alone, rtol=1e-3, atol=1e-5)
+
+
+def test_the_memory_can_hold_the_inverse_hessian_of_bfgs():
+    rng = np.random.default_rng(0)
+    root, s, y = rng.normal(size=(5, 5)), rng.normal(size=5), rng.normal(size=5)
+    h, rho = root @ root.T, 1 / (s @ y)
+    eye = np.eye(5)
+    want = (eye - rho * np.outer(s, y)) @ h @ (eye - rho * np.outer(y, s)) + rho * np.outer(s, s)
+    hy = np.asarray(read(jnp.asarray(h, jnp.float32), jnp.asarray(y[None], jnp.float32)))[0]  # one read head
+    left = np.stack([-rho * s, -rho * hy, (rho**2 * (y @ hy) + rho) * s])  # and three write heads
+    right = 5 * np.stack([hy, s, s])
+    got = write(jnp.asarray(h, jnp.float32), jnp.asarray(left, jnp.float32), jnp.asarray(right, jnp.float32))
+    np.testing.assert_allclose(got, want, rtol=1e-3, atol=1e-3 * np.abs(want).max())
+
+
+def test_a_memory_of_writes_is_the_matrix_until_it_forgets():
+    rng = np.random.default_rng(0)
+    left, right = rng.normal(size=(2, 3, 2, 5)).astype(np.float32)
+    nothing = jnp.zeros((2, 2, 5))
+    matrix, memory = jnp.eye(5), Memory(nothing, nothing)
+    address = jnp.asarray(rng.normal(size=(3, 5)), jnp.float32)
+    for t in range(3):
+        matrix, memory = write(matrix, left[t], right[t]), write(memory, left[t], right[t])
+        if t < 2:
+            np.testing.assert_allclose(read(memory, address), read(matrix, address), rtol=1e-5, atol=1e-5)
+    later = write(write(jnp.eye(5), left[1], right[1]), left[2], right[2])
+    np.testing.assert_allclose(read(memory, address), read(later, address), rtol=1e-5, atol=1e-5)
+
+
+def test_numbers_of_meta_parameters():
+    count = lambda opt: sum(x.size for x in jax.tree.leaves(jax.eval_shape(opt.init, jax.random.key(0))))  # noqa: E731
+    assert count(mx.optim.adafactor_mlp()) == 197
+    assert count(mx.optim.mlp(rms_decays=())) == 19 * 32 + 32 + 32 * 32 + 32 + 32 * 2 + 2
+    assert count(mx.optim.lstm(averaged=5)) == 5141
+    assert count(mx.optim.rnnprop()) == 60 + 2 * (40 * 80 + 80) + 21
+
+
+def test_a_schedule_of_adam_is_adam_with_a_rate():
+    scheduled = mx.optim.piecewise_schedule(optax.adam(1.0), rate=0.05)
+    tx, want = scheduled.tx(scheduled.init(jax.random.key(0))), optax.adam(0.05)
+    a, b = tx.init(PARAMS), want.init(PARAMS)
+    for g in gradients()[:2]:
+        got, a = tx.update(tree(g), a, PARAMS)
+        same, b = want.update(tree(g), b, PARAMS)
+        chex.assert_trees_all_close(got, same, rtol=1e-5)
+
+
+def test_groups_with_optimizers_of_their_own_are_meta_trained_together(key):
+    opts = {"matrix": mx.optim.lstm(hidden=(2,)), "vector": mx.optim.rnnprop(hidden=(2,))}
+    label = lambda params: jax.tree.map(lambda x: "matrix" if x.ndim > 1 else "vector", params)  # noqa: E731
+
+    def make_tx(meta_params):
+        return optax.multi_transform({k: opt.tx(meta_params[k]) for k, opt in opts.items()}, label)
+
+    meta_params = {k: opt.init(key) for k, opt in opts.items()}
+    problem = mx.problems.mlp((4, 3))
+    params = problem.init(key, ())
+    got, _ = make_tx(meta_params).update(params, make_tx(meta_params).init(params), params)
+    for name, part in (("matrix", "w"), ("vector", "b")):
+        tx = opts[name].tx(meta_params[name])
+        want, _ = tx.update(params[0][part], tx.init(params[0][part]))
+        np.testing.assert_allclose(got[0][part], want, rtol=1e-5)
+    loop = mx.inner(mx.l2l(make_tx, problem), mx.tasks.minibatches(5), 3)
+    estimator = mx.bptt(loop, 2, remat=False)
+    estimate, _ = jit(estimator.estimate)(key, meta_params, estimator.init(key, meta_params, IMAGES), IMAGES)
+    for group in estimate.updates.values():
+        assert 0 < float(optax.tree.norm(group)) < np.inf
+
+
+BAD = {
+    "averaged: too many": (lambda: mx.optim.lstm(hidden=(4, 2), averaged=3), ValueError, "averaged must be at most"),
+    "averaged: a float": (lambda: mx.optim.lstm(averaged=0.5), TypeError, "averaged"),
+    "rnnprop: decay one": (lambda: mx.optim.rnnprop(b1=1.0), ValueError, "b1 must be below 1"),
+    "rnnprop: scale": (lambda: mx.optim.rnnprop(scale=0.0), ValueError, "scale"),
+    "rnnprop: state dtype": (lambda: mx.optim.rnnprop(state_dtype=jnp.int8), TypeError, "state_dtype"),
+    "ntm: memory zero": (lambda: mx.optim.ntm_bfgs(memory=0), ValueError, "memory"),
+    "ntm: no heads": (lambda: mx.optim.ntm_bfgs(writes=0), ValueError, "writes"),
+    "mlp: a decay for decays": (lambda: mx.optim.mlp(momentum_decays=0.9), TypeError, "momentum_decays"),
+    "mlp: decay negative": (lambda: mx.optim.mlp(rms_decays=(-0.9,)), ValueError, "rms_decays"),
+    "adafactor: decays": (lambda: mx.optim.adafactor_mlp(momentum_decays=(0.9,)), ValueError, "as many as factored"),
+    "schedule: a rate for an optimizer": (lambda: mx.optim.piecewise_schedule(0.1), TypeError, "base"),
+    "schedule: knots": (lambda: mx.optim.piecewise_schedule(optax.sgd(1.0), (10, 1)), ValueError, "knots"),
+    "schedule: a knot": (lambda: mx.optim.piecewise_schedule(optax.sgd(1.0), 10), TypeError, "knots"),
+    "mlp_schedule: hidden": (lambda: mx.optim.mlp_schedule(optax.sgd(1.0), 8), TypeError, "hidden"),
+    "rates: base": (lambda: mx.optim.rates(optax.sgd, PARAMS), TypeError, "base"),
+    "leafwise: a transformation": (lambda: mx.optim.leafwise(optax.sgd(0.1)), TypeError, "opt"),
+}
+
+
+@pytest.mark.parametrize(("call", "error", "message"), BAD.values(), ids=BAD)
+def test_bad_settings(call, error, message):
+    with pytest.raises(error, match=message):
+        call()
+
+
+@pytest.mark.parametrize("name", OPTS)
+def test_bad_use(name):
+    with pytest.raises(ValueError, match="meta_params"):
+        OPTS[name].tx({"a": jnp.ones(())})
+    with pytest.raises(TypeError, match="key"):
+        OPTS[name].init(0)
+    tx = OPTS[name].tx(made(name)[0])
+    if name in ORACLES and not name.endswith(("schedule", "rates")):
+        with pytest.raises(TypeError, match="params"):
+            tx.init({"a": jnp.ones(3, int)})
+        with pytest.raises(ValueError, match="updates must have the tree"):
+            tx.update(jnp.ones(2), tx.init(PARAMS), jnp.ones(2))
+    if "mlp" in name and "schedule" not in name:
+        with pytest.raises(ValueError, match="params must be given"):
+            tx.update(PARAMS, tx.init(PARAMS))
+        with pytest.raises(ValueError, match="params must have the shapes"):
+            tx.update(PARAMS, tx.init(PARAMS), {"w": PARAMS["w"]})
+
+
+def test_rates_and_leaves_that_do_not_fit():
+    opt = mx.optim.rates(optax.identity(), {"w": jnp.ones(4)})
+    tx = opt.tx(opt.init(jax.random.key(0)))
+    with pytest.raises(ValueError, match="like has a leaf of shape"):
+        tx.update({"w": jnp.ones(3)}, tx.init({"w": jnp.ones(3)}))
+    with pytest.raises(ValueError, match="structure of like"):
+        tx.update({"v": jnp.ones(4)}, tx.init({"v": jnp.ones(4)}))
+    split = mx.optim.leafwise(OPTS["rnnprop"]).tx(made("rnnprop")[0])
+    with pytest.raises(ValueError, match="they have 1 leaves"):
+        split.update({"w": PARAMS["w"]}, split.init(PARAMS))

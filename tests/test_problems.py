@@ -1,0 +1,234 @@
+"""Optimizees against NumPy and closed forms; scaling and imitation."""
+
+from itertools import pairwise
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from jax import lax
+from systems import IMAGES
+
+import metajax as mx
+
+
+def batch(seed=0, shape=(4,), classes=3, size=5):
+    rng = np.random.default_rng(seed)
+    return {
+        "image": rng.random((size, *shape)).astype(np.float32),
+        "label": rng.integers(0, classes, size).astype(np.int32),
+    }
+
+
+def softmax(x):
+    e = np.exp(x - x.max(-1, keepdims=True))
+    return e / e.sum(-1, keepdims=True)
+
+
+def sigmoid(x):
+    return 1 / (1 + np.exp(-x))
+
+
+def test_logistic_regression_has_the_gradient_of_the_closed_form(key):
+    problem, data = mx.problems.logistic(4, 3, penalty=0.1), batch()
+    start = problem.init(key, ())
+    assert all(not np.any(x) for x in jax.tree.leaves(start))
+    params = [{"w": jnp.linspace(-1, 1, 12).reshape(4, 3), "b": jnp.array([0.1, 0.0, -0.2])}]
+    (loss, _), grads = jax.jit(jax.value_and_grad(lambda p: problem.loss(key, p, data), has_aux=True))(params)
+    w, b = np.asarray(params[0]["w"], np.float64), np.asarray(params[0]["b"], np.float64)
+    p, target = softmax(data["image"] @ w + b), np.eye(3)[data["label"]]
+    want = -np.log(p[np.arange(5), data["label"]]).mean() + 0.05 * (w**2).sum()
+    np.testing.assert_allclose(loss, want, rtol=1e-5)
+    np.testing.assert_allclose(grads[0]["w"], data["image"].T @ (p - target) / 5 + 0.1 * w, rtol=1e-4, atol=1e-6)
+    np.testing.assert_allclose(grads[0]["b"], (p - target).mean(0), rtol=1e-4, atol=1e-6)
+
+
+def test_autoencoder(key):
+    problem, data = mx.problems.autoencoder((4, 3, 2), jnp.tanh), batch(shape=(2, 2, 1))
+    params = problem.init(key, ())
+    x = image = data["image"].reshape(5, 4).astype(np.float64)
+    assert [layer["w"].shape for layer in params] == [(4, 3), (3, 2), (2, 3), (3, 4)]
+    for k, layer in enumerate(params):
+        x = x @ np.asarray(layer["w"], np.float64) + np.asarray(layer["b"])
+        x = sigmoid(x) if k == 3 else np.tanh(x)
+    np.testing.assert_allclose(problem.loss(key, params, data)[0], ((x - image) ** 2).mean(), rtol=1e-5)
+
+
+def test_convnet_equals_lax(key):
+    problem = mx.problems.convnet(3, (9, 8, 2), filters=(3, 4), hidden=5, kernel=3)
+    data, params = batch(shape=(9, 8, 2)), problem.init(key, ())
+    params = jax.tree.map(lambda x: x + 0.1, params)  # scales and offsets that do something
+
+    def logits(params, x):
+        for layer in params["conv"]:
+            x = lax.conv_general_dilated(x, layer["w"], (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC"))
+            x = (x - x.mean((0, 1, 2))) / jnp.sqrt(x.var((0, 1, 2)) + 1e-5) * layer["scale"] + layer["offset"]
+            x = lax.reduce_window(jax.nn.relu(x), -jnp.inf, lax.max, (1, 2, 2, 1), (1, 2, 2, 1), "VALID")
+        first, last = params["dense"]
+        return jax.nn.relu(x.reshape(5, -1) @ first["w"] + first["b"]) @ last["w"] + last["b"]
+
+    @jax.jit
+    def both(params):
+        return problem.loss(key, params, data), logits(params, data["image"])
+
+    (loss, metrics), out = both(params)
+    p = softmax(np.asarray(out, np.float64))
+    np.testing.assert_allclose(loss, -np.log(p[np.arange(5), data["label"]]).mean(), rtol=1e-4)
+    np.testing.assert_allclose(metrics["accuracy"], (p.argmax(-1) == data["label"]).mean())
+    # The optimizee of the paper: 16 filters of 5x5, two poolings to 8x8 and a third to 4x4.
+    sizes = jax.eval_shape(mx.problems.convnet().init, key, ())
+    assert [x["w"].shape for x in sizes["conv"]] == [(5, 5, 3, 16), (5, 5, 16, 16), (5, 5, 16, 16)]
+
+
+def test_character_gru_equals_a_loop(key):
+    problem = mx.problems.character_gru(5, 3)
+    params = jax.tree.map(lambda x: x + 0.1, problem.init(key, ()))
+    text = np.random.default_rng(0).integers(0, 5, (2, 7))
+    p = jax.tree.map(lambda x: np.asarray(x, np.float64), params)
+    losses, right = [], []
+    for line in text:
+        h = np.zeros(3)
+        for now, then in pairwise(line):
+            x, y = p["in"][now] @ p["x"] + p["b"], h @ p["h"]
+            r, z = sigmoid(x[:3] + y[:3]), sigmoid(x[3:6] + y[3:6])
+            h = (1 - z) * np.tanh(x[6:] + r * y[6:]) + z * h
+            q = softmax(h @ p["out"]["w"] + p["out"]["b"])
+            losses.append(-np.log(q[then]))
+            right.append(q.argmax() == then)
+    loss, metrics = problem.loss(key, params, {"text": jnp.asarray(text)})
+    np.testing.assert_allclose(loss, np.mean(losses), rtol=1e-4)
+    np.testing.assert_allclose(metrics["accuracy"], np.mean(right), rtol=1e-6)
+
+
+WORDS = """zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen seventeen
+eighteen nineteen twenty thirty forty fifty sixty seventy eighty ninety hundred"""
+VALUES = dict(zip(WORDS.split(), [*range(20), *range(20, 100, 10), 100], strict=True))
+
+
+def number(words):
+    return sum(VALUES[word] for word in words.replace("-", " ").replace("one hundred", "hundred").split())
+
+
+def test_sums_are_right_and_all_there():
+    seen = []
+    for split in ("train", "test"):
+        data = mx.data.sums(split, limit=60)
+        text = bytes(data["alphabet"][data["text"]]).decode()
+        assert text.endswith(". ")
+        for sentence in text[:-2].split(". "):
+            left, total = sentence.split(" is ")
+            a, b = map(number, left.split(" plus "))
+            assert a + b == number(total)
+            seen.append((a, b))
+    assert sorted(seen) == [(a, b) for a in range(60) for b in range(60)]
+
+
+def test_text_windows_are_in_the_text(key):
+    data = {"text": np.arange(9, dtype=np.uint8)}
+    tasks = mx.tasks.text(40, length=3, test_size=2)
+    windows = np.asarray(tasks.train(key, data, (), 0)["text"])
+    assert windows.dtype == np.int32
+    np.testing.assert_array_equal(windows, windows[:, :1] + np.arange(4))
+    assert set(windows[:, 0].tolist()) == set(range(6)), "each window can be drawn, the last one included"
+    assert tasks.test(key, data, ())["text"].shape == (2, 4)
+
+
+def test_random_scaling_is_gradient_descent_with_a_rate_a_parameter(key):
+    problem, tasks = mx.problems.random_scaling(mx.problems.quadratic(), mx.tasks.quadratics(3), spread=1.0)
+    task = tasks.sample(key, ())
+    scale = np.asarray(task.scale, np.float64)
+    assert np.exp(-1) < scale.min() < scale.max() < np.exp(1)
+    w, y = (np.asarray(task.task[k], np.float64) for k in ("W", "y"))
+    inner = mx.inner(mx.l2l(optax.sgd, problem), tasks, 3)
+    state = inner.init(key, 0.01, ())._replace(task=task)
+    params = problem.init(key, task)
+    np.testing.assert_allclose(params * scale, mx.problems.quadratic().init(key, task.task), rtol=1e-5)
+    state = state._replace(learner=state.learner._replace(params=params))
+    x = np.asarray(params, np.float64) * scale
+    for _ in range(3):
+        state, (loss, _) = inner.step(0.01, state, ())
+        np.testing.assert_allclose(loss, ((w @ x - y) ** 2).sum(), rtol=1e-4)
+        x = x - 0.01 * scale**2 * 2 * w.T @ (w @ x - y)
+    np.testing.assert_allclose(inner.test(0.01, state, ()), ((w @ x - y) ** 2).sum(), rtol=1e-4)
+
+
+def test_scales_are_uniform_in_the_logarithm(key):
+    _, tasks = mx.problems.random_scaling(mx.problems.mlp((40, 50)), mx.tasks.minibatches(5))
+    scale = tasks.sample(key, IMAGES).scale
+    logs = np.log(np.concatenate([np.ravel(x) for x in jax.tree.leaves(scale)]))
+    assert np.abs(logs).max() <= 3
+    np.testing.assert_allclose(np.quantile(logs, [0.1, 0.5, 0.9]), [-2.4, 0.0, 2.4], atol=0.15)
+    again = tasks.train(key, IMAGES, tasks.sample(key, IMAGES), 3)[1]
+    jax.tree.map(np.testing.assert_array_equal, again, scale)
+
+
+def test_imitation_of_a_rate_has_a_closed_form(key):
+    learner = mx.learners.imitate(optax.sgd, optax.sgd(0.01), mx.problems.quadratic())
+    inner = mx.inner(learner, mx.tasks.quadratics(3), 4)
+    state = inner.init(key, 0.03, ())
+    w, y = (np.asarray(state.task[k], np.float64) for k in ("W", "y"))
+    x, step = np.asarray(state.learner.params, np.float64), jax.jit(inner.step)
+    slope = jax.jit(jax.grad(lambda rate, state: inner.step(rate, state, ())[1][0]))
+    for _ in range(3):
+        g = 2 * w.T @ (w @ x - y)
+        np.testing.assert_allclose(slope(jnp.float32(0.03), state), 2 * 0.02 * (g**2).mean(), rtol=1e-3)
+        state, (loss, metrics) = step(jnp.float32(0.03), state, ())
+        np.testing.assert_allclose(loss, 0.02**2 * (g**2).mean(), rtol=1e-3)
+        np.testing.assert_allclose(metrics["objective"], ((w @ x - y) ** 2).sum(), rtol=1e-3)
+        x = x - 0.01 * g  # the teacher's path
+        np.testing.assert_allclose(state.learner.params, x, rtol=1e-3)
+    g = 2 * w.T @ (w @ x - y)
+    np.testing.assert_allclose(inner.test(0.03, state, ()), 0.02**2 * (g**2).mean(), rtol=1e-3)
+
+
+def test_imitation_brings_a_learned_schedule_to_the_rate_of_its_teacher(key):
+    opt = mx.optim.piecewise_schedule(optax.scale_by_adam(), knots=(1,), rate=0.02)
+    learner = mx.learners.imitate(opt.tx, optax.chain(optax.scale_by_adam(), optax.scale(0.1)), mx.problems.quadratic())
+    trainer = mx.trainer(mx.bptt(mx.inner(learner, mx.tasks.quadratics(2), 3), 2), optax.adam(0.1))
+    state = trainer.init(key, opt.init(key), ())
+    state = jax.jit(lambda s: lax.scan(lambda s, _: (trainer.step(s, ())[0], None), s, None, length=150)[0])(state)
+    np.testing.assert_allclose(np.exp(state.meta_params), [0.1], rtol=0.05)
+
+
+QUADRATIC, QUADRATICS = mx.problems.quadratic(), mx.tasks.quadratics(2)
+BAD = {
+    "logistic: penalty": (lambda: mx.problems.logistic(4, 3, penalty=-1.0), ValueError, "penalty"),
+    "autoencoder: one size": (lambda: mx.problems.autoencoder((4,)), ValueError, "sizes"),
+    "convnet: shape": (lambda: mx.problems.convnet(10, (4, 4, 3)), ValueError, "shape must be at least"),
+    "convnet: filters": (lambda: mx.problems.convnet(filters=(0,)), ValueError, "filters"),
+    "gru: symbols": (lambda: mx.problems.character_gru(0), ValueError, "symbols"),
+    "sums: split": (lambda: mx.data.sums("validation"), ValueError, "split"),
+    "sums: limit": (lambda: mx.data.sums(limit=101), ValueError, "limit"),
+    "text: length": (lambda: mx.tasks.text(5, 0), ValueError, "length"),
+    "text: too short": (
+        lambda: mx.tasks.text(5, 9).train(jax.random.key(0), {"text": np.zeros(9, int)}, (), 0),
+        ValueError,
+        "length is 9",
+    ),
+    "text: floats": (
+        lambda: mx.tasks.text(5, 2).train(jax.random.key(0), {"text": np.zeros(9)}, (), 0),
+        TypeError,
+        "integer",
+    ),
+    "text: images": (lambda: mx.tasks.text(5, 2).train(jax.random.key(0), IMAGES, (), 0), TypeError, "text"),
+    "scaling: tasks": (lambda: mx.problems.random_scaling(QUADRATIC, QUADRATIC), TypeError, "tasks"),
+    "scaling: spread": (lambda: mx.problems.random_scaling(QUADRATIC, QUADRATICS, 0.0), ValueError, "spread"),
+    "imitate: teacher": (lambda: mx.learners.imitate(optax.sgd, optax.adam, QUADRATIC), TypeError, "teacher"),
+    "imitate: problem": (lambda: mx.learners.imitate(optax.sgd, optax.adam(0.1), QUADRATICS), TypeError, "problem"),
+    "convnet: image": (
+        lambda: mx.problems.convnet(3, (8, 8, 1), (2,)).loss(
+            jax.random.key(0),
+            mx.problems.convnet(3, (8, 8, 1), (2,)).init(jax.random.key(0), ()),
+            batch(shape=(4, 4, 1)),
+        ),
+        ValueError,
+        "an image is",
+    ),
+}
+
+
+@pytest.mark.parametrize(("call", "error", "message"), BAD.values(), ids=BAD)
+def test_bad_inputs(call, error, message):
+    with pytest.raises(error, match=message):
+        call()
