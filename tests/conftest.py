@@ -12,3 +12,6 @@ def x64():
 @pytest.fixture
 def key():
     return jax.random.key(0)
+
+
+collect_ignore = ["four_devices.py", "two_processes.py"]  # scripts, run by tests in processes of their own

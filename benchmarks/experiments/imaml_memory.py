@@ -38,7 +38,8 @@ def measure(trainer: mx.Trainer, state: Any, data: Any, repeats: int) -> tuple[f
         begin = time.perf_counter()
         state, _ = jax.block_until_ready(step(state, data))
         seconds.append(time.perf_counter() - begin)
-    return step.memory_analysis().temp_size_in_bytes / 2**20, float(np.median(seconds))
+    memory: Any = step.memory_analysis()
+    return memory.temp_size_in_bytes / 2**20, float(np.median(seconds))
 
 
 def run(seed: int, settings: dict[str, Any], folder: Path) -> dict[str, np.ndarray]:

@@ -10,9 +10,9 @@ from metajax.types import Tasks
 def signals(num_cells: int, spread: float = 0.5) -> Tasks:
     """What single cells meet in a network that learns by backpropagation: tasks for `metajax.learners.clone_backprop`.
 
-    Weights and biases ``N(0, spread^2)``; inputs ``N(0, 1)`` times a scale for each cell, from 0.1 to 10; errors between
-    -2 and 2, most of them small, as those of a softmax are. Wider than what a network usually sends, since a cell that
-    is sent what it never met may run away. Batches are ``{"x": [M], "e": [M]}``.
+    Weights and biases ``N(0, spread^2)``; inputs ``N(0, 1)`` times a scale for each cell, from 0.1 to 10; errors
+    between -2 and 2, most of them small, as those of a softmax are. Wider than what a network usually sends, since a
+    cell that is sent what it never met may run away. Batches are ``{"x": [M], "e": [M]}``.
 
     >>> import jax, metajax as mx
     >>> mx.tasks.signals(5).sample(jax.random.key(0), ())["w"].shape
