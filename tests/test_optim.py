@@ -62,10 +62,15 @@ def flat(params):
 @lru_cache
 def made(name):
     """Meta-parameters, none of them zero, and the transformation with its update compiled."""
-    meta_params = OPTS[name].init(jax.random.key(1))
-    keys = jax.random.split(jax.random.key(2), len(jax.tree.leaves(meta_params)))
-    keys = jax.tree.unflatten(jax.tree.structure(meta_params), list(keys))
-    meta_params = jax.tree.map(lambda x, k: x + 0.05 * jax.random.normal(k, x.shape), meta_params, keys)
+
+    @jit
+    def perturbed(key):
+        leaves, treedef = jax.tree.flatten(OPTS[name].init(key))
+        keys = jax.random.split(jax.random.fold_in(key, 1), len(leaves))
+        moved = [x + 0.05 * jax.random.normal(k, x.shape) for x, k in zip(leaves, keys, strict=True)]
+        return jax.tree.unflatten(treedef, moved)
+
+    meta_params = perturbed(jax.random.key(1))
     tx = OPTS[name].tx(meta_params)
     return meta_params, optax.GradientTransformation(tx.init, jit(tx.update))
 

@@ -145,9 +145,9 @@ def test_random_scaling_is_gradient_descent_with_a_rate_a_parameter(key):
     params = problem.init(key, task)
     np.testing.assert_allclose(params * scale, mx.problems.quadratic().init(key, task.task), rtol=1e-5)
     state = state._replace(learner=state.learner._replace(params=params))
-    x = np.asarray(params, np.float64) * scale
+    x, step = np.asarray(params, np.float64) * scale, jax.jit(inner.step)
     for _ in range(3):
-        state, (loss, _) = inner.step(0.01, state, ())
+        state, (loss, _) = step(0.01, state, ())
         np.testing.assert_allclose(loss, ((w @ x - y) ** 2).sum(), rtol=1e-4)
         x = x - 0.01 * scale**2 * 2 * w.T @ (w @ x - y)
     np.testing.assert_allclose(inner.test(0.01, state, ()), ((w @ x - y) ** 2).sum(), rtol=1e-4)

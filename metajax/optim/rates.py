@@ -1,5 +1,6 @@
 """The simplest learned optimizers: hand-made ones whose learning rate is learned, over time or over parameters."""
 
+import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -57,7 +58,7 @@ def piecewise_schedule(
             jnp.log(count.astype(log_rates.dtype)), jnp.log(jnp.asarray(knots, log_rates.dtype)), log_rates
         )
 
-    return _schedule(base, lambda key: jnp.full(len(knots), jnp.log(rate)), log_rate)
+    return _schedule(base, lambda key: jnp.zeros(len(knots)) + math.log(rate), log_rate)
 
 
 def mlp_schedule(
@@ -91,7 +92,7 @@ def mlp_schedule(
 
     def log_rate(network, count):
         x = jnp.log(count.astype(network[0]["w"].dtype)).reshape(1, 1)
-        return jnp.log(rate) + apply_network(network, x)[0, 0]
+        return math.log(rate) + apply_network(network, x)[0, 0]
 
     return _schedule(base, init, log_rate)
 
@@ -125,7 +126,7 @@ def rates(base: optax.GradientTransformation, like: PyTree, rate: float = 1e-3) 
 
     def init(key):
         checks.key(key)
-        return jax.tree.map(lambda x: jnp.full(jnp.shape(x), jnp.log(rate)), like)
+        return jax.tree.map(lambda x: jnp.zeros(jnp.shape(x)) + math.log(rate), like)
 
     wanted = jax.eval_shape(init, jax.random.key(0))
 
