@@ -150,7 +150,7 @@ def test_random_scaling_is_gradient_descent_with_a_rate_a_parameter(key):
     for _ in range(3):
         state, (loss, _) = step(0.01, state, ())
         np.testing.assert_allclose(loss, ((w @ x - y) ** 2).sum(), rtol=1e-4)
-        x = x - 0.01 * scale**2 * 2 * w.T @ (w @ x - y)
+        x = x - 0.01 * scale**2 * (2 * w.T @ (w @ x - y))
     np.testing.assert_allclose(inner.test(0.01, state, ()), ((w @ x - y) ** 2).sum(), rtol=1e-4)
 
 

@@ -64,7 +64,7 @@ def imitate(
         got, after = student.update(grads, state.student, state.params, value=objective)
         want, taught = teacher.update(grads, state.teacher, state.params, value=objective)
         squares = jax.tree.leaves(jax.tree.map(lambda a, b: jnp.sum((a - b).astype(objective.dtype) ** 2), got, want))
-        loss = sum(squares) / sum(x.size for x in jax.tree.leaves(want))
+        loss = jnp.stack(squares).sum() / sum(x.size for x in jax.tree.leaves(want))
         new = ImitationState(optax.apply_updates(state.params, want), after, taught)
         return new, loss, {**metrics, "objective": objective}
 
