@@ -318,14 +318,23 @@ def test_scan_and_vmap_over_tasks_equal_loops(name):
 
 ODD = {"w": jnp.ones((2, 3)), "s": jnp.float32(0.5), "half": jnp.ones(4, jnp.bfloat16), "none": None}
 ODD |= {"empty": jnp.zeros((0, 4)), "nothing": jnp.zeros(0)}
-ODDLY = {**OPTS, "rates": mx.optim.rates(optax.trace(0.9), ODD)}
 
 
 @pytest.mark.parametrize("name", OPTS)
 @pytest.mark.parametrize("params", [ODD, {"none": None}, {}], ids=["odd", "none", "empty"])
 def test_trees_of_all_kinds_keep_shapes_dtypes_and_state(name, params):
-    opt = ODDLY[name] if name != "rates" else mx.optim.rates(optax.trace(0.9), params)
+    opt = OPTS[name] if name != "rates" else mx.optim.rates(optax.trace(0.9), params)
+    keeps_shapes_dtypes_and_state(opt, params)
 
+
+@pytest.mark.parametrize("name", OPTS)
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_the_same_in_float64(name, dtype, x64):
+    params = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, dtype), PARAMS)
+    keeps_shapes_dtypes_and_state(OPTS[name], {**params, "v": jax.ShapeDtypeStruct((3,), "bfloat16")})
+
+
+def keeps_shapes_dtypes_and_state(opt, params):
     def update(params):
         tx = opt.tx(opt.init(KEY))
         state = tx.init(params)
