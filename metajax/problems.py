@@ -185,10 +185,11 @@ def convnet(
 ) -> Problem:
     """The optimizee for CIFAR-10 of Andrychowicz et al. 2016 (section 3.3): a `classifier` with batch normalisation.
 
-    Convolutions with 2x2 max-pooling, a dense layer, a linear one. The paper gives filters, units, batch normalisation
-    and ReLU; the size of the kernels and the order, convolution, normalisation by the statistics of the batch, ReLU,
-    pooling, are this package's choice. Parameters are ``{"conv": [...], "dense": [...]}``, one group for each of the
-    paper's two optimizers. Weights ``N(0, 2 / fan_in)``, those of the last layer ``N(0, 1 / fan_in)``.
+    Each convolution is followed by normalisation over the batch, an offset, ReLU and 2x2 max-pooling; then come a dense
+    layer with normalisation, offset and ReLU, and a linear layer. Order, kernels and weights ``N(0, 0.01^2)`` are those
+    of the authors' code, but for its biases before normalisation, which do nothing, and its padding of odd sizes before
+    pooling, which are cut off here. Parameters are ``{"conv": [...], "dense": [...]}``, a group for each of the paper's
+    two optimizers.
 
     Args:
       classes: number of classes.
@@ -214,31 +215,26 @@ def convnet(
             f"shape must be at least 2^{len(filters)} pixels high and wide for as many poolings, got {shape}"
         )
 
+    kernels = [(kernel, kernel, m, n) for m, n in zip((channels, *filters[:-1]), filters, strict=True)]
+    groups = {"conv": kernels, "dense": [(features, hidden), (hidden, classes)]}
+
     def init(key):
-        *keys, k_dense, k_out = jax.random.split(key, len(filters) + 2)
-        conv = [
-            {
-                "w": jax.random.normal(k, (kernel, kernel, m, n)) * (2 / (kernel**2 * m)) ** 0.5,
-                "scale": jnp.ones(n),
-                "offset": jnp.zeros(n),
-            }
-            for k, m, n in zip(keys, (channels, *filters[:-1]), filters, strict=True)
-        ]
-        dense = [
-            {"w": jax.random.normal(k_dense, (features, hidden)) * (2 / features) ** 0.5, "b": jnp.zeros(hidden)},
-            {"w": jax.random.normal(k_out, (hidden, classes)) / hidden**0.5, "b": jnp.zeros(classes)},
-        ]
-        return {"conv": conv, "dense": dense}
+        keys = iter(jax.random.split(key, len(filters) + 2))
+
+        def layer(size):
+            return {"w": 0.01 * jax.random.normal(next(keys), size), "b": jnp.zeros(size[-1])}
+
+        return {name: [layer(size) for size in sizes] for name, sizes in groups.items()}
 
     def apply(params, x):
         if x.shape[1:] != (height, width, channels):
             raise ValueError(f"shape is {(height, width, channels)}, but an image is {tuple(x.shape[1:])}")
         for layer in params["conv"]:
-            x = nets.transductive_batch_norm(nets.conv(x, layer["w"])) * layer["scale"] + layer["offset"]
-            x = nets.max_pool(jax.nn.relu(x))
+            x = jax.nn.relu(nets.transductive_batch_norm(nets.conv(x, layer["w"])) + layer["b"])
+            x = nets.max_pool(x)
         first, last = params["dense"]
-        x = jax.nn.relu(x.reshape(len(x), -1) @ first["w"] + first["b"])
-        return x @ last["w"] + last["b"]
+        x = nets.transductive_batch_norm(x.reshape(len(x), -1) @ first["w"])
+        return jax.nn.relu(x + first["b"]) @ last["w"] + last["b"]
 
     return classifier(init, apply)
 

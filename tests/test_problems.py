@@ -58,15 +58,16 @@ def test_autoencoder(key):
 def test_convnet_equals_lax(key):
     problem = mx.problems.convnet(3, (9, 8, 2), filters=(3, 4), hidden=5, kernel=3)
     data, params = batch(shape=(9, 8, 2)), problem.init(key, ())
-    params = jax.tree.map(lambda x: x + 0.1, params)  # scales and offsets that do something
+    params = jax.tree.map(lambda x: 10 * x + 0.1, params)  # offsets that do something
 
     def logits(params, x):
         for layer in params["conv"]:
             x = lax.conv_general_dilated(x, layer["w"], (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC"))
-            x = (x - x.mean((0, 1, 2))) / jnp.sqrt(x.var((0, 1, 2)) + 1e-5) * layer["scale"] + layer["offset"]
+            x = (x - x.mean((0, 1, 2))) / jnp.sqrt(x.var((0, 1, 2)) + 1e-5) + layer["b"]
             x = lax.reduce_window(jax.nn.relu(x), -jnp.inf, lax.max, (1, 2, 2, 1), (1, 2, 2, 1), "VALID")
         first, last = params["dense"]
-        return jax.nn.relu(x.reshape(5, -1) @ first["w"] + first["b"]) @ last["w"] + last["b"]
+        x = x.reshape(5, -1) @ first["w"]
+        return jax.nn.relu((x - x.mean(0)) / jnp.sqrt(x.var(0) + 1e-5) + first["b"]) @ last["w"] + last["b"]
 
     @jax.jit
     def both(params):
@@ -149,7 +150,7 @@ def test_random_scaling_is_gradient_descent_with_a_rate_a_parameter(key):
     for _ in range(3):
         state, (loss, _) = step(0.01, state, ())
         np.testing.assert_allclose(loss, ((w @ x - y) ** 2).sum(), rtol=1e-4)
-        x = x - 0.01 * scale**2 * 2 * w.T @ (w @ x - y)
+        x = x - 0.01 * scale**2 * (2 * w.T @ (w @ x - y))
     np.testing.assert_allclose(inner.test(0.01, state, ()), ((w @ x - y) ** 2).sum(), rtol=1e-4)
 
 

@@ -116,8 +116,8 @@ def adafactor_mlp(
 
         def init_fn(params) -> AdafactorState:
             checks.floating("params", params)
-            averages = init_averages(params, count, 1, state_dtype)
-            return AdafactorState(*averages, tuple(_zeros(x, count) for x in jax.tree.leaves(params)))
+            factored = tuple(_zeros(x, count) for x in jax.tree.leaves(params))
+            return AdafactorState(*init_averages(params, count, 1, state_dtype), factored)
 
         def update_fn(updates, state, params=None):
             _flat.check_updates(updates, state.m.shape[-1])
@@ -125,19 +125,16 @@ def adafactor_mlp(
             grad, theta = _flat.ravel(updates), _flat.ravel(params)
             m, v = averages(state, grad, decay("momentum"), jnp.clip(decay("rms"), 0.0, 1.0))
             b = jnp.clip(decay("factored"), 0.0, 1.0)
-            leaves = zip(state.factored, jax.tree.leaves(updates), strict=True)
-            factored = tuple(_average(old, g.astype(old.row.dtype), b.astype(old.row.dtype)) for old, g in leaves)
-            shapes = [x.shape for x in jax.tree.leaves(updates)]
-            parts = [_features(new, shape) for new, shape in zip(factored, shapes, strict=True)]
-            empty = jnp.zeros((count, 0), grad.dtype)
-            row, col, by_grad, by_m = (
-                (jnp.concatenate([empty, *x], -1) for x in zip(*parts, strict=True)) if parts else [empty] * 4
-            )
+            factored, parts = [], [[jnp.zeros((count, 0), grad.dtype)] * 4]  # a tree may have no leaf
+            for old, g in zip(state.factored, jax.tree.leaves(updates), strict=True):
+                factored.append(_average(old, jnp.asarray(g, old.row.dtype), b.astype(old.row.dtype)))
+                parts.append(_features(factored[-1], jnp.shape(g)))
+            row, col, by_grad, by_m = (jnp.concatenate(x, -1) for x in zip(*parts, strict=True))
             inverse = (lax.rsqrt(row + 1e-8), lax.rsqrt(col + 1e-8))
             x = [grad[None], theta[None], m, *second_moments(m, v), grad * by_grad, row, col, *inverse, m * by_m]
             x = unit_scale(jnp.concatenate(x), updates)
             new = step(meta_params["network"], x, state.count, scale, exp_scale)
-            state = AdafactorState(state.count + 1, m.astype(state.m.dtype), v.astype(state.v.dtype), factored)
+            state = AdafactorState(state.count + 1, m.astype(state.m.dtype), v.astype(state.v.dtype), tuple(factored))
             return _flat.unravel(new, updates), state
 
         return optax.GradientTransformation(init_fn, update_fn)

@@ -54,8 +54,8 @@ def ntm_bfgs(
     """LSTM+GAC controllers, one a coordinate, with an external memory ``M [P, P]`` (section 2.1 and the appendix).
 
     The memory takes the place of the inverse Hessian of BFGS: it is read by a product with a vector, changed by
-    low-rank updates only, and every vector that goes in or out has one value for each controller. BFGS itself needs
-    one read head, three write heads and one averaged cell, the defaults. A step, all maps shared by all coordinates:
+    low-rank updates only, and every vector that goes in or out has one value for each controller. BFGS reads one vector
+    and writes three outer products a step: the defaults. A step, all maps shared by all coordinates:
 
     1. address: each read head makes ``i [P]``, linear in the preprocessed gradient and the last hidden state;
     2. read: ``r = M i``;
@@ -63,9 +63,9 @@ def ntm_bfgs(
     4. write: ``M + sum of a b^T / P``, each head's ``a [P]`` and ``b [P]`` linear in the new hidden state;
     5. update: the linear output of `lstm`, times ``scale``.
 
-    The paper describes the parts and not all of their wiring. This package's own choices are: that reading comes before
-    control; that heads are linear; that ``M`` starts as the identity; and the ``1 / P``, without which what is read
-    would grow with the number of parameters.
+    The parts are the paper's. Of their wiring these are this package's own choices: that reading comes before control;
+    that heads are linear; that ``M`` starts as the identity; and the ``1 / P``, without which what is read would grow
+    with the number of parameters.
 
     Args:
       memory: None for the matrix, which costs ``P^2`` numbers; or how many steps' writes are kept, older ones being

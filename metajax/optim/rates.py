@@ -40,11 +40,11 @@ def piecewise_schedule(
         are not those of this schedule.
 
     >>> import jax, jax.numpy as jnp, metajax as mx, optax
-    >>> opt = mx.optim.piecewise_schedule(optax.sgd(1.0), knots=(1, 100), rate=0.1)
+    >>> opt = mx.optim.piecewise_schedule(optax.sgd(1.0), knots=(1, 100), rate=0.5)
     >>> tx = opt.tx(opt.init(jax.random.key(0)))
     >>> updates, state = tx.update(jnp.ones(2), tx.init(jnp.ones(2)))
     >>> updates.round(3).tolist()
-    [-0.1, -0.1]
+    [-0.5, -0.5]
     """
     rate = checks.positive_float("rate", rate)
     if not isinstance(knots, tuple) or not knots:
@@ -78,11 +78,11 @@ def mlp_schedule(
       TypeError, ValueError: as `piecewise_schedule`.
 
     >>> import jax, jax.numpy as jnp, metajax as mx, optax
-    >>> opt = mx.optim.mlp_schedule(optax.adam(1.0), rate=0.1)
+    >>> opt = mx.optim.mlp_schedule(optax.adam(1.0), rate=0.5)
     >>> tx = opt.tx(opt.init(jax.random.key(0)))
     >>> updates, state = tx.update(jnp.ones(2), tx.init(jnp.ones(2)))
     >>> updates.round(3).tolist()
-    [-0.1, -0.1]
+    [-0.5, -0.5]
     """
     hidden, rate = check_hidden(hidden), checks.positive_float("rate", rate)
 
