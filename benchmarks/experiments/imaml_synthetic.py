@@ -145,8 +145,8 @@ EXPERIMENT = Experiment(
     source=SOURCE,
     settings={
         "smoke": {**_PROBLEM, "tasks": 4, "steps": [1, 8, 64], "cg": [2, 5], "converged": 500},
-        "small": {**_PROBLEM, "tasks": 32, "steps": [1, 2, 4, 8, 16, 32, 64, 128], "cg": [2, 5, 10], "converged": 500},
-        "full": {**_PROBLEM, "tasks": 512, "steps": [1, 2, 4, 8, 16, 32, 64, 128], "cg": [2, 5, 10], "converged": 500},
+        "small": {**_PROBLEM, "tasks": 32, "steps": [1, 2, 4, 8, 16, 32, 64], "cg": [2, 5, 10], "converged": 500},
+        "full": {**_PROBLEM, "tasks": 512, "steps": [1, 2, 4, 8, 16, 32, 64], "cg": [2, 5, 10], "converged": 500},
     },
     run=run,
     claims=claims,
