@@ -32,13 +32,16 @@ def meta_step(name: str, steps: int, s: dict[str, Any]) -> tuple[mx.Trainer, Any
 def measure(trainer: mx.Trainer, state: Any, data: Any, repeats: int) -> tuple[float, float]:
     """MiB of temporary memory, seconds (the median)."""
     step = jax.jit(trainer.step).lower(state, data).compile()
+    memory = step.memory_analysis()
+    if memory is None:
+        raise ValueError("this backend does not say how much memory a program takes; run it on a CPU, a GPU or a TPU")
     state, _ = jax.block_until_ready(step(state, data))
     seconds = []
     for _ in range(repeats):
         begin = time.perf_counter()
         state, _ = jax.block_until_ready(step(state, data))
         seconds.append(time.perf_counter() - begin)
-    return step.memory_analysis().temp_size_in_bytes / 2**20, float(np.median(seconds))
+    return memory.temp_size_in_bytes / 2**20, float(np.median(seconds))
 
 
 def run(seed: int, settings: dict[str, Any], folder: Path) -> dict[str, np.ndarray]:

@@ -50,7 +50,7 @@ def errors(seed: int, s: dict[str, Any]) -> dict[str, np.ndarray]:
         return mx.implicit.descend(optax.sgd(rate), steps)
 
     at_solution = mx.implicit.newton(1, mx.implicit.dense())
-    results = {"MAML": [error(proximal_descent(problem, rate, lam), steps) for steps in s["steps"]]}
+    results: dict[str, Any] = {"MAML": [error(proximal_descent(problem, rate, lam), steps) for steps in s["steps"]]}
     for k in s["cg"]:
         results[f"iMAML, {k} CG"] = [implicit(descend(steps), mx.implicit.cg(k)) for steps in s["steps"]]
         results[f"iMAML, {k} CG: at the solution"] = implicit(at_solution, mx.implicit.cg(k))
