@@ -1,4 +1,4 @@
-"""What the experiments on few-shot learning share: a learner to compare with, meta-training, the test."""
+"""What the experiments on few-shot learning share: meta-training and the test."""
 
 from pathlib import Path
 from typing import Any
@@ -8,18 +8,6 @@ import numpy as np
 import optax
 
 import metajax as mx
-
-
-def proximal_descent(problem: mx.Problem, rate: float, lam: float) -> mx.Learner:
-    """Gradient descent on the inner objective of iMAML step by step: what MAML would differentiate through."""
-
-    def make_tx(theta):
-        def pull(grads, params):
-            return jax.tree.map(lambda g, p, t: g + lam * (p - t), grads, params, theta)
-
-        return optax.chain(optax.stateless(pull), optax.sgd(rate))
-
-    return mx.adapt(problem, make_tx)
 
 
 def meta_train(

@@ -32,13 +32,15 @@ def meta_step(name: str, steps: int, s: dict[str, Any]) -> tuple[mx.Trainer, Any
 def measure(trainer: mx.Trainer, state: Any, data: Any, repeats: int) -> tuple[float, float]:
     """MiB of temporary memory, seconds (the median)."""
     step = jax.jit(trainer.step).lower(state, data).compile()
+    memory = step.memory_analysis()
+    if memory is None:
+        raise ValueError("this backend does not say how much memory a program takes; run it on a CPU, a GPU or a TPU")
     state, _ = jax.block_until_ready(step(state, data))
     seconds = []
     for _ in range(repeats):
         begin = time.perf_counter()
         state, _ = jax.block_until_ready(step(state, data))
         seconds.append(time.perf_counter() - begin)
-    memory: Any = step.memory_analysis()
     return memory.temp_size_in_bytes / 2**20, float(np.median(seconds))
 
 
@@ -122,7 +124,7 @@ EXPERIMENT = Experiment(
     source=SOURCE,
     settings={
         "smoke": {
-            **_SOLVE, "ways": 2, "shots": 1, "tasks": 1, "size": 16, "filters": 8, "steps": [1, 2, 4], "repeats": 2,
+            **_SOLVE, "ways": 2, "shots": 1, "tasks": 1, "size": 16, "filters": 8, "steps": [2, 8], "repeats": 2,
         },
         "small": {
             **_SOLVE, "ways": 5, "shots": 1, "tasks": 4, "size": 28, "filters": 64, "steps": _STEPS, "repeats": 5,
