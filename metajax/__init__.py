@@ -1,6 +1,6 @@
 """metajax: programs that learn how to learn, as pure functions over pytrees."""
 
-from metajax import data, implicit, learners, nets, optim, plot, pretrained, problems, sharding, tasks
+from metajax import art, data, implicit, learners, nets, optim, plot, pretrained, problems, sharding, tasks
 from metajax.checkpoint import Checkpoints, Snapshot, checkpoints
 from metajax.comparison import BASELINES, Comparison, compare
 from metajax.diagnosis import Diagnosis, diagnose, mean_gradient
@@ -74,6 +74,7 @@ __all__ = [
     "Validation",
     "adapt",
     "anil",
+    "art",
     "ask_tell",
     "boil",
     "bptt",

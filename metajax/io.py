@@ -1,4 +1,4 @@
-"""Parameters in files: npz, without pickle, so that loading runs no code."""
+"""Parameters in files: npz or safetensors, never pickle, so that loading runs no code."""
 
 import os
 import tempfile
@@ -8,14 +8,17 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import numpy as np
+import safetensors
+import safetensors.numpy
 
 from metajax import checks, hosts
 from metajax.types import PyTree
 
 
 def save(path: str | os.PathLike, tree: PyTree) -> None:
-    """Writes a tree of finite arrays to an npz file, each leaf under its path; the file appears whole or not at all.
+    """Writes a tree of finite arrays to a file, each leaf under its path; the file appears whole or not at all.
 
+    A name that ends in ``.safetensors`` makes a file of that format, which PyTorch and others read too; else it is npz.
     On several hosts all call it and the first writes.
 
     Raises:
@@ -34,7 +37,7 @@ def save(path: str | os.PathLike, tree: PyTree) -> None:
     if len(arrays) != len(leaves):
         raise ValueError("tree has two leaves of one path; rename one")
     if hosts.is_first():
-        write_npz(Path(path), arrays)
+        write(Path(path), arrays)
 
 
 def load(path: str | os.PathLike, like: PyTree) -> PyTree:
@@ -42,7 +45,7 @@ def load(path: str | os.PathLike, like: PyTree) -> PyTree:
 
     Raises:
       FileNotFoundError: no such file.
-      ValueError: a file that is no npz, or one whose names or shapes differ from ``like``; the message says where.
+      ValueError: a file that cannot be read, or one whose names or shapes differ from ``like``; the message says where.
 
     >>> import jax, metajax as mx, tempfile, os
     >>> path = os.path.join(tempfile.mkdtemp(), "rate.npz")
@@ -50,10 +53,7 @@ def load(path: str | os.PathLike, like: PyTree) -> PyTree:
     >>> mx.load(path, like={"rate": jax.numpy.zeros(())})
     {'rate': Array(0.5, dtype=float32)}
     """
-    try:
-        arrays = read_npz(Path(path))
-    except (ValueError, EOFError, KeyError, zipfile.BadZipFile) as e:
-        raise ValueError(f"path {path} is not a readable npz file ({e}); save the parameters again") from e
+    arrays = load_arrays(path)
     leaves, treedef = jax.tree_util.tree_flatten_with_path(like)
     names = [jax.tree_util.keystr(p, simple=True, separator="/") or "." for p, _ in leaves]
     if set(names) != set(arrays):
@@ -69,21 +69,39 @@ def load(path: str | os.PathLike, like: PyTree) -> PyTree:
     )
 
 
-def read_npz(path: Path) -> dict[str, np.ndarray]:
-    """All arrays of an npz file."""
+def load_arrays(path: str | os.PathLike) -> dict[str, np.ndarray]:
+    """All arrays of a user's file, or what is wrong with it."""
+    try:
+        return read(Path(path))
+    except (ValueError, EOFError, KeyError, zipfile.BadZipFile, safetensors.SafetensorError) as e:
+        kind = "safetensors" if _is_safetensors(path) else "npz"
+        raise ValueError(f"path {path} is not a readable {kind} file ({e}); save it again") from e
+
+
+def read(path: Path) -> dict[str, np.ndarray]:
+    """All arrays of a file."""
+    if _is_safetensors(path):
+        return safetensors.numpy.load(path.read_bytes())
     with path.open("rb") as opened, np.load(opened, allow_pickle=False) as f:
         return {k: f[k] for k in f.files}
 
 
-def write_npz(path: Path, arrays: dict[str, np.ndarray]) -> None:
-    """Writes an npz file through a temporary one beside it, so that no reader meets half a file."""
+def write(path: Path, arrays: dict[str, np.ndarray]) -> None:
+    """Writes a file through a temporary one beside it, so that no reader meets half a file."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.NamedTemporaryFile(dir=path.parent, suffix=".part", delete=False) as f:
         try:
-            np.savez(f, **arrays)  # pyright: ignore[reportArgumentType]
+            if _is_safetensors(path):
+                f.write(safetensors.numpy.save({k: np.asarray(x, order="C") for k, x in arrays.items()}))
+            else:
+                np.savez(f, **arrays)  # pyright: ignore[reportArgumentType]
             f.flush()
             os.fsync(f.fileno())
             os.replace(f.name, path)
         except BaseException:
             Path(f.name).unlink(missing_ok=True)
             raise
+
+
+def _is_safetensors(path: str | os.PathLike) -> bool:
+    return Path(path).suffix == ".safetensors"

@@ -6,11 +6,13 @@ import inspect
 import jax
 import numpy as np
 import pytest
+import safetensors.numpy
 
 import metajax as mx
 
 MODULES = [
     mx,
+    mx.art,
     mx.data,
     mx.implicit,
     mx.learners,
@@ -44,10 +46,11 @@ def test_every_public_name_is_there_and_documented(name):
     assert isinstance(value, dict) or value.__doc__
 
 
-def test_saving_and_loading(tmp_path):
+@pytest.mark.parametrize("suffix", ["npz", "safetensors"])
+def test_saving_and_loading(tmp_path, suffix):
     opt = mx.optim.lstm(hidden=(3,))
     params = opt.init(jax.random.key(0))
-    path = tmp_path / "a" / "l2l.npz"
+    path = tmp_path / "a" / f"l2l.{suffix}"
     mx.save(path, params)
     again = mx.load(path, like=jax.eval_shape(opt.init, jax.random.key(0)))
     jax.tree.map(np.testing.assert_array_equal, again, params)
@@ -58,19 +61,27 @@ def test_saving_and_loading(tmp_path):
     assert list(path.parent.iterdir()) == [path], "no temporary file is left"
 
 
-def test_loading_what_does_not_fit(tmp_path):
+def test_safetensors_are_what_others_read(tmp_path):
+    mx.save(tmp_path / "a.safetensors", {"a": np.arange(6.0).reshape(2, 3).T, "b": [np.float32(2)]})
+    read = safetensors.numpy.load_file(tmp_path / "a.safetensors")
+    assert read["a"].tolist() == [[0.0, 3.0], [1.0, 4.0], [2.0, 5.0]]
+    assert read["b/0"] == 2
+
+
+@pytest.mark.parametrize("suffix", ["npz", "safetensors"])
+def test_loading_what_does_not_fit(tmp_path, suffix):
     opt = mx.optim.lstm(hidden=(3,))
-    path = tmp_path / "l2l.npz"
+    path = tmp_path / f"l2l.{suffix}"
     mx.save(path, opt.init(jax.random.key(0)))
     with pytest.raises(ValueError, match=r"out/w in .* has the shape \(3,\), like has \(4,\)|lstm/0/b"):
         mx.load(path, like=mx.optim.lstm(hidden=(4,)).init(jax.random.key(0)))
     with pytest.raises(ValueError, match="missing"):
         mx.load(path, like={"a": np.zeros(3)})
     path.write_bytes(path.read_bytes()[:100])
-    with pytest.raises(ValueError, match="not a readable npz"):
+    with pytest.raises(ValueError, match=f"not a readable {suffix}"):
         mx.load(path, like=opt.init(jax.random.key(0)))
     with pytest.raises(FileNotFoundError):
         mx.load(tmp_path / "none.npz", like={})
-    np.savez(path, **{"a": np.array([object()])})
+    np.savez(path.with_suffix(".npz"), **{"a": np.array([object()])})
     with pytest.raises(ValueError, match="not a readable npz"):
-        mx.load(path, like={"a": np.zeros(1)})
+        mx.load(path.with_suffix(".npz"), like={"a": np.zeros(1)})

@@ -135,6 +135,50 @@ def test_text_windows_are_in_the_text(key):
     assert tasks.test(key, data, ())["text"].shape == (2, 4)
 
 
+def test_random_mlp_is_the_network_that_a_task_has_drawn(key):
+    activations = (jnp.tanh, jax.nn.relu)
+    problem, tasks = mx.problems.random_mlp(
+        mx.tasks.minibatches(5), 64, 10, widths=(2, 6), depths=(1, 3), activations=activations
+    )
+    data, seen = mx.data.load("digits"), set()
+
+    @jax.jit
+    @jax.vmap
+    def sample(key):
+        network = tasks.sample(key, data)
+        params, batch = problem.init(key, network), tasks.train(key, data, network, 0)
+        return network, params, batch, *jax.value_and_grad(lambda p: problem.loss(key, p, batch)[0])(params)
+
+    drawn = sample(jax.random.split(key, 40))
+    for i in range(40):
+        network, params, (batch, _), loss, grads = jax.tree.map(lambda x, i=i: np.asarray(x[i]), drawn)
+        width, depth, activation = int(network.width), int(network.depth), activations[int(network.activation)]
+        seen.add((width, depth, int(network.activation)))
+        sizes = (64, *[width] * depth, 10)
+        cut = [*params[:depth], params[-1]]
+        cut = [{"w": p["w"][:m, :n], "b": p["b"][:n]} for p, m, n in zip(cut, sizes[:-1], sizes[1:], strict=True)]
+        same = mx.problems.mlp(sizes, activation)
+        want, want_grads = jax.value_and_grad(lambda p, s=same, b=batch: s.loss(key, p, b)[0])(cut)
+        np.testing.assert_allclose(loss, want, rtol=1e-5)
+        # What lies beyond the network has no gradient, all else that of the network by itself.
+        whole = sum(float((x**2).sum()) for x in jax.tree.leaves(grads))
+        part = sum(float((x**2).sum()) for x in jax.tree.leaves(want_grads))
+        np.testing.assert_allclose(whole, part, rtol=1e-4)
+    assert {w for w, _, _ in seen} == {2, 3, 4, 5, 6}
+    assert {d for _, d, _ in seen} == {1, 2, 3}
+    assert {a for *_, a in seen} == {0, 1}
+
+
+def test_random_mlp_starts_as_an_mlp(key):
+    problem, tasks = mx.problems.random_mlp(mx.tasks.minibatches(5), 64, 10, widths=(16, 16), depths=(2, 2))
+    params = jax.jit(problem.init)(key, tasks.sample(key, mx.data.load("digits")))
+    for got, want in zip(params, mx.problems.mlp((64, 16, 16, 10)).init(key, ()), strict=True):
+        np.testing.assert_allclose(got["w"], want["w"], rtol=1e-6)
+    wide, _ = mx.problems.random_mlp(mx.tasks.minibatches(5), 64, 10, widths=(4, 400))
+    params = wide.init(key, mx.problems.Network((), jnp.int32(25), jnp.int32(2), jnp.int32(0)))
+    np.testing.assert_allclose([layer["w"].std() for layer in params], [1 / 8, 1 / 5, 1 / 5], rtol=0.05)
+
+
 def test_random_scaling_is_gradient_descent_with_a_rate_a_parameter(key):
     problem, tasks = mx.problems.random_scaling(mx.problems.quadratic(), mx.tasks.quadratics(3), spread=1.0)
     task = tasks.sample(key, ())
@@ -192,6 +236,10 @@ def test_imitation_brings_a_learned_schedule_to_the_rate_of_its_teacher(key):
     np.testing.assert_allclose(np.exp(state.meta_params), [0.1], rtol=0.05)
 
 
+def random_mlp(**settings):
+    return mx.problems.random_mlp(mx.tasks.minibatches(5), 64, 10, **settings)
+
+
 QUADRATIC, QUADRATICS = mx.problems.quadratic(), mx.tasks.quadratics(2)
 BAD = {
     "logistic: penalty": (lambda: mx.problems.logistic(4, 3, penalty=-1.0), ValueError, "penalty"),
@@ -213,6 +261,11 @@ BAD = {
         "integer",
     ),
     "text: images": (lambda: mx.tasks.text(5, 2).train(jax.random.key(0), IMAGES, (), 0), TypeError, "text"),
+    "random_mlp: tasks": (lambda: mx.problems.random_mlp(QUADRATIC, 64, 10), TypeError, "tasks"),
+    "random_mlp: widths": (lambda: random_mlp(widths=(8, 4)), ValueError, "swap"),
+    "random_mlp: depths": (lambda: random_mlp(depths=2), TypeError, "depths must be a pair"),
+    "random_mlp: no hidden layer": (lambda: random_mlp(depths=(0, 1)), ValueError, "depths"),
+    "random_mlp: activations": (lambda: random_mlp(activations=()), ValueError, "activations is empty"),
     "scaling: tasks": (lambda: mx.problems.random_scaling(QUADRATIC, QUADRATIC), TypeError, "tasks"),
     "scaling: spread": (lambda: mx.problems.random_scaling(QUADRATIC, QUADRATICS, 0.0), ValueError, "spread"),
     "imitate: teacher": (lambda: mx.learners.imitate(optax.sgd, optax.adam, QUADRATIC), TypeError, "teacher"),

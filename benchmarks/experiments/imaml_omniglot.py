@@ -9,7 +9,8 @@ import numpy as np
 import optax
 
 import metajax as mx
-from benchmarks.experiments._few_shot import accuracy, meta_train
+from benchmarks.experiments._few_shot import accuracy
+from benchmarks.experiments._training import meta_train
 from benchmarks.reproduce import Claim, Experiment, Results, claim
 
 SOURCE = "Rajeswaran et al. 2019, table 2"

@@ -12,7 +12,7 @@ import numpy as np
 import optax
 
 import metajax as mx
-from benchmarks.experiments._few_shot import meta_train
+from benchmarks.experiments._training import meta_train
 from benchmarks.reproduce import Claim, Experiment, Results, claim
 
 SOURCE = "Finn et al. 2017, section 5.1"

@@ -11,10 +11,10 @@ from typing import Any
 
 import numpy as np
 
+from metajax import io
 from metajax.data.arrange import by_class, resize, rotations
 from metajax.data.splits import FEW_SHOT, few_shot
 from metajax.data.text import sums
-from metajax.io import read_npz, write_npz
 
 __all__ = ["FEW_SHOT", "NAMES", "by_class", "few_shot", "load", "resize", "rotations", "sums"]
 
@@ -68,7 +68,7 @@ def _digits(split: str) -> dict[str, np.ndarray]:
     if split not in ("train", "test"):
         raise ValueError(f"split must be 'train' or 'test' for digits, got {split!r}")
     part = slice(None, _DIGITS_TRAIN) if split == "train" else slice(_DIGITS_TRAIN, None)
-    return _read_only({k: v[part] for k, v in read_npz(Path(__file__).with_name("digits.npz")).items()})
+    return _read_only({k: v[part] for k, v in io.read(Path(__file__).with_name("digits.npz")).items()})
 
 
 @lru_cache(maxsize=16)
@@ -88,12 +88,12 @@ def _load(name: str, split: str, directory: Path) -> dict[str, np.ndarray]:
 def _cached(file: Path, make: Callable[[], dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
     if file.exists():
         try:
-            return _read_only(read_npz(file))
+            return _read_only(io.read(file))
         except (OSError, ValueError, zipfile.BadZipFile):
             pass  # written half, or by another program: make it again
     arrays = make()
     with contextlib.suppress(OSError):  # no room, or a home that cannot be written to: the arrays are in memory
-        write_npz(file, arrays)
+        io.write(file, arrays)
     return _read_only(arrays)
 
 
