@@ -123,13 +123,12 @@ def test_bad_input(tmp_path, key):
     weights = {f"conv{i}_1": {"w": jnp.ones((3, 3, 3, 3)), "b": jnp.zeros(3)} for i in (1, 2, 3)}
     with pytest.raises(ValueError, match="too small"):
         mx.art.vgg(weights)(jnp.ones((3, 3, 3)))
+    images = {"content": jnp.ones((1, 8, 8, 3)), "style": jnp.ones((1, 8, 8, 3))}
+    _, tasks = mx.art.neural_art(mx.art.vgg(weights), ["conv9_9"], ["conv1_1"])
     with pytest.raises(ValueError, match="there is no 'conv9_9'"):
-        problem, tasks = mx.art.neural_art(mx.art.vgg(weights), ["conv9_9"], ["conv1_1"])
-        tasks.sample(key, {"content": jnp.ones((1, 8, 8, 3)), "style": jnp.ones((1, 8, 8, 3))})
+        tasks.sample(key, images)
     with pytest.raises(ValueError, match="look at 'style'"):
-        mx.art.neural_art(mx.art.vgg(weights), ["conv1_1"], ["conv1_1"])[1].sample(
-            key, {"content": jnp.ones((1, 8, 8, 3))}
-        )
+        tasks.sample(key, {"content": images["content"]})
     with pytest.raises(ValueError, match="alpha"):
         mx.art.neural_art(mx.art.vgg(weights), alpha=-1.0)
     with pytest.raises(ValueError, match="content and style"):

@@ -1,12 +1,56 @@
-"""What the experiments on learned optimizers share: searched baselines, claims and pictures."""
+"""What the experiments on learned optimizers share: meta-training, searched baselines, claims and pictures."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
+import optax
 
 import metajax as mx
+from benchmarks.experiments._training import meta_train
 from benchmarks.reproduce import Claim, Results, claim
+
+
+def learn(
+    seed: int,
+    optimizer: mx.LearnedOptimizer,
+    phases: Sequence[dict[str, Any]],
+    pose: Callable[[dict[str, Any]], tuple[mx.Problem, mx.Tasks, Any]],
+    folder: Path,
+    *,
+    steps: int,
+    validated: int,
+) -> Any:
+    """Meta-trains through the phases and returns the best meta-parameters of the last.
+
+    A phase is truncated backpropagation, or an evolution strategy on the loss after the last step. What is best is the
+    mean loss of the last tenth of ``steps`` on ``validated`` tasks that are met nowhere else. ``pose(phase)`` gives
+    the problem, its tasks and its data.
+    """
+    meta_params = optimizer.init(jax.random.key(100 + seed))
+    for i, p in enumerate(phases):
+        problem, tasks, data = pose(p)
+        learner = mx.l2l(optimizer.tx, problem)
+        rate = optax.cosine_decay_schedule(p["rate"], p["steps"], alpha=0.05)
+        if p["estimator"] == "bptt":
+            estimator = mx.bptt(mx.inner(learner, tasks, p["horizon"]), p["tasks"], p["window"])
+            outer = optax.chain(optax.clip_by_global_norm(1.0), optax.adam(rate))
+        else:
+            loop = mx.inner(learner, tasks, p["horizon"], meta_loss="heldout")
+            estimator, outer = mx.es(loop, p["tasks"], p["std"]), optax.adam(rate)
+        judged = mx.inner(learner, tasks, steps)
+
+        def loss(key, meta_params, data, judged=judged):
+            return mx.evaluate(judged, key, meta_params, data, num_tasks=validated).loss[:, -(steps // 10) :].mean()
+
+        meta_params = meta_train(
+            estimator, outer, jax.random.key(1000 * i + seed), meta_params, data, steps=p["steps"],
+            folder=folder.with_name(f"{folder.name}-{i}"), chunk=p["chunk"],
+            validate=mx.validation(loss, jax.random.key(200 + seed), data, every=p["chunk"]),
+        )  # fmt: skip
+    return meta_params
 
 
 def compare(
@@ -43,10 +87,11 @@ def against_baselines(results: Results, case: str, name: str, source: str, publi
     return claim(text, source, published, ratio, (lambda x: x < 1) if wins else (lambda x: x > 1))
 
 
-def draw(results: Results, case: str, learned: list[str], ax: Any, ylabel: str = "") -> None:
-    """Mean learning curves over seeds; the band is their range."""
+def draw(results: Results, case: str, learned: list[str], ax: Any, ylabel: str = "", smooth: int = 1) -> None:
+    """Mean learning curves over seeds, averaged over ``smooth`` steps; the band is their range."""
     for i, name in enumerate([*learned, *mx.BASELINES]):
         curves = np.stack([r[f"{case}, {name}"] for r in results])
+        curves = np.stack([np.convolve(c, np.ones(smooth) / smooth, "valid") for c in curves])
         colour, style = mx.plot.COLOURS[i], mx.plot.STYLES[i]
         ax.plot(curves.mean(0), color=colour, linestyle=style, linewidth=2 if i < len(learned) else 1.2, label=name)
         ax.fill_between(range(curves.shape[1]), curves.min(0), curves.max(0), color=colour, alpha=0.15, linewidth=0)

@@ -9,11 +9,9 @@ from typing import Any
 
 import jax
 import numpy as np
-import optax
 
 import metajax as mx
 from benchmarks.experiments import _l2l
-from benchmarks.experiments._training import meta_train
 from benchmarks.reproduce import Claim, Experiment, Results
 
 SOURCE = "Andrychowicz et al. 2016, section 3.2"
@@ -32,46 +30,23 @@ def images(name: str, split: str, size: int) -> dict[str, np.ndarray]:
     return mx.data.resize(mx.data.load(name, split), size)
 
 
-def problem_and_tasks(p: dict[str, Any], batch: int) -> tuple[mx.Problem, mx.Tasks]:
-    tasks, inputs = mx.tasks.minibatches(batch, test_size=p.get("test_size", batch)), p["size"] ** 2
-    if p["network"] == "sigmoid":
-        return mx.problems.mlp((inputs, p["hidden"], 10)), tasks
-    return mx.problems.random_mlp(tasks, inputs, 10, widths=(8, p["hidden"]), depths=(1, 2))
-
-
-def learn(seed: int, name: str, phases: list[dict[str, Any]], s: dict[str, Any], folder: Path) -> Any:
-    """Meta-trains through the phases: truncated backpropagation first, then an evolution strategy on the final loss."""
-    optimizer = mx.optim.lstm(**s["preset"])
-    meta_params = optimizer.init(jax.random.key(100 + seed))
-    for i, p in enumerate(phases):
-        data = images(s["data"], "train", p["size"])
-        problem, tasks = problem_and_tasks(p, s["batch"])
-        learner = mx.l2l(optimizer.tx, problem)
-        rate = optax.cosine_decay_schedule(p["rate"], p["steps"], alpha=0.05)
-        if p["estimator"] == "bptt":
-            estimator = mx.bptt(mx.inner(learner, tasks, p["horizon"]), p["tasks"], p["window"])
-            outer = optax.chain(optax.clip_by_global_norm(1.0), optax.adam(rate))
-        else:
-            loop = mx.inner(learner, tasks, p["horizon"], meta_loss="heldout")
-            estimator, outer = mx.es(loop, p["tasks"], p["std"]), optax.adam(rate)
-        judged = mx.inner(learner, tasks, s["steps"])
-
-        def loss(key, meta_params, data, judged=judged):
-            curves = mx.evaluate(judged, key, meta_params, data, num_tasks=s["validated"])
-            return curves.loss[:, -s["steps"] // 10 :].mean()
-
-        meta_params = meta_train(
-            estimator, outer, jax.random.key(1000 * i + seed), meta_params, data, steps=p["steps"],
-            folder=folder / f"{name}-{i}", chunk=p["chunk"],
-            validate=mx.validation(loss, jax.random.key(200 + seed), data, every=p["chunk"]),
-        )  # fmt: skip
-    return optimizer.tx(meta_params)
-
-
 def run(seed: int, settings: dict[str, Any], folder: Path) -> dict[str, np.ndarray]:
-    s = settings
-    learned = {name: learn(seed, name, phases, s, folder) for name, phases in s["meta_training"].items()}
-    unseen, tasks, results = images(s["data"], "test", s["size"]), mx.tasks.minibatches(s["batch"]), {}
+    s, optimizer, tasks = settings, mx.optim.lstm(**settings["preset"]), mx.tasks.minibatches(settings["batch"])
+
+    def pose(p):
+        data, inputs = images(s["data"], "train", p["size"]), p["size"] ** 2
+        if p["network"] == "sigmoid":
+            return mx.problems.mlp((inputs, p["hidden"], 10)), tasks, data
+        family = mx.problems.random_mlp(tasks, inputs, 10, widths=(8, p["hidden"]), depths=(1, 2))
+        return *family, data
+
+    learned = {
+        name: optimizer.tx(
+            _l2l.learn(seed, optimizer, phases, pose, folder / name, steps=s["steps"], validated=s["validated"])
+        )
+        for name, phases in s["meta_training"].items()
+    }
+    unseen, results = images(s["data"], "test", s["size"]), {}
     for i, (case, (hidden, activation, factor, *_)) in enumerate(CASES.items()):
         problem = mx.problems.mlp((s["size"] ** 2, *hidden, 10), activation)
         results |= _l2l.compare(
