@@ -89,7 +89,7 @@ EXPERIMENT = Experiment(
     settings={
         "smoke": {
             "data": "digits", "size": 8, "filters": [4], "hidden": 4, "kernel": 3, "batch": 8, "preset": {},
-            "steps": 20, "judged": 10, "validated": 2, "test_tasks": 2, "rates": [0.01, 0.1, 1.0],
+            "steps": 20, "judged": 10, "validated": 2, "test_tasks": 2, "rates": [1e-6, 0.01, 0.1, 1.0, 1e4],
             "meta_training": [
                 {"estimator": "bptt", "horizon": 10, "window": 5, "tasks": 2, "rate": 1e-3, "steps": 4, "chunk": 2}
             ],

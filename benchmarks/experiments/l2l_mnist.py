@@ -98,7 +98,7 @@ EXPERIMENT = Experiment(
     settings={
         "smoke": {
             "data": "digits", "size": 4, "batch": 8, "steps": 10, "preset": {}, "validated": 2, "test_tasks": 2,
-            "rates": [0.01, 0.1, 1.0],
+            "rates": [1e-6, 0.01, 0.1, 1.0, 1e4],
             "meta_training": _both({**_SMOKE, "window": 3}, {**_SMOKE, "std": 0.03}, 8),
         },
         "small": {
