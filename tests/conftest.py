@@ -1,5 +1,13 @@
-import jax
-import pytest
+"""What all tests share."""
+
+import os
+
+# Tests compile a lot and compute little: the compiler is not to try hard. Set before the first `import jax`.
+_QUICK = "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
+os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {_QUICK}".strip()
+
+import jax  # noqa: E402
+import pytest  # noqa: E402
 
 
 @pytest.fixture
@@ -15,3 +23,11 @@ def key():
 
 
 collect_ignore = ["four_devices.py", "two_processes.py"]  # scripts, run by tests in processes of their own
+
+
+def pytest_collection_modifyitems(items):
+    """What needs the run on four devices is slow, and is to be done by one worker, who then runs it once."""
+    for item in items:
+        if "found" in getattr(item, "fixturenames", ()):
+            item.add_marker(pytest.mark.slow)
+            item.add_marker(pytest.mark.xdist_group("four devices"))

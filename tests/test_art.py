@@ -29,6 +29,7 @@ def small_vgg(layers, prefix="features."):
 
 
 @pytest.mark.parametrize(("layers", "prefix"), [(13, "features."), (16, ""), (16, "features.")])
+@pytest.mark.slow
 def test_vgg_is_what_lax_makes_of_the_same_file(tmp_path, layers, prefix):
     arrays = small_vgg(layers, prefix)
     more = (
@@ -50,6 +51,7 @@ def test_vgg_is_what_lax_makes_of_the_same_file(tmp_path, layers, prefix):
         np.testing.assert_allclose(got[name], x[0], rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_the_loss_is_that_of_numpy(key):
     rng = np.random.default_rng(0)
     layers = [rng.normal(size=(3, 3, 3, 4)), rng.normal(size=(3, 3, 4, 5))]

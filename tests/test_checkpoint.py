@@ -96,6 +96,7 @@ def test_the_last_are_kept(tmp_path):
     assert _names(tmp_path) == ["3", "4"]
 
 
+@pytest.mark.slow
 def test_damage_anywhere_is_harmless_or_noticed(store, tmp_path):
     # Every file of the newest checkpoint, cut in half and with one bit flipped: what loads is right, or the previous.
     noticed = 0
@@ -186,6 +187,7 @@ def test_loading_unpickles_nothing(store):
 # Runs
 
 
+@pytest.mark.slow
 def test_going_on_after_an_error_and_with_another_total(whole, tmp_path):
     result, folder = whole
 
@@ -224,6 +226,7 @@ def interruptible():
 
 @pytest.mark.usefixtures("interruptible")
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.slow
 def test_a_signal_saves_and_ends(number, whole, tmp_path, capsys):
     before = [signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM)]
 

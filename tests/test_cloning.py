@@ -53,6 +53,7 @@ def test_the_ideal_cell_has_no_loss_and_another_rate_has_one():
 
 
 @pytest.mark.parametrize("sizes", [(5, 3), (5, 4, 3), (3, 4, 5, 2)])
+@pytest.mark.slow
 def test_a_grid_of_ideal_cells_is_a_network_under_gradient_descent(sizes):
     net = mx.vsml(sizes, with_weights(ideal_cell()), backward_pass=True)
     state = net.learner.init(jax.random.key(0), (), ())
@@ -85,6 +86,7 @@ def test_weights_are_put_in_and_taken_out():
     np.testing.assert_array_equal(store(cells, w, b)[0][..., 2:], 1)
 
 
+@pytest.mark.slow
 def test_fitting_an_lstm_brings_the_error_down():
     clone = clone_backprop(lstm_cell(8, slots=1, reduce="sum"), RATE)
     loop = mx.inner(clone.learner, mx.tasks.signals(64), 1)

@@ -47,6 +47,7 @@ def test_divergence_everywhere_is_an_error(key):
         )
 
 
+@pytest.mark.slow
 def test_the_search_minimises_the_score_it_is_given(key):
     problem, tasks = mx.problems.mlp((4, 3)), mx.tasks.prototypes(3, (4,))
     rates = [0.1, 0.3, 1.0, 3.0]  # 0.3 has the best final loss, 1.0 makes the fewest errors on the way

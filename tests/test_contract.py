@@ -1,7 +1,5 @@
 """What every learner and every estimator must keep, in all combinations."""
 
-from functools import partial
-
 import chex
 import jax
 import jax.numpy as jnp
@@ -23,8 +21,6 @@ PAIRS = [
     for meta_loss in ("online", "heldout")
     if meta_loss == "online" or estimator in HELDOUT
 ]
-# A program that runs three steps need not be optimised.
-QUICK = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
 
 
 @pytest.mark.parametrize(("learner", "estimator", "meta_loss"), PAIRS)
@@ -45,12 +41,12 @@ def test_contract(learner, estimator, meta_loss, key):
 
     traces = []
 
-    @partial(jax.jit, compiler_options=QUICK)
+    @jax.jit
     def step(state, data):
         traces.append(None)
         return trainer.step(state, data)
 
-    state = first = jax.jit(trainer.init, compiler_options=QUICK)(key, meta_params, data)
+    state = first = jax.jit(trainer.init)(key, meta_params, data)
     for _ in range(3):
         state, metrics = step(state, data)
         chex.assert_trees_all_equal_shapes_and_dtypes(state, first)
@@ -62,6 +58,7 @@ def test_contract(learner, estimator, meta_loss, key):
 
 
 @pytest.mark.parametrize("estimator", ESTIMATORS)
+@pytest.mark.slow
 def test_scan_equals_a_loop(estimator, key):
     inner, meta_params, data = LEARNERS["sgd_rate"]("online")
     trainer = mx.trainer(ESTIMATORS[estimator](inner, meta_params), optax.sgd(1e-2))
@@ -74,6 +71,7 @@ def test_scan_equals_a_loop(estimator, key):
 
 
 @pytest.mark.parametrize("estimator", ESTIMATORS)
+@pytest.mark.slow
 def test_an_estimator_needs_no_jit(estimator, key):
     inner, meta_params, data = LEARNERS["sgd_rate"]("online")
     trainer = mx.trainer(ESTIMATORS[estimator](inner, meta_params), optax.sgd(1e-2))
@@ -84,6 +82,7 @@ def test_an_estimator_needs_no_jit(estimator, key):
 
 
 @pytest.mark.parametrize("learner", LEARNERS)
+@pytest.mark.slow
 def test_a_learner_needs_no_jit(learner, key):
     inner, meta_params, data = LEARNERS[learner]("online")
     state = inner.init(key, meta_params, data)
@@ -94,6 +93,7 @@ def test_a_learner_needs_no_jit(learner, key):
 
 
 @pytest.mark.parametrize("learner", LEARNERS)
+@pytest.mark.slow
 def test_one_unroll_equals_several(learner, key):
     inner, meta_params, data = LEARNERS[learner]("online")
     start = inner.init(key, meta_params, data)
@@ -105,6 +105,7 @@ def test_one_unroll_equals_several(learner, key):
 
 
 @pytest.mark.parametrize("learner", LEARNERS)
+@pytest.mark.slow
 def test_evaluate_beyond_the_horizon(learner, key):
     inner, meta_params, data = LEARNERS[learner]("online")
     curves = mx.evaluate(inner, key, meta_params, data, num_tasks=3, steps=9)
@@ -121,6 +122,7 @@ def test_evaluate_beyond_the_horizon(learner, key):
 
 
 @pytest.mark.parametrize("learner", LEARNERS)
+@pytest.mark.slow
 def test_evaluating_does_not_adapt(learner, key):
     inner, meta_params, data = LEARNERS[learner]("heldout")
     state = inner.init(key, meta_params, data)

@@ -56,6 +56,7 @@ def test_windows_are_averaged_into_one_sample():
     assert four.variance == pytest.approx(one.variance / 4, rel=0.15)
 
 
+@pytest.mark.slow
 def test_truncation_is_seen_as_bias_and_costs_are_measured():
     learner = mx.l2l(optax.sgd, mx.problems.quadratic(), second_order=True)
     inner = mx.inner(learner, mx.tasks.quadratics(2), 8)

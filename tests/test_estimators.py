@@ -26,6 +26,7 @@ def directional(f, x, direction, h=1e-5):
 
 @pytest.mark.parametrize("meta_loss", ["online", "heldout"])
 @pytest.mark.parametrize("remat", [True, False])
+@pytest.mark.slow
 def test_second_order_bptt_equals_finite_differences(x64, meta_loss, remat):
     inner, meta_params = lstm_on_quadratics(True, meta_loss=meta_loss)
     estimator = mx.bptt(inner, 2, remat=remat)
@@ -91,6 +92,7 @@ def test_the_gradient_of_a_learning_rate_in_closed_form(x64):
     np.testing.assert_allclose(after.learner.params[0], x - rate * grad(x), rtol=1e-12)
 
 
+@pytest.mark.slow
 def test_a_window_of_the_whole_horizon_is_no_truncation():
     inner, meta_params = lstm_on_quadratics(True)
     results = []
@@ -100,6 +102,7 @@ def test_a_window_of_the_whole_horizon_is_no_truncation():
     chex.assert_trees_all_equal(*results)
 
 
+@pytest.mark.slow
 def test_windows_carry_on_and_episodes_restart():
     inner, meta_params = lstm_on_quadratics(True)
     estimator = mx.bptt(inner, 2, truncation=2)
@@ -113,6 +116,7 @@ def test_windows_carry_on_and_episodes_restart():
     assert [same for _, same in seen] == [False, True, True, False, True, True]
 
 
+@pytest.mark.slow
 def test_staggered_episodes_are_at_different_phases():
     inner, meta_params = lstm_on_quadratics(True)
     estimator = mx.bptt(inner, 4, truncation=2, stagger=True)
@@ -134,6 +138,7 @@ def test_an_episode_that_blew_up_is_replaced():
 
 
 @pytest.mark.parametrize("strategy", [Open_ES, CMA_ES, SNES])
+@pytest.mark.slow
 def test_ask_tell_equals_the_loop_of_evosax(strategy):
     """Generation by generation from one state: CMA-ES's eigenvectors of equal eigenvalues amplify any rounding."""
     inner, meta_params = lstm_on_quadratics(False)
@@ -155,6 +160,7 @@ def test_ask_tell_equals_the_loop_of_evosax(strategy):
         chex.assert_trees_all_close(state.estimator, native, rtol=1e-3, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_open_es_with_an_outer_adam_is_open_es_with_adam():
     inner, meta_params = lstm_on_quadratics(False)
     meta_params = jax.tree.map(lambda x: x.astype(jnp.float32), meta_params)

@@ -95,6 +95,7 @@ UNBIASED = {
 
 
 @pytest.mark.parametrize("case", UNBIASED)
+@pytest.mark.slow
 def test_unbiased_for_the_smoothed_gradient(case):
     estimator, how, persistent = UNBIASED[case]
     samples = estimates(estimator(), 1 << 14, **how)
@@ -104,6 +105,7 @@ def test_unbiased_for_the_smoothed_gradient(case):
     assert deviates(samples, smoothed_gradient(not persistent))
 
 
+@pytest.mark.slow
 def test_truncated_bptt_shows_its_bias_and_pes_does_not():
     """On the quadratic toy, where smoothing changes nothing, so that all want the same gradient."""
     want = smoothed_gradient(False, cubic=0.0, std=0.0)
@@ -117,6 +119,7 @@ def test_truncated_bptt_shows_its_bias_and_pes_does_not():
 
 
 @pytest.mark.parametrize("kind", ["es", "pes", "noise_reuse_es"])
+@pytest.mark.slow
 def test_windows_equal_a_loop(x64, kind):
     """Each pair simulated by itself in NumPy over two episodes; its noise is read off the states."""
     theta, inner = THETA.astype(float), toy()
@@ -154,6 +157,7 @@ def test_windows_equal_a_loop(x64, kind):
         state = new
 
 
+@pytest.mark.slow
 def test_one_window_is_plain_es():
     inner, results = toy(), []
     for estimator in (
@@ -169,6 +173,7 @@ def test_one_window_is_plain_es():
     chex.assert_trees_all_equal(*results)
 
 
+@pytest.mark.slow
 def test_noise_reuse_starts_staggered():
     estimator = mx.noise_reuse_es(toy(), 6, STD, WINDOW)
     state = estimator.init(jax.random.key(0), THETA, ())
@@ -181,6 +186,7 @@ def test_noise_reuse_starts_staggered():
 
 
 @pytest.mark.parametrize("kind", ["es", "pes", "noise_reuse_es"])
+@pytest.mark.slow
 def test_twins_share_all_randomness(kind):
     """Where the meta-parameters change nothing, twins that met the same keys and batches have the same loss."""
 
@@ -201,6 +207,7 @@ def test_twins_share_all_randomness(kind):
         assert len(np.unique(state.episodes.learner)) == 5, "other pairs meet other tasks"
 
 
+@pytest.mark.slow
 def test_a_pair_with_an_infinite_loss_is_left_out_and_starts_anew():
     """The learner's state stays finite: only the loss tells."""
     learner = toy_learner()
@@ -334,6 +341,7 @@ def make(name):
 
 @pytest.mark.filterwarnings("ignore:optax.global_norm is deprecated:DeprecationWarning")  # evosax's PGPE calls it
 @pytest.mark.parametrize("name", SERVED)
+@pytest.mark.slow
 def test_each_strategy_is_its_own_loop(name):
     strategy, inner = make(name), mx.inner(toy_learner(), TASKS4, 2)
     trainer = mx.trainer(mx.ask_tell(inner, strategy, num_tasks=2), optax.sgd(1.0))
@@ -373,6 +381,7 @@ def test_every_strategy_of_evosax_is_accounted_for():
 # Mixtures.
 
 
+@pytest.mark.slow
 def test_a_mixture_is_the_weighted_sum():
     parts = [mx.bptt(toy(2), 3), mx.pes(toy(), 2, STD, WINDOW), mx.es(toy(4), 2, STD)]
     weights = [0.5, 2.0, -1.0]
@@ -451,6 +460,7 @@ def test_lengths_are_log_uniform_in_whole_windows():
 
 
 @pytest.mark.parametrize("kind", ["bptt", "forward", "pes", "noise_reuse_es"])
+@pytest.mark.slow
 def test_random_horizons_that_leave_no_choice_change_nothing(kind):
     make = {
         "bptt": lambda i: mx.bptt(i, 4, WINDOW),

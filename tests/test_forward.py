@@ -47,6 +47,7 @@ def learned_optimizer(horizon, meta_loss="online"):
         (learned_optimizer, "heldout", {}, 5),
     ],
 )
+@pytest.mark.slow
 def test_forward_equals_reverse(x64, system, meta_loss, window, chunk):
     inner, meta_params = system(6, meta_loss)
     a, b = mx.forward(inner, 3, chunk=chunk, **window), mx.bptt(inner, 3, **window)
@@ -60,6 +61,7 @@ def test_forward_equals_reverse(x64, system, meta_loss, window, chunk):
     assert max(float(jnp.abs(x).max()) for x in jax.tree.leaves(want.updates)) > 1e-3
 
 
+@pytest.mark.slow
 def test_memory_does_not_grow_with_the_horizon():
     def temporaries(estimator, horizon):
         inner, meta_params = rates_and_steps(horizon)

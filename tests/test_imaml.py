@@ -96,6 +96,7 @@ def test_one_lam_a_layer_learned(x64):
         np.testing.assert_allclose(run(lam)[1][name], (above - below) / 2e-5, rtol=1e-6)
 
 
+@pytest.mark.slow
 def test_the_error_falls_with_the_steps_of_the_solver_where_that_of_maml_does_not(x64):
     """The synthetic experiment: distance to the exact meta-gradient after more and more inner steps."""
 
@@ -131,6 +132,7 @@ def test_solving_twice_is_solving_once(x64):
 
 
 @pytest.mark.parametrize("steps", [1, 2])
+@pytest.mark.slow
 def test_the_diagnosis_is_of_the_solve_that_gives_the_meta_gradient(x64, steps):
     """Its residual is recomputed from the meta-gradient itself, ``A g - lam b``."""
     args = (PROBLEM, newton(1, cg(SIZE)), cg(steps), LAM)
@@ -155,6 +157,7 @@ def test_a_pull_that_is_too_weak_is_told(lam, negative):
     assert curves.metrics["negative_curvature"].mean() == negative
 
 
+@pytest.mark.slow
 def test_memory_and_work_of_reverse_mode():
     """Memory is flat in the steps of the solver, and the backward pass does not solve again."""
 

@@ -51,6 +51,7 @@ LINEAR = {"cg": lambda: cg(8), "neumann": lambda: neumann(1500, 0.03), "dense": 
 
 @pytest.mark.parametrize("solver", SOLVERS)
 @pytest.mark.parametrize("loss", [squares, logistic])
+@pytest.mark.slow
 def test_a_solver_finds_the_minimum(x64, solver, loss):
     phi, metrics = jax.jit(argmin(proximal(loss), SOLVERS[solver](), cg(8)))(THETA, THETA, 0.7)
     assert metrics["inner_grad_norm"] < 1e-9
@@ -104,6 +105,7 @@ def test_the_gradient_of_lam_is_that_of_the_paper(x64):
     np.testing.assert_allclose(got_lam, jax.grad(train)(phi) @ x / lam**2, rtol=1e-9)
 
 
+@pytest.mark.slow
 def test_modes_and_orders(x64):
     """Second derivatives against the closed form, in all four ways to take them."""
     solve = argmin(proximal(squares), SOLVERS["gradient descent"](), cg(4))
@@ -138,6 +140,7 @@ def test_what_is_closed_over_is_differentiated_and_the_start_is_not(x64):
 
 
 @pytest.mark.parametrize("linear", LINEAR)
+@pytest.mark.slow
 def test_vmap_equals_a_loop(x64, linear):
     """Newton's method: its line searches take different numbers of halvings side by side."""
     solve = argmin(proximal(logistic), newton(5, cg(4)), LINEAR[linear]())

@@ -145,6 +145,7 @@ def external_memory(p):
 
 
 @pytest.mark.parametrize("name", NAMES)
+@pytest.mark.slow
 def test_equals_a_loop_in_numpy(name, x64):
     net = make()[name]
     params = jax.tree.map(lambda x: 2 * x, net.init(KEY))  # larger than at the start, so that all parts matter
@@ -230,6 +231,7 @@ BATCH = {"image": IMAGES, "label": LABELS}
 
 
 @pytest.mark.parametrize("name", NAMES)
+@pytest.mark.slow
 def test_it_predicts_before_it_sees_the_label(name):
     _, _, state, step = started(name)
     states, losses, metrics = zip(*[step(state, IMAGES[:1], jnp.array([c])) for c in range(C)], strict=True)

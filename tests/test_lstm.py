@@ -164,6 +164,7 @@ def test_in_inject_hyperparams():
     np.testing.assert_allclose(whole["a"], 2 * half["a"], rtol=1e-6)
 
 
+@pytest.mark.slow
 def test_under_vmap_over_tasks_and_over_meta_params():
     params = {"a": jax.random.normal(jax.random.key(0), (5, 3))}
     batched = jax.vmap(lambda p: run(OPT.tx(META), p, jit=False)[0])(params)

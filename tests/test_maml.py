@@ -164,6 +164,7 @@ def test_fine_tuning_adapts_like_optax(x64):
     chex.assert_trees_all_close(jax.tree.map(lambda x: x[0], state.learner.params), params, rtol=1e-10)
 
 
+@pytest.mark.slow
 def test_limits(x64):
     """Members of the family that coincide, and the rate 0, which is joint training."""
     maml, _, tasks = of_maml()

@@ -93,6 +93,7 @@ def test_classes_have_no_order_and_before_the_first_step_no_preference(x64, name
     np.testing.assert_allclose(a, b, rtol=1e-10)
 
 
+@pytest.mark.slow
 def test_prototypes_may_be_learned_in_parts(x64):
     learner, meta_params, _ = SYSTEMS["protonet"]
     key = jax.random.key(0)

@@ -90,6 +90,7 @@ NETS = {
 
 
 @pytest.mark.parametrize("name", NETS)
+@pytest.mark.slow
 def test_nets_equal_the_same_in_linen(name, x64, key):
     net, module, renamed, shape = NETS[name]
     statistics = jax.eval_shape(module.init, key, jnp.zeros((3, *shape)))["batch_stats"]

@@ -295,6 +295,7 @@ def test_in_a_chain_in_a_train_state(name):
 
 
 @pytest.mark.parametrize("name", OPTS)
+@pytest.mark.slow
 def test_scan_and_vmap_over_tasks_equal_loops(name):
     meta_params, tx = made(name)
     grads = np.stack([gradients(), -gradients()])
@@ -367,6 +368,7 @@ def test_a_tree_with_a_mask_and_an_empty_leaf_is_treated_as_without(name):
 
 
 @pytest.mark.parametrize("name", OPTS)
+@pytest.mark.slow
 def test_meta_gradients_are_finite_where_gradients_are_zero(name):
     def loss(meta_params, params):
         tx = OPTS[name].tx(meta_params)
@@ -476,6 +478,7 @@ def test_a_schedule_of_adam_is_adam_with_a_rate():
         chex.assert_trees_all_close(got, same, rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_groups_with_optimizers_of_their_own_are_meta_trained_together(key):
     opts = {"matrix": mx.optim.lstm(hidden=(2,)), "vector": mx.optim.rnnprop(hidden=(2,))}
     label = lambda params: jax.tree.map(lambda x: "matrix" if x.ndim > 1 else "vector", params)  # noqa: E731

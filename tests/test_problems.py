@@ -135,6 +135,7 @@ def test_text_windows_are_in_the_text(key):
     assert tasks.test(key, data, ())["text"].shape == (2, 4)
 
 
+@pytest.mark.slow
 def test_random_mlp_is_the_network_that_a_task_has_drawn(key):
     activations = (jnp.tanh, jax.nn.relu)
     problem, tasks = mx.problems.random_mlp(

@@ -26,7 +26,7 @@ QUADRATICS = mx.inner(mx.l2l(optax.sgd, mx.problems.quadratic()), mx.tasks.quadr
 
 def environment(devices):
     path = os.pathsep.join([str(TESTS.parent), str(TESTS), os.environ.get("PYTHONPATH", "")])
-    flags = f"--xla_force_host_platform_device_count={devices}"
+    flags = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count={devices}"
     return os.environ | {"PYTHONPATH": path, "XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"}
 
 

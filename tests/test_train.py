@@ -31,6 +31,7 @@ def test_fit_learns_a_learning_rate(key):
     assert float(state.meta_params) > 5e-3
 
 
+@pytest.mark.slow
 def test_chunks_do_not_change_the_run(key):
     trainer = mx.trainer(mx.bptt(quadratics(), 4), optax.adam(1e-3))
     runs = []

@@ -106,6 +106,7 @@ CASES = [
 
 
 @pytest.mark.parametrize("case", CASES, ids=str)
+@pytest.mark.slow
 def test_equals_a_loop_over_single_cells(case):
     with jax.enable_x64(True):
         sizes, ticks, reduce = case["sizes"], case.get("ticks", 2), case.get("reduce", "mean")
@@ -200,6 +201,7 @@ def test_a_permutation_of_inputs_and_outputs_changes_nothing(name):
 
 
 @pytest.mark.parametrize("name", NETS)
+@pytest.mark.slow
 def test_one_set_of_parameters_for_every_size(name):
     params = NETS[name](6, 4).init(jax.random.key(0))
     for inputs, outputs in ((3, 2), (9, 7)):
@@ -247,6 +249,7 @@ def test_a_convolution_with_one_position_is_dense():
 
 
 @pytest.mark.parametrize(("shape", "kernel", "stride"), [((5, 4, 2), 3, 2), ((4, 6, 1), 3, 1), ((7, 7, 3), 2, 3)])
+@pytest.mark.slow
 def test_the_wiring_of_a_convolution_is_that_of_lax(shape, kernel, stride):
     layer = convolution(shape, 4, kernel=kernel, stride=stride)
     image = jax.random.normal(jax.random.key(0), (2, *shape))
@@ -270,6 +273,7 @@ def test_equal_replicas_that_see_equal_examples_are_one():
     np.testing.assert_allclose(got[0], want[0], rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_replicas_share_the_first_half_and_keep_the_other():
     net = mx.vsml((4, 3), batch_size=3)
     params = net.init(jax.random.key(0))
@@ -295,6 +299,7 @@ def test_replicas_share_the_first_half_and_keep_the_other():
     assert np.abs(np.asarray(c[0, ..., 8:] - c[1, ..., 8:])).max() > 1e-4
 
 
+@pytest.mark.slow
 def test_the_loss_of_a_batch_is_that_of_the_next_prediction():
     net = mx.vsml((4, 5, 3))
     params = net.init(jax.random.key(0))
@@ -312,6 +317,7 @@ def test_the_loss_of_a_batch_is_that_of_the_next_prediction():
 
 
 @pytest.mark.parametrize("norm", [False, True])
+@pytest.mark.slow
 def test_the_gradient_through_an_episode(norm):
     with jax.enable_x64(True):
         net = mx.vsml((2, 3, 2), lstm_cell(3, 2, layer_norm=norm), feed_label=True, backward_pass=True)
