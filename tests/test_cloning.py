@@ -86,6 +86,17 @@ def test_weights_are_put_in_and_taken_out():
     np.testing.assert_array_equal(store(cells, w, b)[0][..., 2:], 1)
 
 
+def test_only_weights_outlast_an_example():
+    cell = with_weights(lstm_cell(8, slots=1, reduce="sum"))
+    params, x, e = cell.init(jax.random.key(0)), jnp.ones((4, 1)), jnp.ones((3, 1))
+    used = cell.step(params, cell.state(jax.random.key(1), (4, 3)), x, e)
+    fresh = store(jax.tree.map(jnp.zeros_like, used), *recall(used))
+    for got, want in zip(cell.step(params, used, x, e[:, :0]), cell.step(params, fresh, x, e[:, :0]), strict=True):
+        np.testing.assert_array_equal(got, want)
+    kept, cleared = (cell.step(params, s, x, e) for s in (used, fresh))
+    assert np.abs(kept[0] - cleared[0]).max() > 1e-3, "within an example all is kept"
+
+
 @pytest.mark.slow
 def test_fitting_an_lstm_brings_the_error_down():
     clone = clone_backprop(lstm_cell(8, slots=1, reduce="sum"), RATE)

@@ -19,7 +19,7 @@ WANTED = {("mnist", 1): 85, ("mnist", 0): 88, ("fashion_mnist", 1): 74, ("fashio
 
 def clone(seed: int, settings: dict[str, Any], folder: Path) -> tuple[mx.learners.Cell, Any, dict[str, np.ndarray]]:
     """Fits the cell, with horizons that grow; returns it, its parameters, and what its error is."""
-    cell = mx.learners.lstm_cell(settings["hidden"], slots=1, reduce="sum")
+    cell = mx.learners.with_weights(mx.learners.lstm_cell(settings["hidden"], slots=1, reduce="sum"))
     fitted = mx.learners.clone_backprop(cell, settings["rate"])
     meta_params = fitted.init(jax.random.key(seed))
     for i, (horizon, steps, rate) in enumerate(settings["phases"]):
@@ -76,7 +76,7 @@ def run(seed: int, settings: dict[str, Any], folder: Path) -> dict[str, np.ndarr
         train, test = _data.standardised(name, settings["size"])
         units = train["image"].shape[1]
         for hidden in ((), (settings["units"],)):
-            net = mx.vsml((units, *hidden, 10), mx.learners.with_weights(cell), backward_pass=True)
+            net = mx.vsml((units, *hidden, 10), cell, backward_pass=True)
             sgd = mx.l2l(optax.sgd, same_network(net))
             for which, learner, params in (("vsml", net.learner, meta_params), ("sgd", sgd, settings["rate"])):
                 loop = mx.inner(learner, mx.tasks.minibatches(1, test_size=1), steps)
@@ -131,7 +131,7 @@ def picture(results: Results, settings: dict[str, Any], figure: Any) -> None:
     axes[-1].legend(frameon=False, fontsize=8, title="dotted: published, test", title_fontsize=8)
 
 
-_PHASES = [[1, 3000, 1e-2], [5, 6000, 1e-2], [20, 4000, 3e-3], [100, 1000, 1e-3]]
+_PHASES = [[1, 20_000, 1e-2], [1, 20_000, 3e-3], [5, 2000, 1e-3]]  # horizon, steps, rate
 EXPERIMENT = Experiment(
     title="Backpropagation cloned into forward dynamics",
     source=SOURCE,

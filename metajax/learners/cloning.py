@@ -31,12 +31,13 @@ def clone_backprop(cell: Cell, rate: float) -> InContext:
     sweep with it. The loss is the mean squared error of what is sent upwards, of what is sent downwards, and of
     ``w`` and ``b`` after each of the two sweeps, in units of ``rate``. With a horizon of 1 it is the error of a single
     step; with a longer one cells go on from what they have made of themselves, and drift is fitted too. A last term
-    keeps the states below 3 in size, where a tanh has long saturated: what has grown there would one day run away.
+    keeps the states below 3 in size, where a tanh has long saturated.
 
-    The cell needs messages of one slot, so that what a layer sends is what the next one takes, and ``reduce="sum"``.
+    The cell needs messages of one slot, so that what a layer sends is what the next one takes, ``reduce="sum"``, and
+    two ticks, since one does not multiply; `with_weights` gives it the memory that it is to have in a network.
 
     >>> import jax, metajax as mx
-    >>> cell = mx.learners.lstm_cell(16, slots=1, reduce="sum")
+    >>> cell = mx.learners.with_weights(mx.learners.lstm_cell(16, slots=1, reduce="sum"))
     >>> clone = mx.learners.clone_backprop(cell, rate=0.01)
     >>> loop = mx.inner(clone.learner, mx.tasks.signals(64), horizon=2)
     >>> curves = mx.evaluate(loop, jax.random.key(0), clone.init(jax.random.key(1)), num_tasks=4)

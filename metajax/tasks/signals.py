@@ -7,12 +7,12 @@ from metajax import checks
 from metajax.types import Tasks
 
 
-def signals(num_cells: int, spread: float = 0.5) -> Tasks:
+def signals(num_cells: int, spread: float = 1.0) -> Tasks:
     """What single cells meet in a network that learns by backpropagation: tasks for `metajax.learners.clone_backprop`.
 
-    Weights and biases ``N(0, spread^2)``; inputs ``N(0, 1)`` times a scale for each cell, from 0.1 to 10; errors
-    between -2 and 2, most of them small, as those of a softmax are. Wider than what a network usually sends, since a
-    cell that is sent what it never met may run away. Batches are ``{"x": [M], "e": [M]}``.
+    Each cell has scales of its own: weights and biases ``N(0, s^2)``, ``s`` log-uniform from ``spread / 20`` to
+    ``spread``; inputs ``N(0, c^2)``, ``c`` log-uniform from 0.1 to 3. Errors are between -1 and 1, most of them small,
+    as those of a softmax are. Batches are ``{"x": [M], "e": [M]}``.
 
     >>> import jax, metajax as mx
     >>> mx.tasks.signals(5).sample(jax.random.key(0), ())["w"].shape
@@ -21,17 +21,21 @@ def signals(num_cells: int, spread: float = 0.5) -> Tasks:
     num_cells = checks.positive_int("num_cells", num_cells)
     spread = checks.positive_float("spread", spread)
 
+    def log_uniform(key, low, high):
+        return low * (high / low) ** jax.random.uniform(key, (num_cells,))
+
     def sample(key, data):
-        k_w, k_b, k_scale = jax.random.split(key, 3)
+        k_spread, k_w, k_b, k_scale = jax.random.split(key, 4)
+        own = log_uniform(k_spread, spread / 20, spread)
         return {
-            "w": spread * jax.random.normal(k_w, (num_cells,)),
-            "b": spread * jax.random.normal(k_b, (num_cells,)),
-            "scale": 10 ** jax.random.uniform(k_scale, (num_cells,), minval=-1.0),
+            "w": own * jax.random.normal(k_w, (num_cells,)),
+            "b": own * jax.random.normal(k_b, (num_cells,)),
+            "scale": log_uniform(k_scale, 0.1, 3.0),
         }
 
     def draw(key, task):
         k_x, k_e, k_sign = jax.random.split(key, 3)
-        size = 2 * jax.random.uniform(k_e, (num_cells,)) ** 4
+        size = jax.random.uniform(k_e, (num_cells,)) ** 4
         return {
             "x": task["scale"] * jax.random.normal(k_x, (num_cells,)),
             "e": jnp.where(jax.random.bernoulli(k_sign, 0.5, (num_cells,)), size, -size),
