@@ -115,9 +115,6 @@ mx.plot.curves({"meta-training": result.history["loss"]}, xlabel="meta-step", yl
 # 6 of the paper). The tests show both to be the same to rounding. The matrix of a small grid:
 
 # %%
-cell = mx.learners.rnn_cell(2)
-params = cell.init(jax.random.key(5))
-matrix = mx.learners.shared_matrix(params, 3, 2)
-print(
-    "matrix of a 3 x 2 grid of cells with 2 features:", matrix.shape, "-", int((matrix != 0).sum()), "entries not zero"
-)
+params = mx.learners.rnn_cell(2).init(jax.random.key(5))
+matrix = mx.learners.shared_matrix(params["W"], params["C"], inputs=3, outputs=2)
+print("3 x 2 cells of 2 features:", matrix.shape, "with", int((matrix != 0).sum()), "entries that are not zero")
