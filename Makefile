@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 export JAX_COMPILATION_CACHE_DIR ?= $(CURDIR)/.cache/jax
 export JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS ?= 0.2
 
-.PHONY: install demo test check format build clean
+.PHONY: install demo test check docs notebooks format build clean
 
 install: $(VENV)/installed
 
@@ -33,6 +33,18 @@ lint: install
 format: install
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
+
+docs: $(VENV)/docs  ## the site in out/site, warnings are errors
+	$(BIN)/sphinx-build -q -W --keep-going -b html docs out/site
+	@echo "open out/site/index.html"
+
+notebooks: $(VENV)/docs  ## runs the notebooks at full size and keeps their outputs
+	cd notebooks && for n in *.py; do ../$(BIN)/jupytext --quiet --to ipynb --execute $$n || exit 1; done
+
+$(VENV)/docs: $(VENV)/installed
+	$(BIN)/pip install --quiet --editable '.[docs]'
+	$(BIN)/python -m ipykernel install --sys-prefix --name python3
+	touch $@
 
 build: install  ## wheel and sdist in dist/
 	$(BIN)/python -m build

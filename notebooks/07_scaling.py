@@ -62,5 +62,5 @@ print("bit for bit the same:", all(jax.tree.leaves(same)))
 # ## Several hosts
 #
 # Call `mx.sharding.initialize()` first, in each process; the rest stays as it is. The first process writes the
-# checkpoints and shows the progress. [docs/scaling.md](../docs/scaling.md) has launch lines for SLURM, TPU pods and plain
+# checkpoints and shows the progress. `docs/scaling.md` has launch lines for SLURM, TPU pods and plain
 # ssh, and says what is split where.
