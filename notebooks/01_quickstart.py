@@ -16,6 +16,7 @@
 # Each is a NamedTuple of pure functions. You can swap any of them without touching the others.
 
 # %%
+# %matplotlib inline
 import jax
 import optax
 

@@ -10,6 +10,7 @@
 # kind of images runs on any other.
 
 # %%
+# %matplotlib inline
 import jax
 import numpy as np
 import optax

@@ -2,6 +2,7 @@
 # # Learned optimizers: train one, drop it into optax, use it on your own model
 
 # %%
+# %matplotlib inline
 import flax.linen as linen
 import jax
 import jax.numpy as jnp

@@ -10,6 +10,7 @@
 # solution was found does not matter.
 
 # %%
+# %matplotlib inline
 import jax
 import jax.numpy as jnp
 import numpy as np

@@ -5,6 +5,7 @@
 # `mx.diagnose` measures all four.
 
 # %%
+# %matplotlib inline
 import jax
 import optax
 from evosax.algorithms import Open_ES

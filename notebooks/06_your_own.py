@@ -4,6 +4,7 @@
 # Everything is a NamedTuple of functions. To add one, write the functions.
 
 # %%
+# %matplotlib inline
 from typing import NamedTuple
 
 import jax

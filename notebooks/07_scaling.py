@@ -5,6 +5,7 @@
 # several hosts one more. This notebook simulates four devices on a CPU.
 
 # %%
+# %matplotlib inline
 import os
 
 os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=4"

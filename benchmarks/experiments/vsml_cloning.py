@@ -105,7 +105,7 @@ def claims(results: Results, settings: dict[str, Any]) -> list[Claim]:
             text = f"Cloned learning, {where}: points behind the same network under SGD <= 2"
             found.append(claim(text, SOURCE, None, gap, lambda x: x <= 2))
     drift = [r["drift"][-1] for r in results]
-    text = "Drift of a cell's weight and bias after 500 steps, against weights of spread 0.5: < 0.01"
+    text = "Drift of a cell's weight and bias after 500 steps, for weights of up to 1 in spread: < 0.01"
     found.append(claim(text, SOURCE, None, drift, lambda x: x < 0.01))
     relative = [r["relative_error_of_the_update"] for r in results]
     found.append(claim("Relative error of a single update < 5 %", SOURCE, None, relative, lambda x: x < 0.05))
