@@ -74,13 +74,13 @@ ax.figure
 # %%
 state = loop.init(jax.random.key(2), meta_params, digits)
 step = jax.jit(loop.step)
-before = np.asarray(state.learner.cells[0][0][0, 0])  # [pixels, outputs, features] of the LSTMs' cell states
-errors, labels = [], []
+before = np.tanh(state.learner.cells[0][0][0, 0])  # [pixels, outputs, features]: what an LSTM shows of its memory
+errors = []
 for _ in range(STEPS):
     state, _ = step(meta_params, state, digits)
     errors.append(np.asarray(state.learner.feedback[0, :, 0]))
-after = np.asarray(state.learner.cells[0][0][0, 0])
-feature = int(np.abs(after - before).mean((0, 1)).argmax())  # the feature that changes most
+after = np.tanh(state.learner.cells[0][0][0, 0])
+feature = int(after.std(1).mean(0).argmax())  # the feature in which outputs differ most
 mx.plot.state_map(before[..., feature], (8, 8)).figure
 
 # %%
