@@ -35,17 +35,14 @@ def clone(seed: int, settings: dict[str, Any], folder: Path) -> tuple[mx.learner
             trainer, state, num_steps=steps, chunk=200, checkpoint=store, label=label
         ).state.meta_params
         store.close()
-    loop = mx.inner(fitted.learner, mx.tasks.signals(settings["cells"], settings["spread"]), 500)
+    spread, many = settings["spread"], 4096
+    loop = mx.inner(fitted.learner, mx.tasks.signals(settings["cells"], spread), 500)
     curves = mx.evaluate(loop, jax.random.key(2000 + seed), meta_params, num_tasks=4)
-    one = mx.evaluate(
-        mx.inner(fitted.learner, mx.tasks.signals(4096, settings["spread"]), 1),
-        jax.random.key(3000 + seed),
-        meta_params,
-        num_tasks=1,
-    )
+    single = mx.inner(fitted.learner, mx.tasks.signals(many, spread), 1)
+    one = mx.evaluate(single, jax.random.key(3000 + seed), meta_params, num_tasks=1)
     # The size of an update in units of the rate: e tanh(x) and e, as drawn by the tasks.
-    task = mx.tasks.signals(4096, settings["spread"]).sample(jax.random.key(0), ())
-    batch = mx.tasks.signals(4096, settings["spread"]).train(jax.random.key(1), (), task, 0)
+    task = mx.tasks.signals(many, spread).sample(jax.random.key(0), ())
+    batch = mx.tasks.signals(many, spread).train(jax.random.key(1), (), task, 0)
     size = jnp.mean((batch["e"] * jnp.tanh(batch["x"])) ** 2 + batch["e"] ** 2)
     error = {
         "drift": curves.metrics["drift"].mean(0)[np.array([0, 1, 4, 9, 49, 99, 249, 499])],
@@ -140,16 +137,17 @@ EXPERIMENT = Experiment(
     source=SOURCE,
     settings={
         "smoke": {
-            "data": ["digits"], "size": 4, "hidden": 8, "units": 4, "rate": 0.01, "cells": 16, "spread": 0.5, "steps": 50,
+            "data": ["digits"], "size": 4, "hidden": 8, "units": 4, "rate": 0.01, "cells": 16, "spread": 0.5,
+            "steps": 50,
             "phases": [[1, 200, 1e-2]],
         },
         "small": {
-            "data": ["mnist", "fashion_mnist"], "size": 14, "hidden": 16, "units": 32, "rate": 0.004, "cells": 256, "spread": 0.5,
-            "steps": 60_000, "phases": _PHASES,
+            "data": ["mnist", "fashion_mnist"], "size": 14, "hidden": 16, "units": 32, "rate": 0.004, "cells": 256,
+            "spread": 0.5, "steps": 60_000, "phases": _PHASES,
         },
         "full": {
-            "data": ["mnist", "fashion_mnist"], "size": 28, "hidden": 32, "units": 128, "rate": 0.001, "cells": 512, "spread": 0.5,
-            "steps": 120_000, "phases": _PHASES,
+            "data": ["mnist", "fashion_mnist"], "size": 28, "hidden": 32, "units": 128, "rate": 0.001, "cells": 512,
+            "spread": 0.5, "steps": 120_000, "phases": _PHASES,
         },
     },
     run=run,
