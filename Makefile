@@ -1,11 +1,12 @@
 VENV ?= .venv
 PYTHON ?= python3
 BIN := $(VENV)/bin
+OLDEST := $(CURDIR)/.cache/oldest
 # The persistent compilation cache: a second run of the tests spends its time on tests.
 export JAX_COMPILATION_CACHE_DIR ?= $(CURDIR)/.cache/jax
 export JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS ?= 0.2
 
-.PHONY: install demo test check format build clean
+.PHONY: install demo test check format oldest build clean
 
 install: $(VENV)/installed
 
@@ -33,6 +34,12 @@ lint: install
 format: install
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
+
+oldest:  ## the quick tests with the oldest versions that pyproject.toml allows; needs Python 3.11
+	python3.11 -m venv $(OLDEST)
+	sed -n 's/.*"\([A-Za-z_-][A-Za-z_-]*\)>=\([0-9.]*\)".*/\1==\2/p' pyproject.toml | sort -u > $(OLDEST)/requirements.txt
+	$(OLDEST)/bin/pip install --quiet --requirement $(OLDEST)/requirements.txt
+	PYTHONPATH=. JAX_COMPILATION_CACHE_DIR=$(OLDEST)/jax $(OLDEST)/bin/python -m pytest -n 2 --dist loadgroup -m 'not slow' tests
 
 build: install  ## wheel and sdist in dist/
 	$(BIN)/python -m build

@@ -155,7 +155,11 @@ def _train(args: argparse.Namespace, rest: list[str]) -> None:
         return (curves.loss if loop.loss is None else curves.test_loss).mean()
 
     validate = mx.validation(
-        loss, keys["validation"], experiment.data("validation"), every=min(run.validate_every, run.steps), patience=run.patience
+        loss,
+        keys["validation"],
+        experiment.data("validation"),
+        every=min(run.validate_every, run.steps),
+        patience=run.patience,
     )
     store = mx.checkpoints(out / "checkpoints", every=run.checkpoint_every)
     try:
