@@ -1,11 +1,12 @@
 VENV ?= .venv
 PYTHON ?= python3
 BIN := $(VENV)/bin
+OLDEST := $(CURDIR)/.cache/oldest
 # The persistent compilation cache: a second run of the tests spends its time on tests.
 export JAX_COMPILATION_CACHE_DIR ?= $(CURDIR)/.cache/jax
 export JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS ?= 0.2
 
-.PHONY: install demo test check docs notebooks format build clean
+.PHONY: install demo test check docs notebooks format oldest build clean
 
 install: $(VENV)/installed
 
@@ -45,6 +46,12 @@ $(VENV)/docs: $(VENV)/installed
 	$(BIN)/pip install --quiet --editable '.[docs]'
 	$(BIN)/python -m ipykernel install --sys-prefix --name python3
 	touch $@
+
+oldest:  ## the quick tests with the oldest versions that pyproject.toml allows; needs Python 3.11
+	python3.11 -m venv $(OLDEST)
+	sed -n 's/.*"\([A-Za-z_-][A-Za-z_-]*\)>=\([0-9.]*\)".*/\1==\2/p' pyproject.toml | sort -u > $(OLDEST)/requirements.txt
+	$(OLDEST)/bin/pip install --quiet --requirement $(OLDEST)/requirements.txt
+	PYTHONPATH=. JAX_COMPILATION_CACHE_DIR=$(OLDEST)/jax $(OLDEST)/bin/python -m pytest -n 2 --dist loadgroup -m 'not slow' tests
 
 build: install  ## wheel and sdist in dist/
 	$(BIN)/python -m build
