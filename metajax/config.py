@@ -323,9 +323,9 @@ def _lines(text: str, sections: dict[str, Any]) -> dict[tuple[str, ...], int]:
     lines, table = {}, ()
     for number, line in enumerate(text.splitlines(), 1):
         header = re.match(r"\s*\[([^\[\]]+)\]\s*(#.*)?$", line)
-        key = re.match(r"\s*([\w.\s\"'-]+?)\s*=", line)
-        if header or key:
-            path = tuple(part.strip(" \"'") for part in (header or key)[1].split("."))
+        found = header or re.match(r"\s*([\w.\s\"'-]+?)\s*=", line)
+        if found:
+            path = tuple(part.strip(" \"'") for part in found[1].split("."))
             path = path if header else table + path
             table = path if header and _has(sections, path) else table
             if _has(sections, path):
