@@ -1,7 +1,8 @@
 """An LSTM learns to train a small network on MNIST; then, without retraining, it meets longer runs and other networks.
 
 One learned optimizer, the LSTM of the paper, knows only its network; the other, RNNProp, whose inputs are gradients as
-Adam normalises them, a family of networks with several activations. Both are meta-trained on small images, since a coordinatewise optimizer does not know their size.
+Adam normalises them, a family of networks with several activations. Both are meta-trained on small images, since a
+coordinatewise optimizer does not know their size.
 """
 
 from pathlib import Path
