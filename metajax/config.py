@@ -137,9 +137,7 @@ ARGUMENTS: dict[str, dict[str, Callable]] = {
     "cell": _all(mx.learners, "lstm_cell", "rnn_cell"),
     "activation": _ACTIVATIONS,
     "norm": _as_they_are(mx.nets, "layer_norm", "transductive_batch_norm"),
-    "augment": _all(
-        mx.tasks, "flatten", "project", "permute_pixels", "permute_labels", "standardize", "unit_spread", "with_query"
-    ),
+    "augment": _all(mx.tasks, "flatten", "project", "permute_pixels", "permute_labels", "standardize", "unit_spread"),
 }
 _NEED_DATA = {"minibatches", "classification", "episodes", "text"}
 
@@ -274,11 +272,11 @@ class _Config:
         values = {"name": values} if isinstance(values, str) else values
         if not isinstance(values, dict) or "name" not in values:
             self.fail(path, f"{'.'.join(path)} must have a name{_choice('', table)}")
-        if values["name"] not in table:
-            self.fail(
-                (*path, "name"), f"unknown name {values['name']!r} in {'.'.join(path)}{_choice(values['name'], table)}"
-            )
-        return table[values["name"]], {k: x for k, x in values.items() if k != "name"}
+        arguments = dict(values)
+        name = arguments.pop("name")
+        if not isinstance(name, str) or name not in table:
+            self.fail((*path, "name"), f"unknown name {name!r} in {'.'.join(path)}{_choice(name, table)}")
+        return table[name], arguments
 
     def call(self, path: tuple, f: Callable, values: dict, given: dict | None = None, more: Sequence[str] = ()) -> Any:
         """``f`` with the arguments ``values``, read by its signature, and those of ``given`` that it takes."""

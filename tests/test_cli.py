@@ -114,6 +114,7 @@ MISTAKES = {
         "has no problem",
     ),
     "unknown learner": ('"l2l"', '"l2"', 3, "unknown name 'l2' in learner; there are l2l, .*did you mean 'l2l'"),
+    "a name that is none": ('"bptt"', "[1]", 17, r"unknown name \[1\] in estimator"),
     "no name": ('name = "bptt"\n', "", 16, "estimator must have a name; there are bptt, "),
     "unknown argument": ("num_tasks", "num_task", 18, "unknown argument 'num_task' .*did you mean 'num_tasks'"),
     "unknown argument of an argument": ("hidden", "hiden", 4, "'hiden' in learner.optimizer.*did you mean 'hidden'"),
