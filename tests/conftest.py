@@ -9,11 +9,6 @@ os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {_QUICK}".strip()
 import jax  # noqa: E402
 import pytest  # noqa: E402
 
-if not hasattr(jax, "enable_x64"):  # before JAX 0.8
-    from jax.experimental import enable_x64
-
-    jax.enable_x64 = enable_x64
-
 
 @pytest.fixture
 def x64():
