@@ -20,7 +20,8 @@ demo: install  ## meta-train an optimizer on real images, compare it, write out/
 	$(BIN)/python -m metajax.demo --out out/demo
 
 test: install lint  ## everything
-	$(BIN)/python -m pytest -n 2 --dist loadgroup --durations=30
+	$(BIN)/python -m pytest -n 2 --dist loadgroup -m 'not slow' --durations=10
+	$(BIN)/python -m pytest -n 2 --dist loadgroup -m slow --durations=30
 
 check: install lint  ## the quick subset
 	$(BIN)/python -m pytest -n 2 --dist loadgroup -m 'not slow' tests
