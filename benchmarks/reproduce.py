@@ -8,8 +8,6 @@ import importlib
 import json
 import pkgutil
 import resource
-import shlex
-import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -126,7 +124,7 @@ def reproduce(name: str, scale: str, out: Path, seeds: int | None = None, first:
         "title": experiment.title,
         "source": experiment.source,
         "scale": scale,
-        "command": "python -m benchmarks " + shlex.join(sys.argv[1:]),
+        "command": f"python -m benchmarks reproduce {name} --scale {scale} --seeds {seeds} --first {first}",
         **machine(),
         "seeds": list(range(first, first + seeds)),
         "seconds": seconds,
