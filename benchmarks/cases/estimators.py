@@ -14,20 +14,21 @@ from evosax.algorithms import Open_ES
 from evosax.core.fitness_shaping import identity_fitness_shaping_fn
 
 import metajax as mx
+from benchmarks.table import Row, Setting
 
 HORIZON, WINDOW, TASKS, STD = 40, 10, 8, 0.02
 
 
-def run(scale: str, out: Path) -> dict:
-    """Prints the table, draws the picture, returns the numbers."""
-    samples = 8 if scale == "smoke" else 4096
+def estimators(setting: Setting) -> list[Row]:
+    """Bias, variance, direction and cost of every estimator on one problem: prints a table, draws a picture."""
+    samples = 8 if setting.smoke else 4096
     optimizer = mx.optim.lstm(hidden=(4,), p=None)
     learner = mx.l2l(optimizer.tx, mx.problems.quadratic(), second_order=True)
     inner = mx.inner(learner, mx.tasks.quadratics(8), HORIZON)
     # A point where the optimizer already descends a little: a few exact steps from a random start.
     trainer = mx.trainer(mx.bptt(inner, 32), optax.chain(optax.clip_by_global_norm(1.0), optax.adam(1e-2)))
     start = trainer.init(jax.random.key(0), optimizer.init(jax.random.key(1)))
-    meta_params = mx.fit(trainer, start, num_steps=4 if scale == "smoke" else 60, progress=False).state.meta_params
+    meta_params = mx.fit(trainer, start, num_steps=4 if setting.smoke else 60, progress=False).state.meta_params
     exact = mx.mean_gradient(mx.bptt(inner, 64), jax.random.key(2), meta_params, samples=samples)
 
     strategy = Open_ES(
@@ -60,11 +61,12 @@ def run(scale: str, out: Path) -> dict:
             f"{1e3 * d.seconds:>8.2f}{d.temporary_bytes / 2**20:>7.2f}",
             flush=True,
         )
-    _picture(out / "estimators.png", rows)
-    return {
-        "problem": {"horizon": HORIZON, "window": WINDOW, "num_tasks": TASKS, "std": STD, "samples": samples},
-        "estimators": rows,
-    }
+    _picture(setting.out / "estimators.png", rows)
+    problem = {"horizon": HORIZON, "window": WINDOW, "num_tasks": TASKS, "std": STD, "samples": samples}
+    return [
+        Row("estimators", name, "ms a sample", 1e3 * row["seconds"], detail={"problem": problem, **row})
+        for name, row in rows.items()
+    ]
 
 
 def _picture(path: Path, rows: dict) -> None:
@@ -90,3 +92,6 @@ def _picture(path: Path, rows: dict) -> None:
         ax.spines[["top", "right"]].set_visible(False)
         ax.invert_yaxis() if ax is figure.axes[0] else None
     figure.savefig(path, dpi=130)
+
+
+CASES = (estimators,)
