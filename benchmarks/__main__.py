@@ -1,6 +1,6 @@
 """Measurements and reproduced results.
 
-``python -m benchmarks run [CASE ...]`` measures speed and memory; ``python -m benchmarks reproduce NAME`` runs an experiment of a paper;
+``python -m benchmarks run [CASE ...]`` measures; ``python -m benchmarks reproduce NAME`` runs an experiment of a paper;
 ``python -m benchmarks report`` gathers what was reproduced.
 """
 

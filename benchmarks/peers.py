@@ -321,9 +321,10 @@ def _jaxopt(w):
         pull = sum(jax.tree.leaves(jax.tree.map(lambda p, t: ((p - t) ** 2).sum(), phi, theta)))
         return plain_loss(phi, x, y) + (w.lam / 2 * pull if w.kind == "imaml" else 0.0)
 
+    cg = partial(jaxopt.linear_solve.solve_cg, maxiter=w.cg, tol=0.0)
     descent = jaxopt.GradientDescent(
         objective, maxiter=w.steps, tol=0.0, stepsize=w.rate, acceleration=False, unroll=w.kind == "maml",
-        implicit_diff=w.kind == "imaml", implicit_diff_solve=partial(jaxopt.linear_solve.solve_cg, maxiter=w.cg, tol=0.0),
+        implicit_diff=w.kind == "imaml", implicit_diff_solve=cg,
     )  # fmt: skip
 
     def meta_gradient(params, *batches):

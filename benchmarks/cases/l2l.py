@@ -1,5 +1,7 @@
 """The coordinatewise LSTM optimizer, and what one would write without thinking of speed."""
 
+from itertools import pairwise
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -129,7 +131,7 @@ def l2l_bptt(setting: Setting) -> list[Row]:
         rtol=1e-2,
         rounds=setting.rounds,
     )
-    size = sum(m * n + n for m, n in zip(sizes[:-1], sizes[1:], strict=True))
+    size = sum(m * n + n for m, n in pairwise(sizes))
     what = f"{num_tasks} tasks x {size:,} parameters x {steps} steps"
     return [
         compared("l2l_bptt", what, found, targets=[Target("ratio", ">=", 2.2)]),
