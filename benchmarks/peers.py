@@ -158,15 +158,18 @@ def _contender(name: str, w: Any, smoke: bool):
         arrays = [g.detach().numpy() for g in gradients]
         return [x.transpose(2, 3, 1, 0) if len(s) == 4 else x for x, s in zip(arrays, shapes, strict=True)]
 
-    return make(w, _torch_net(treedef), params, tasks), read, 0.0
+    return make(w, _torch_net(treedef, fused=name != "torch.func"), params, tasks), read, 0.0
 
 
 def _to_torch(x: np.ndarray) -> np.ndarray:
     return np.ascontiguousarray(x.transpose(3, 2, 0, 1)) if x.ndim == 4 else x
 
 
-def _torch_net(treedef):
-    """Cross-entropy of conv-4 ``(params, images [B, C, H, W], labels [B])``, params in the order of our leaves."""
+def _torch_net(treedef, fused: bool):
+    """Cross-entropy of conv-4 ``(params, images [B, C, H, W], labels [B])``, params in the order of our leaves.
+
+    ``fused`` takes PyTorch's batch normalisation, whose second derivatives were 1.5 % off under torch.func.vmap.
+    """
     import jax
     from torch.nn import functional as F
 
@@ -177,7 +180,13 @@ def _torch_net(treedef):
             missing = [max((-(-n // 2) - 1) * 2 + 3 - n, 0) for n in x.shape[:-3:-1]]
             x = F.pad(x, [m for n in missing for m in (n // 2, n - n // 2)])
             x = F.conv2d(x, layer["w"], layer["b"], stride=2)
-            x = F.relu(F.batch_norm(x, None, None, layer["scale"], layer["offset"], training=True, eps=1e-5))
+            if fused:
+                x = F.batch_norm(x, None, None, layer["scale"], layer["offset"], training=True, eps=1e-5)
+            else:
+                x = x - x.mean((0, 2, 3), keepdim=True)
+                x = x * (x.square().mean((0, 2, 3), keepdim=True) + 1e-5).rsqrt()
+                x = x * layer["scale"][:, None, None] + layer["offset"][:, None, None]
+            x = F.relu(x)
         x = x.permute(0, 2, 3, 1).reshape(x.shape[0], -1)
         return F.cross_entropy(x @ tree["head"]["w"] + tree["head"]["b"], y)
 

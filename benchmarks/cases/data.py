@@ -9,7 +9,7 @@ from benchmarks.table import Row, Setting, compared
 
 
 def data_loading(setting: Setting) -> list[Row]:
-    """Support and query sets of few-shot episodes, on data of Omniglot's size; and the digits from their file.
+    """Support and query sets of few-shot episodes, on data of Omniglot's size.
 
     The host's form is given the indices for nothing: it gathers, scales and copies to the device.
     """
@@ -38,11 +38,7 @@ def data_loading(setting: Setting) -> list[Row]:
 
     programs = {"ours": Program(ours, (keys, data)), "NumPy gather and copy": Program(host, (), jit=False)}
     found = contest(programs, setting.limits, rounds=setting.rounds)
-    load = {"ours": Program(lambda: mx.data.load("digits")["image"], (), jit=False)}
-    return [
-        compared("data_loading", f"{num_tasks} episodes, 20 ways, 6 images each", found),
-        compared("data_loading", "the digits", contest(load, setting.limits, rounds=setting.rounds)),
-    ]
+    return [compared("data_loading", f"{num_tasks} episodes, 20 ways, 6 images each", found)]
 
 
 CASES = (data_loading,)
