@@ -95,7 +95,7 @@ def measure(args: argparse.Namespace) -> int:
             rows += cases()[name](setting)
     finally:
         jax.config.update("jax_enable_compilation_cache", before)
-    print(table.text(rows))
+    print(table.text(rows, verdicts=not smoke))
     path = args.json or args.out / "run.json"
     path.parent.mkdir(parents=True, exist_ok=True)
     head = {"scale": args.scale, **machine(), "limits": limits._asdict()}

@@ -82,7 +82,7 @@ def contest(
       programs: by name.
       limits: from `machine_limits`.
       rtol: how far results may differ, see `agree`.
-      rounds: how often each is timed; by default for about four seconds each round of all, 5 to 100 times.
+      rounds: how often each is timed; by default for about four seconds in all, but 5 to 100 times.
 
     Raises:
       ValueError: a contender computes something else.

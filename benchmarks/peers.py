@@ -4,6 +4,9 @@
 says so, and then computes one more for each line it is sent, answering with the seconds that took.
 """
 
+# pyright: reportMissingImports=false
+# The peers are an extra, and need not be there.
+
 import importlib.metadata
 import json
 import os

@@ -111,9 +111,10 @@ def memory(case: str, what: str, found: Mapping[str, Measured], targets: Sequenc
     return compared(case, what, found, "MiB", "temporary_bytes", 2**-20, targets)
 
 
-def text(rows: Sequence[Row]) -> str:
-    """One table."""
+def text(rows: Sequence[Row], verdicts: bool = True) -> str:
+    """One table; ``verdicts`` says which targets are met."""
     head = ("case", "what", "ours", "other", "against", "ratio", "target", "share of limit")
+    words = {True: ": met", False: ": MISSED", None: ""}
     body = [
         (
             row.case,
@@ -122,7 +123,7 @@ def text(rows: Sequence[Row]) -> str:
             row.note or _figure(row.other, row.unit),
             row.against,
             "" if row.ratio is None else f"{row.ratio:.2f}",
-            " or ".join(map(str, row.targets)) + {True: ": met", False: ": MISSED", None: ""}[row.met],
+            " or ".join(map(str, row.targets)) + words[row.met if verdicts else None],
             "" if row.share is None else f"{row.share:.0%}",
         )
         for row in rows
@@ -142,18 +143,18 @@ def chart(rows: Sequence[Row], path: Path) -> None:
 
     from metajax.plot import COLOURS
 
-    rows = [row for row in rows if row.ratio is not None]
-    figure = Figure(figsize=(8, 1 + 0.3 * len(rows)), layout="constrained")
+    bars = [(row, row.ratio) for row in rows if row.ratio is not None]
+    figure = Figure(figsize=(8, 1 + 0.3 * len(bars)), layout="constrained")
     ax = figure.add_subplot()
-    for y, row in enumerate(rows):
-        ax.barh(y, row.ratio, color=COLOURS[2])
-        ax.text(row.ratio, y, f" {row.ratio:.2g}", va="center", fontsize=7)
+    for y, (row, ratio) in enumerate(bars):
+        ax.barh(y, ratio, color=COLOURS[2])
+        ax.text(ratio, y, f" {ratio:.2g}", va="center", fontsize=7)
         for target in row.targets:
             if target.field == "ratio":
                 ax.plot([target.bound] * 2, [y - 0.4, y + 0.4], color=COLOURS[4], linewidth=2)
     ax.axvline(1.0, color=COLOURS[0], linewidth=0.8)
-    labels = [f"{row.case}, {row.what}\nagainst {row.against}" for row in rows]
-    ax.set(yticks=range(len(rows)), xscale="log", xlabel="the alternative's cost over ours (orange: target)")
+    labels = [f"{row.case}, {row.what}\nagainst {row.against}" for row, _ in bars]
+    ax.set(yticks=range(len(bars)), xscale="log", xlabel="the alternative's cost over ours (orange: target)")
     ax.set_yticklabels(labels, fontsize=6)
     ax.invert_yaxis()
     ax.spines[["top", "right"]].set_visible(False)

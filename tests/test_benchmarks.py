@@ -31,8 +31,8 @@ def scanned(w, x):
         (lambda x: x.sum(0), (X,), X.size),
         (lambda x: jax.lax.cond(x[0, 0] > 0, lambda x: x @ x, lambda x: x, x), (X,), 2 * 48**3),
         (
-            lambda x, w: jax.lax.conv_general_dilated(x, w, (1, 1), "VALID", dimension_numbers=("NHWC", "HWIO", "NHWC")),
-            (X.reshape(1, 24, 24, 4), np.ones((3, 3, 4, 5), np.float32)),
+            lambda x, w: jax.lax.conv(x, w, (1, 1), "VALID"),
+            (X.reshape(1, 4, 24, 24), np.ones((5, 4, 3, 3), np.float32)),
             2 * 22 * 22 * 5 * 9 * 4,
         ),
         (lambda i: i * 2 + 1, (np.arange(5),), 0),

@@ -5,6 +5,7 @@ from itertools import pairwise
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.flatten_util import ravel_pytree
 
 import metajax as mx
 from benchmarks.measure import Program, contest
@@ -105,7 +106,7 @@ def l2l_bptt(setting: Setting) -> list[Row]:
         starts = jax.vmap(loop.init, (0, None, None))(jax.random.split(key, num_tasks), meta_params, data)
 
         def episode(meta_params, key, params):
-            flat, unravel = jax.flatten_util.ravel_pytree(params)
+            flat, unravel = ravel_pytree(params)
 
             def step(carry, t):
                 x, h, c = carry

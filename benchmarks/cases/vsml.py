@@ -81,7 +81,8 @@ def vsml_episode(setting: Setting) -> list[Row]:
         def episode(start):
             def step(carry, t):
                 batch = tasks.train(jax.random.split(jax.random.fold_in(start.key, t))[0], data, (), t)
-                c, h, messages = plain_tick(meta_params, *carry[:2], batch["image"].reshape(-1), carry[2])
+                c, h, error = carry
+                c, h, messages = plain_tick(meta_params, c, h, batch["image"].reshape(-1), error)
                 logits = 100 * jnp.tanh(messages[:, 1] / 100)
                 loss = optax.softmax_cross_entropy_with_integer_labels(logits, batch["label"][0])
                 return (c, h, jax.nn.softmax(logits) - jax.nn.one_hot(batch["label"][0], classes)), loss
