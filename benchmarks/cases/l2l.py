@@ -129,7 +129,6 @@ def l2l_bptt(setting: Setting) -> list[Row]:
             "vmap and scan": Program(plain, (key, meta_params, data)),
         },
         setting.limits,
-        rtol=1e-2,
         rounds=setting.rounds,
     )
     size = sum(m * n + n for m, n in pairwise(sizes))

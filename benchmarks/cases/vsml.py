@@ -100,7 +100,7 @@ def vsml_episode(setting: Setting) -> list[Row]:
         "ours": Program(backward, (key, meta_params, state, data)),
         "nested vmap": Program(jax.value_and_grad(plain, 1), args),
     }
-    down = contest(down, setting.limits, rtol=1e-2, rounds=setting.rounds)
+    down = contest(down, setting.limits, rounds=setting.rounds)
     twice, over = [Target("ratio", ">=", 2)], down["ours"].seconds / up["ours"].seconds
     rows = [
         compared("vsml_episode", f"forward, {what}", up, targets=twice),
