@@ -1,11 +1,12 @@
 VENV ?= .venv
 PYTHON ?= python3
 BIN := $(VENV)/bin
+OLDEST := $(CURDIR)/.cache/oldest
 # The persistent compilation cache: a second run of the tests spends its time on tests.
 export JAX_COMPILATION_CACHE_DIR ?= $(CURDIR)/.cache/jax
 export JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS ?= 0.2
 
-.PHONY: install demo test check format build clean
+.PHONY: install demo test check docs notebooks format oldest build clean
 
 install: $(VENV)/installed
 
@@ -19,7 +20,8 @@ demo: install  ## meta-train an optimizer on real images, compare it, write out/
 	$(BIN)/python -m metajax.demo --out out/demo
 
 test: install lint  ## everything
-	$(BIN)/python -m pytest -n 2 --dist loadgroup --durations=30
+	$(BIN)/python -m pytest -n 2 --dist loadgroup -m 'not slow' --durations=10
+	$(BIN)/python -m pytest -n 2 --dist loadgroup -m slow --durations=30
 
 check: install lint  ## the quick subset
 	$(BIN)/python -m pytest -n 2 --dist loadgroup -m 'not slow' tests
@@ -33,6 +35,24 @@ lint: install
 format: install
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
+
+docs: $(VENV)/docs  ## the site in out/site, warnings are errors
+	$(BIN)/sphinx-build -q -W --keep-going -b html docs out/site
+	@echo "open out/site/index.html"
+
+notebooks: $(VENV)/docs  ## runs the notebooks at full size and keeps their outputs
+	cd notebooks && for n in *.py; do ../$(BIN)/jupytext --quiet --to ipynb --execute $$n || exit 1; done
+
+$(VENV)/docs: $(VENV)/installed
+	$(BIN)/pip install --quiet --editable '.[docs]'
+	$(BIN)/python -m ipykernel install --sys-prefix --name python3
+	touch $@
+
+oldest:  ## the quick tests with the oldest versions that pyproject.toml allows; needs Python 3.11
+	python3.11 -m venv $(OLDEST)
+	sed -n 's/.*"\([A-Za-z_-][A-Za-z_-]*\)>=\([0-9.]*\)".*/\1==\2/p' pyproject.toml | sort -u > $(OLDEST)/requirements.txt
+	$(OLDEST)/bin/pip install --quiet --requirement $(OLDEST)/requirements.txt
+	PYTHONPATH=. JAX_COMPILATION_CACHE_DIR=$(OLDEST)/jax $(OLDEST)/bin/python -m pytest -n 2 --dist loadgroup -m 'not slow' tests
 
 build: install  ## wheel and sdist in dist/
 	$(BIN)/python -m build

@@ -9,6 +9,7 @@ import argparse
 import json
 import platform
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import jax
@@ -21,14 +22,14 @@ import metajax as mx
 STEPS = 50  # of the inner loop in an episode
 
 
-def main() -> None:
+def main(arguments: Sequence[str] | None = None, prog: str = "python -m metajax.demo") -> None:
     """Trains, compares, and writes what came out."""
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(prog, description=__doc__)
     parser.add_argument("--out", type=Path, default=Path("out/demo"), help="folder for the results (default out/demo)")
     parser.add_argument("--bptt_steps", type=int, default=600, help="meta-steps of backpropagation through time")
     parser.add_argument("--es_steps", type=int, default=80, help="generations of the evolution strategy")
     parser.add_argument("--seed", type=int, default=0)
-    args = parser.parse_args()
+    args = parser.parse_args(arguments)
     begin = time.monotonic()
 
     images, unseen = mx.data.load("digits", "train"), mx.data.load("digits", "test")

@@ -1,6 +1,6 @@
 """Pictures; needs matplotlib (``pip install 'metajax[plot]'``). Each function returns its matplotlib axes."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -40,6 +40,167 @@ def curves(
     ax.legend(frameon=False, fontsize=8)
     ax.spines[["top", "right"]].set_visible(False)
     return ax
+
+
+def estimators(diagnoses: Mapping[str, Any], axes: Any = None) -> Any:
+    """How good estimators are and what they cost: bias with two standard errors, cosine, inner steps.
+
+    Args:
+      diagnoses: name -> `metajax.Diagnosis`, as `metajax.diagnose` gives it.
+      axes: three axes to draw on; new ones by default.
+
+    >>> import jax, metajax as mx, optax
+    >>> loop = mx.inner(mx.l2l(optax.sgd, mx.problems.quadratic()), mx.tasks.quadratics(2), horizon=4)
+    >>> rate, key = jax.numpy.float32(0.01), jax.random.key(0)
+    >>> found = {"bptt": mx.diagnose(mx.bptt(loop, 2), key, rate, inner=loop, samples=4)}
+    >>> [ax.get_xlabel() for ax in mx.plot.estimators(found)]
+    ['relative bias', 'cosine to the exact gradient', 'cost (forward inner steps)']
+    """
+    names, rows = list(diagnoses), list(diagnoses.values())
+    axes = _figure((7, 0.3 * len(names) + 1)).subplots(1, 3, sharey=True) if axes is None else axes
+    panels = {
+        "bias": "relative bias",
+        "cosine": "cosine to the exact gradient",
+        "inner_steps": "cost (forward inner steps)",
+    }
+    for ax, (field, label) in zip(axes, panels.items(), strict=True):
+        values = [getattr(row, field) for row in rows]
+        error = [2 * row.bias_error for row in rows] if field == "bias" else None
+        ax.barh(range(len(names)), values, xerr=error, color=COLOURS[2], ecolor=COLOURS[0], capsize=2)
+        ax.set(yticks=range(len(names)), yticklabels=names, xlabel=label, ylim=(len(names) - 0.5, -0.5))
+        if field == "inner_steps" and np.isfinite(values).all():
+            ax.set(xscale="log", xlim=(10.0 ** np.floor(np.log10(min(values))), None))
+            ax.xaxis.set_minor_formatter(lambda *_: "")
+        _tidy(ax, 8)
+    return axes
+
+
+def update_rule(
+    tx: Any, ax: Any = None, *, largest: float = 1.0, past: Sequence[float] = (-1.0, 0.0, 1.0), steps: int = 10
+) -> Any:
+    """What an optimizer does to a coordinate: its update against the gradient, for several histories of it.
+
+    Args:
+      tx: an `optax.GradientTransformation`, e.g. ``optimizer.tx(meta_params)``, that treats coordinates alike.
+      ax: the axes to draw on; new ones by default.
+      largest: gradients are drawn from minus to plus this.
+      past: in each of the histories the gradient has had this value.
+      steps: for so many steps.
+
+    >>> import metajax as mx, optax
+    >>> ax = mx.plot.update_rule(optax.sgd(0.1, momentum=0.9), past=[-1.0, 1.0])
+    >>> ax.get_xlabel(), len(ax.lines)
+    ('gradient', 2)
+    """
+    import jax.numpy as jnp
+
+    ax = _axes() if ax is None else ax
+    gradient = jnp.linspace(-largest, largest, 201)
+    for i, value in enumerate(past):
+        params = jnp.zeros_like(gradient)
+        state = tx.init(params)
+        for _ in range(steps):
+            _, state = tx.update(jnp.full_like(gradient, value), state, params)
+        update, _ = tx.update(gradient, state, params)
+        label = f"{steps} gradients of {value:g} before"
+        ax.plot(gradient, update, color=COLOURS[i % len(COLOURS)], linestyle=STYLES[i % len(STYLES)], label=label)
+    ax.set(xlabel="gradient", ylabel="update")
+    ax.legend(frameon=False, fontsize=8)
+    return _tidy(ax)
+
+
+def state_map(states: Any, shape: tuple[int, int], ax: Any = None) -> Any:
+    """One feature of all cells of a VSML layer over an image: for each output, an image of the cells of its inputs.
+
+    Args:
+      states: ``[A, B]``, one feature of the cells of a dense layer.
+      shape: height and width of the image that the A inputs are the pixels of.
+      ax: the axes to draw on; new ones by default.
+
+    Raises:
+      ValueError: a shape that does not have A pixels.
+
+    >>> import jax, metajax as mx
+    >>> net = mx.vsml((64, 10))
+    >>> state = net.learner.init(jax.random.key(0), net.init(jax.random.key(1)), ())
+    >>> c, h = state.cells[0]                            # [replicas, positions, A, B, N]
+    >>> ax = mx.plot.state_map(c[0, 0, :, :, 0], (8, 8))
+    """
+    states = np.asarray(states)
+    if states.ndim != 2 or states.shape[0] != shape[0] * shape[1]:
+        raise ValueError(f"states must be [{shape[0] * shape[1]}, B] for the shape {shape}, got {list(states.shape)}")
+    outputs = states.shape[1]
+    ax = _axes((0.8 * outputs + 1, 1.4)) if ax is None else ax
+    top = np.abs(states).max() or 1.0
+    for b in range(outputs):
+        left = 1.1 * b
+        extent = (left, left + 1, 0, 1)
+        drawn = ax.imshow(states[:, b].reshape(shape), extent=extent, cmap="PuOr", vmin=-top, vmax=top)
+        ax.text(left + 0.5, -0.1, str(b), ha="center", va="top", fontsize=8)
+    ax.set(xlim=(0, 1.1 * outputs), ylim=(-0.3, 1), aspect="equal", xticks=[], yticks=[], xlabel="output")
+    ax.spines[:].set_visible(False)
+    ax.figure.colorbar(drawn, ax=ax, fraction=0.02, pad=0.01).ax.tick_params(labelsize=7)
+    return ax
+
+
+def messages(values: Any, labels: Any = None, ax: Any = None, *, name: str = "message") -> Any:
+    """What flows through a network as it learns: a row for each unit, a column for each example.
+
+    Args:
+      values: ``[steps, units]``, e.g. the logits, or the errors that were sent back.
+      labels: ``[steps]``, marked in their rows.
+      ax: the axes to draw on; new ones by default.
+      name: label of the colours.
+
+    >>> import numpy as np, metajax as mx
+    >>> ax = mx.plot.messages(np.random.default_rng(0).normal(size=(50, 10)), labels=np.arange(50) % 10)
+    >>> ax.get_ylabel()
+    'unit'
+    """
+    values = np.asarray(values)
+    if values.ndim != 2:
+        raise ValueError(f"values must be [steps, units], got {list(values.shape)}")
+    ax = _axes((6, 2.4)) if ax is None else ax
+    top = np.abs(values).max() or 1.0
+    drawn = ax.imshow(values.T, aspect="auto", cmap="PuOr", vmin=-top, vmax=top, interpolation="nearest")
+    if labels is not None:
+        ax.plot(np.arange(len(values)), np.asarray(labels), ".", color=COLOURS[0], markersize=3)
+    ax.set(xlabel="example", ylabel="unit")
+    ax.figure.colorbar(drawn, ax=ax, label=name)
+    return ax
+
+
+def scaling(
+    x: Sequence[float],
+    values: Mapping[str, Any],
+    ax: Any = None,
+    *,
+    xlabel: str = "inner steps",
+    ylabel: str = "temporary memory (MiB)",
+) -> Any:
+    """What grows with what, e.g. memory with the number of inner steps: lines on logarithmic axes.
+
+    Args:
+      x: the values measured at, all above 0.
+      values: name -> one number for each of them.
+      ax: the axes to draw on; new ones by default.
+      xlabel: label of the horizontal axis.
+      ylabel: label of the vertical axis, with its unit.
+
+    >>> import metajax as mx
+    >>> ax = mx.plot.scaling([1, 2, 4], {"MAML": [10, 20, 40], "iMAML": [15, 15, 15]})
+    >>> ax.get_xscale(), ax.get_yscale()
+    ('log', 'log')
+    """
+    ax = _axes() if ax is None else ax
+    for i, (name, y) in enumerate(values.items()):
+        style = {"color": COLOURS[i % len(COLOURS)], "linestyle": STYLES[i % len(STYLES)], "marker": "os^Dv<>*"[i % 8]}
+        ax.plot(x, np.asarray(y), markersize=4, linewidth=1.5, label=name, **style)
+    ax.set(xscale="log", yscale="log", xlabel=xlabel, ylabel=ylabel)
+    ax.set_xticks(list(x), [f"{v:g}" for v in x])
+    ax.set_xticks([], minor=True)
+    ax.legend(frameon=False, fontsize=8)
+    return _tidy(ax)
 
 
 def episode(support: Mapping[str, Any], query: Mapping[str, Any], predicted: Any, ax: Any = None) -> Any:
@@ -120,8 +281,20 @@ def _picture(ax, image, x, y, colour="#BBBBBB", width=0.8) -> None:
 
 
 def _axes(size: tuple[float, float] = (5, 3.6)) -> Any:
+    return _figure(size).add_subplot()
+
+
+def _figure(size: tuple[float, float]) -> Any:
     try:
         from matplotlib.figure import Figure
     except ImportError as e:
         raise ImportError("metajax.plot needs matplotlib: pip install 'metajax[plot]'") from e
-    return Figure(figsize=size, layout="constrained").add_subplot()
+    return Figure(figsize=size, layout="constrained")
+
+
+def _tidy(ax: Any, size: float | None = None) -> Any:
+    ax.spines[["top", "right"]].set_visible(False)
+    if size is not None:
+        ax.tick_params(labelsize=size)
+        ax.xaxis.label.set_fontsize(size)
+    return ax

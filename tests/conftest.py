@@ -1,5 +1,6 @@
 """What all tests share."""
 
+import itertools
 import os
 
 # Tests compile a lot and compute little: the compiler is not to try hard. Set before the first `import jax`.
@@ -31,3 +32,9 @@ def pytest_collection_modifyitems(items):
         if "found" in getattr(item, "fixturenames", ()):
             item.add_marker(pytest.mark.slow)
             item.add_marker(pytest.mark.xdist_group("four devices"))
+
+
+def pytest_runtest_logfinish(_done=itertools.count(1)):  # noqa: B008
+    """Each compiled program keeps memory mappings; a process that has made thousands of them dies of their limit."""
+    if next(_done) % 200 == 0:
+        jax.clear_caches()

@@ -2,38 +2,100 @@
 
 import subprocess
 import sys
+import sysconfig
 import tarfile
 import zipfile
 from pathlib import Path
 
 import pytest
 
+import metajax as mx
+
 ROOT = Path(__file__).parents[1]
 
 
-@pytest.mark.slow
-def test_wheel_and_sdist_hold_what_a_user_needs(tmp_path):
-    build = [sys.executable, "-m", "build", "--no-isolation", "--outdir", str(tmp_path), str(ROOT)]
-    done = subprocess.run(build, capture_output=True, text=True)
+NEEDED = {
+    "py.typed",
+    "cli.py",
+    "data/digits.npz",
+    "data/omniglot.csv",
+    "data/cifar_fs.csv",
+    "optim/lstm.py",
+    "pretrained/l2l-digits.npz",
+    "pretrained/l2l-digits.md",
+    "pretrained/vsml-mnist.npz",
+    "pretrained/vsml-mnist.md",
+}
+# What a user does first, far from the source tree.
+SMOKE = """
+import metajax as mx, optax, jax
+assert len(mx.data.load()["label"]) == 1197
+assert len(mx.data.few_shot("digits")["start"]) == 6
+tx = optax.chain(mx.pretrained.load("l2l-digits"))
+print(mx.__file__)
+"""
+
+
+def run(*command, **kwargs):
+    done = subprocess.run([str(x) for x in command], capture_output=True, text=True, **kwargs)
     assert done.returncode == 0, done.stdout + done.stderr
-    (wheel,), (sdist,) = tmp_path.glob("*.whl"), tmp_path.glob("*.tar.gz")
-    with zipfile.ZipFile(wheel) as f:
-        names = f.namelist()
+    return done.stdout
+
+
+@pytest.fixture(scope="module")
+def built(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("dist")
+    run(sys.executable, "-m", "build", "--no-isolation", "--outdir", folder, ROOT)
+    (wheel,), (sdist,) = folder.glob("*.whl"), folder.glob("*.tar.gz")
+    return {"wheel": wheel, "sdist": sdist}
+
+
+@pytest.mark.slow
+def test_wheel_and_sdist_hold_what_a_user_needs(built):
+    with zipfile.ZipFile(built["wheel"]) as f:
+        names = set(f.namelist())
         metadata = f.read(next(n for n in names if n.endswith("METADATA"))).decode()
-    assert {"metajax/py.typed", "metajax/data/digits.npz", "metajax/data/omniglot.csv", "metajax/optim/lstm.py"} <= set(
-        names
-    )
+        commands = f.read(next(n for n in names if n.endswith("entry_points.txt"))).decode()
+    assert {f"metajax/{n}" for n in NEEDED} <= names
+    assert {f"metajax/{p.relative_to(ROOT / 'metajax')}" for p in (ROOT / "metajax").rglob("*.py")} <= names
     assert any(n.endswith("licenses/LICENSE") for n in names)
-    assert not [n for n in names if n.startswith(("tests", "benchmarks", "notebooks"))]
+    assert not [n for n in names if n.startswith(("tests", "benchmarks", "notebooks", "examples"))]
     assert "License-Expression: Apache-2.0" in metadata
-    # From the wheel itself, without the source tree: import it and read the data that come with it.
-    code = "import metajax as mx; print(mx.__file__, len(mx.data.load()['label']))"
-    target = tmp_path / "site"
-    with zipfile.ZipFile(wheel) as f:
-        f.extractall(target)
-    done = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path, env={"PYTHONPATH": str(target)}
-    )
-    assert done.stdout.split() == [str(target / "metajax" / "__init__.py"), "1197"], done.stdout + done.stderr
-    with tarfile.open(sdist) as f:
-        assert any(n.endswith("metajax/data/digits.npz") for n in f.getnames())
+    assert "metajax = metajax.cli:main" in commands
+    with tarfile.open(built["sdist"]) as f:
+        names = {n.split("/", 1)[-1] for n in f.getnames()}
+    assert {f"metajax/{n}" for n in NEEDED} <= names
+    assert {"CHANGELOG.md", "CITATION.cff", "CONTRIBUTING.md", "examples/l2l-digits.toml", "tests/conftest.py"} <= names
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["wheel", "sdist"])
+def test_they_install_and_run(built, tmp_path, kind):
+    """Into an environment with nothing in it but the dependencies, lent by that of the tests to spare a download."""
+    run(sys.executable, "-m", "venv", "--without-pip", tmp_path / "venv")
+    python = tmp_path / "venv" / "bin" / "python"
+    site = Path(run(python, "-c", "import sysconfig; print(sysconfig.get_path('purelib'))").strip())
+    install = [
+        sys.executable,
+        "-m",
+        "pip",
+        "--python",
+        python,
+        "install",
+        "--no-deps",
+        "--no-index",
+        "--no-build-isolation",
+    ]
+    (site / "lent.pth").write_text(sysconfig.get_path("purelib"))
+    run(*install, "--ignore-installed", built[kind])
+    where = run(python, "-c", SMOKE, cwd=tmp_path)
+    assert Path(where.strip()).parent == site / "metajax"
+    command = python.with_name("metajax")
+    assert run(command, "--version", cwd=tmp_path).split()[0] == "metajax"
+    assert "vsml-mnist" in run(command, "pretrained", cwd=tmp_path)
+    assert run(python, "-m", "metajax", "pretrained", "card", "l2l-digits", cwd=tmp_path).startswith("# l2l-digits")
+
+
+def test_the_versions_are_one():
+    version = f"version: {mx.__version__}\n"
+    assert version in (ROOT / "CITATION.cff").read_text()

@@ -8,7 +8,6 @@ exact. A sample is one episode: four windows of ten steps for the truncated esti
 from pathlib import Path
 
 import jax
-import numpy as np
 import optax
 from evosax.algorithms import Open_ES
 from evosax.core.fitness_shaping import identity_fitness_shaping_fn
@@ -49,49 +48,24 @@ def estimators(setting: Setting) -> list[Row]:
         "guided es": (mx.guided_es(inner, TASKS, STD, surrogate=mx.bptt(inner, TASKS, WINDOW)), 1),
         "Open_ES of evosax": (mx.ask_tell(inner, strategy, 1), 1),
     }
-    rows = {}
+    found = {}
     print(f"{'estimator':<20}{'bias':>8}{'± error':>9}{'snr':>10}{'cosine':>8}{'steps':>8}{'ms':>8}{'MiB':>7}")
     for name, (estimator, windows) in cases.items():
         d = mx.diagnose(
             estimator, jax.random.key(3), meta_params, reference=exact, inner=inner, samples=samples, windows=windows
         )
-        rows[name] = d._asdict()
+        found[name] = d
         print(
             f"{name:<20}{d.bias:>8.3f}{d.bias_error:>9.3f}{d.snr:>10.3g}{d.cosine:>8.3f}{d.inner_steps:>8.0f}"
             f"{1e3 * d.seconds:>8.2f}{d.temporary_bytes / 2**20:>7.2f}",
             flush=True,
         )
-    _picture(setting.out / "estimators.png", rows)
+    mx.plot.estimators(found)[0].figure.savefig(setting.out / "estimators.png", dpi=130)
     problem = {"horizon": HORIZON, "window": WINDOW, "num_tasks": TASKS, "std": STD, "samples": samples}
     return [
-        Row("estimators", name, "ms a sample", 1e3 * row["seconds"], detail={"problem": problem, **row})
-        for name, row in rows.items()
+        Row("estimators", name, "ms a sample", 1e3 * d.seconds, detail={"problem": problem, **d._asdict()})
+        for name, d in found.items()
     ]
-
-
-def _picture(path: Path, rows: dict) -> None:
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(7, 3.4), layout="constrained")
-    panels = {
-        "bias": "relative bias",
-        "cosine": "cosine to the exact gradient",
-        "inner_steps": "cost (forward inner steps)",
-    }
-    names = list(rows)
-    for ax, (field, label) in zip(figure.subplots(1, 3, sharey=True), panels.items(), strict=True):
-        values = [rows[n][field] for n in names]
-        error = [2 * rows[n]["bias_error"] for n in names] if field == "bias" else None
-        ax.barh(np.arange(len(names)), values, xerr=error, color=mx.plot.COLOURS[2], ecolor="#000000", capsize=2)
-        ax.set(yticks=np.arange(len(names)), yticklabels=names, xlabel=label)
-        if field == "inner_steps":
-            ax.set(xscale="log", xlim=(10.0 ** np.floor(np.log10(min(values))), None))
-            ax.xaxis.set_minor_formatter(lambda *_: "")
-        ax.tick_params(labelsize=8)
-        ax.xaxis.label.set_fontsize(8)
-        ax.spines[["top", "right"]].set_visible(False)
-        ax.invert_yaxis() if ax is figure.axes[0] else None
-    figure.savefig(path, dpi=130)
 
 
 CASES = (estimators,)

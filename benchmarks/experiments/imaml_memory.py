@@ -101,20 +101,10 @@ def claims(results: Results, settings: dict[str, Any]) -> list[Claim]:
 
 
 def picture(results: Results, settings: dict[str, Any], figure: Any) -> None:
-    steps = settings["steps"]
-    axes = figure.subplots(1, 2)
-    for ax, of, ylabel in zip(
-        axes, ("MiB", "seconds"), ("temporary memory (MiB)", "time of a meta-step (s)"), strict=True
-    ):
-        for i, name in enumerate(NAMES):
-            mean = np.stack([r[f"{name}: {of}"] for r in results]).mean(0)
-            style = {"color": mx.plot.COLOURS[(0, 2, 4, 3)[i]], "linestyle": mx.plot.STYLES[i]}
-            ax.plot(steps, mean, marker="os^D"[i], markersize=4, linewidth=1.5, label=name, **style)
-        ax.set(xscale="log", yscale="log", xlabel="inner gradient steps", ylabel=ylabel)
-        ax.set_xticks(steps, [str(t) for t in steps])
-        ax.set_xticks([], minor=True)
-        ax.spines[["top", "right"]].set_visible(False)
-    axes[0].legend(frameon=False, fontsize=8)
+    panels = {"MiB": "temporary memory (MiB)", "seconds": "time of a meta-step (s)"}
+    for ax, (of, ylabel) in zip(figure.subplots(1, 2), panels.items(), strict=True):
+        means = {name: np.stack([r[f"{name}: {of}"] for r in results]).mean(0) for name in NAMES}
+        mx.plot.scaling(settings["steps"], means, ax, xlabel="inner gradient steps", ylabel=ylabel)
 
 
 _STEPS = [1, 2, 4, 8, 16, 32, 64]

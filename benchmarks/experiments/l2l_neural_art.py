@@ -82,7 +82,7 @@ def run(seed: int, settings: dict[str, Any], folder: Path) -> dict[str, np.ndarr
         validated=s["validated"],
     )  # fmt: skip
     results = {}
-    for i, case in enumerate(CASES):
+    for i, case in enumerate(settings.get("cases", CASES)):
         scale = 2 if case == "double resolution" else 1
         data = {
             "content": colour(s["data"], "test", scale * size)["image"],
@@ -109,14 +109,17 @@ def run(seed: int, settings: dict[str, Any], folder: Path) -> dict[str, np.ndarr
 
 
 def claims(results: Results, settings: dict[str, Any]) -> list[Claim]:
-    return [_l2l.against_baselines(results, case, "LSTM", SOURCE, "below all baselines") for case in CASES]
+    return [
+        _l2l.against_baselines(results, case, "LSTM", SOURCE, "below all baselines")
+        for case in settings.get("cases", CASES)
+    ]
 
 
 def picture(results: Results, settings: dict[str, Any], figure: Any) -> None:
     figure.set_size_inches(9, 5)
-    axes = figure.subplots(2, 3)
+    axes = figure.subplots(2, len(settings.get("cases", CASES)), squeeze=False)
     shown = next((r for r in results if f"{CASES[0]}: image, LSTM" in r), None)
-    for i, case in enumerate(CASES):
+    for i, case in enumerate(settings.get("cases", CASES)):
         _l2l.draw(results, case, ["LSTM"], axes[0, i], "loss" if i == 0 else "")
         axes[1, i].axis("off")
         if shown is not None:
@@ -138,9 +141,11 @@ EXPERIMENT = Experiment(
     source=SOURCE,
     settings={
         "smoke": {
-            **_NETWORK, "layers": {"conv1_1": 4, "conv2_1": 4}, "content": ["conv2_1"], "style": ["conv1_1"],
+            **_NETWORK,
+            "cases": ["training style"],
+            "layers": {"conv1_1": 4, "conv2_1": 4}, "content": ["conv2_1"], "style": ["conv1_1"],
             "data": "digits", "size": 8, "network_steps": 5, "steps": 10, "validated": 2, "test_tasks": 2,
-            "rates": [1e-6, 0.01, 0.1, 1.0, 1e4],
+            "rates": [1e-7, 0.01, 0.1, 1.0, 1e4],
             "meta_training": [
                 {"estimator": "bptt", "horizon": 10, "window": 5, "tasks": 2, "rate": 1e-3, "steps": 4, "chunk": 2}
             ],

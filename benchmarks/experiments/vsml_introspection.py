@@ -28,7 +28,7 @@ def run(seed: int, settings: dict[str, Any], folder: Path) -> dict[str, np.ndarr
         "VSML": (_vsml.network(units, 10).learner, meta_params),
         "SGD": (mx.l2l(optax.sgd, problem), settings["rate"]),
     }
-    results = {}
+    results, shown = {}, 0
     for who, (learner, params) in learners.items():
         before, after, label = map(
             np.asarray, probe(jax.random.key(seed + 40), learner, params, test, settings["runs"], int(warm.max()))
@@ -43,8 +43,10 @@ def run(seed: int, settings: dict[str, Any], folder: Path) -> dict[str, np.ndarr
             results[f"{who}, {k}: before"] = right[:, at][w].mean()
             results[f"{who}, {k}: after"] = later[:, at][w].mean()
             results[f"{who}, {k}: corrected"] = 100 * (after.argmax(-1) == label)[:, at][w].mean()
-        results[f"{who}: example"] = np.stack([before[0, warm[0] - 1], after[0, warm[0] - 1]])
-        results[f"{who}: label"] = label[0, warm[0] - 1]
+        if who == "VSML":  # the same image for both: the first of its place in the streams that VSML took for another
+            shown = int(wrong[:, warm[0] - 1].argmax())
+        results[f"{who}: example"] = np.stack([before[shown, warm[0] - 1], after[shown, warm[0] - 1]])
+        results[f"{who}: label"] = label[shown, warm[0] - 1]
     return results
 
 

@@ -3,17 +3,18 @@
 import argparse
 import os
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 from metajax.data import NAMES, _prepared
 
 
-def main() -> int:
+def main(arguments: Sequence[str] | None = None, prog: str = "python -m metajax.data") -> int:
     """Prepares one set in the random-access format array_record."""
-    parser = argparse.ArgumentParser(prog="python -m metajax.data", description=__doc__)
+    parser = argparse.ArgumentParser(prog, description="Downloads and prepares a data set with tensorflow_datasets.")
     parser.add_argument("name", choices=[n for n in NAMES if n != "digits"])
     parser.add_argument("--data_dir", type=Path, help="default: $TFDS_DATA_DIR, else ~/tensorflow_datasets")
-    args = parser.parse_args()
+    args = parser.parse_args(arguments)
     directory = args.data_dir or os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets"
     directory = Path(directory).expanduser()
 

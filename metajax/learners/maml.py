@@ -52,7 +52,7 @@ def adapt(
       problem: what is minimised; its ``init`` gives meta-parameters to begin with.
       make_tx: ``meta_params -> optax.GradientTransformation``.
       start: ``meta_params -> params``, where each task starts.
-      adapts: ``params -> `` a tree of bools like it, which of them adapt.
+      adapts: from ``params`` to a tree of bools like it, which of them adapt.
       second_order: let the meta-gradient flow through the gradients of the inner loss too.
 
     Raises:

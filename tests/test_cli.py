@@ -1,0 +1,267 @@
+"""The command line: what it writes, what it says of a mistake, and its exit codes."""
+
+import csv
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+import metajax as mx
+from metajax import config
+from metajax.cli import main
+
+EXAMPLES = sorted((Path(__file__).parents[1] / "examples").glob("*.toml"))
+SMALL = """\
+# a learned optimizer on quadratics
+[learner]
+name = "l2l"
+optimizer = { name = "lstm", hidden = [2] }
+
+[problem]
+name = "quadratic"
+
+[tasks]
+name = "quadratics"
+size = 2
+
+[inner]
+horizon = 4
+
+[estimator]
+name = "bptt"
+num_tasks = 2
+
+[optimizer]
+name = "adam"
+learning_rate = { name = "linear_schedule", init_value = 1e-3, end_value = 0, transition_steps = 9 }
+clip = 1.0
+
+[run]
+steps = 4
+out = "OUT"
+validate_every = 2
+validation_tasks = 2
+chunk = 2
+"""
+
+
+def write(folder, text=SMALL):
+    path = folder / "small.toml"
+    path.write_text(text.replace("OUT", str(folder / "run")))
+    return path
+
+
+def test_training_going_on_and_evaluating(tmp_path, capsys):
+    path, out = write(tmp_path), tmp_path / "run"
+    assert main(["train", str(path)]) == 0
+    assert f"metajax evaluate {out}" in capsys.readouterr().out
+    assert {"metrics.csv", "config.toml", "final.npz", "best.npz", "checkpoints"} == {p.name for p in out.iterdir()}
+    assert (out / "config.toml").read_text() == path.read_text()
+    assert main(["train", str(path), "--steps", "6"]) == 0
+    assert "resumed at meta-step 4 of 6" in capsys.readouterr().err
+    with (out / "metrics.csv").open() as f:
+        rows = list(csv.DictReader(f))
+    assert [int(row["step"]) for row in rows if row["loss"]] == [1, 2, 3, 4, 5, 6]
+
+    # Once more through the library alone: the file says no more and no less.
+    optimizer = mx.optim.lstm(hidden=(2,))
+    made = config.experiment(path, steps=6)
+    jax.tree.map(np.testing.assert_array_equal, made.init(), optimizer.init(made.keys["init"]))
+    state, data = made.start()
+    assert data == ()
+    final = mx.fit(made.trainer, state, num_steps=6, progress=False).state.meta_params
+    saved = mx.load(out / "final.npz", like=final)
+    jax.tree.map(np.testing.assert_array_equal, saved, final)
+
+    picture = tmp_path / "pictures" / "a.png"
+    assert main(["evaluate", str(out), "--tasks", "3", "--steps", "12", "--params", "final.npz"]) == 0
+    table = capsys.readouterr().out
+    curves = mx.evaluate(made.inner, made.keys["test"], saved, num_tasks=3, steps=12)
+    first = np.asarray(curves.loss[:, :2].mean(1), np.float64)
+    assert f"{first.mean():.4g} ± {first.std():.2g}" in table.splitlines()[4]
+    assert table.splitlines()[4].split()[0] == "1-2"
+    assert f"{float(curves.test_loss.mean()):.4g} ± " in table.splitlines()[-1]
+    assert main(["evaluate", str(path), "--tasks", "2", "--plot", str(picture)]) == 0
+    assert picture.read_bytes().startswith(b"\x89PNG")
+
+    capsys.readouterr()
+    assert main(["train", str(path), "--steps", "5"]) == 2, "fewer than are done"
+    assert "give a larger num_steps" in capsys.readouterr().err
+    path.write_text(path.read_text().replace("[2]", "[3]"))
+    assert main(["train", str(path)]) == 2, "another config in the same folder"
+    assert "differ in [learner]" in capsys.readouterr().err
+
+
+# What is changed in the config, the line of the mistake, what is said of it.
+MISTAKES = {
+    "unknown section": (
+        "[inner]\nhorizon = 4",
+        "[iner]\nhorizon = 4",
+        13,
+        r"unknown section \[iner\].*did you mean 'inner'",
+    ),
+    "no section": ("[inner]\nhorizon = 4\n", "", 28, r"\[inner\] is missing"),
+    "no problem": ('[problem]\nname = "quadratic"\n', "", 3, r"\[problem\] is missing; \[learner\] needs it"),
+    "a problem too many": (
+        'name = "l2l"\noptimizer = { name = "lstm", hidden = [2] }',
+        'name = "vsml"\nlayers = [4, 2]',
+        6,
+        "has no problem",
+    ),
+    "unknown learner": ('"l2l"', '"l2"', 3, "unknown name 'l2' in learner; there are l2l, .*did you mean 'l2l'"),
+    "a name that is none": ('"bptt"', "[1]", 17, r"unknown name \[1\] in estimator"),
+    "no name": ('name = "bptt"\n', "", 16, "estimator must have a name; there are bptt, "),
+    "unknown argument": ("num_tasks", "num_task", 18, "unknown argument 'num_task' .*did you mean 'num_tasks'"),
+    "unknown argument of an argument": ("hidden", "hiden", 4, "'hiden' in learner.optimizer.*did you mean 'hidden'"),
+    "no argument": ("size = 2\n", "", 9, "tasks lacks the argument 'size', a whole number"),
+    "a word for a number": (
+        "horizon = 4",
+        'horizon = "four"',
+        14,
+        "horizon must be a whole number or a list of numbers",
+    ),
+    "a fraction for a whole number": ("size = 2", "size = 2.5", 11, "size must be a whole number, got 2.5"),
+    "a truth for a number": ("num_tasks = 2", "num_tasks = true", 18, "num_tasks must be a whole number, got True"),
+    "a number in a list": ("hidden = [2]", 'hidden = ["2"]', 4, "hidden must be a list of numbers"),
+    "unknown maker": ('"linear_schedule"', '"cosine"', 22, "unknown name 'cosine' in optimizer.learning_rate"),
+    "what the library refuses": ("size = 2", "size = 0", 11, "size must be at least 1, got 0"),
+    "what the library refuses of [inner]": ("horizon = 4", "horizon = 0", 14, "horizon must be at least 1"),
+    "a window that does not fit": ("num_tasks = 2", "num_tasks = 2\ntruncation = 3", 19, "truncation"),
+    "clip": ("clip = 1.0", "clip = 0", 23, "clip must be finite and greater than 0"),
+    "steps": ("steps = 4", "steps = 0", 26, "steps must be at least 1"),
+    "data for none": ("[inner]", '[data]\nname = "digits"\n[inner]', 13, "need no data"),
+    "no data": (
+        '"quadratics"\nsize = 2',
+        '"minibatches"\nbatch_size = 2',
+        10,
+        r"\[data\] is missing; \[tasks\] needs it",
+    ),
+    "no TOML": ("horizon = 4", "horizon = ", 14, "this is not TOML"),
+    "augment": ("size = 2", 'size = 2\naugment = "flatten"', 12, "augment must be a list"),
+    "augmentation": ("size = 2", "size = 2\naugment = [{ name = 'project' }]", 12, "lacks the argument 'size'"),
+}
+
+
+@pytest.mark.parametrize("name", MISTAKES)
+def test_mistakes_are_named_with_their_line(tmp_path, capsys, name):
+    old, new, line, message = MISTAKES[name]
+    assert SMALL.count(old) == 1, "the mistake is made, and once"
+    path = write(tmp_path, SMALL.replace(old, new))
+    with pytest.raises(config.ConfigError, match=rf"{path}:{line}: .*{message}"):
+        config.experiment(path)
+    assert main(["train", str(path)]) == 2
+    assert f"{path}:{line}: " in capsys.readouterr().err
+    assert not (tmp_path / "run").exists(), "nothing was begun"
+
+
+def test_what_does_not_fit_together_is_said_before_anything_is_written(tmp_path, capsys):
+    text = EXAMPLES[[p.stem for p in EXAMPLES].index("maml-digits")].read_text()
+    path = write(
+        tmp_path, text.replace("sizes = [64,", "sizes = [60,").replace('out = "out/maml-digits"', 'out = "OUT"')
+    )
+    assert main(["train", str(path)]) == 2
+    assert "small.toml:10: sizes[0] is 60, but an image [8, 8, 1] has 64 values" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.stem)
+def test_examples_are_read(path):
+    made = config.experiment(path)
+    assert made.run.out == f"out/{path.stem}"
+    assert len(made.data("validation")["label"]) > 0
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.stem)
+def test_examples_run(path, tmp_path, capsys):
+    out = tmp_path / "run"
+    assert main(["train", str(path), "--steps", "2", "--out", str(out)]) == 0
+    assert main(["evaluate", str(out), "--tasks", "2", "--plot", str(tmp_path / "a.png")]) == 0
+    assert "accuracy" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_a_run_that_fails(tmp_path, capsys):
+    schedule = '{ name = "linear_schedule", init_value = 1e-3, end_value = 0, transition_steps = 9 }'
+    path = write(tmp_path, SMALL.replace(schedule, "1e38").replace("clip = 1.0\n", "").replace('"adam"', '"sgd"'))
+    assert main(["train", str(path), "--steps", "60"]) == 1
+    assert "FloatingPointError: the meta-gradient was not finite" in capsys.readouterr().err
+    assert main(["evaluate", str(path)]) == 1
+    assert "best.npz is not there; train to the end first" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+@pytest.mark.slow
+def test_signals(tmp_path, number, code):
+    path = write(tmp_path)
+    command = [sys.executable, "-m", "metajax", "train", str(path), "--steps", "10000000"]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    while process.poll() is None and not (tmp_path / "run" / "metrics.csv").exists():
+        time.sleep(0.1)
+    process.send_signal(number)
+    _, said = process.communicate(timeout=120)
+    assert process.returncode == code, said
+    assert "run the same script again to go on" in said
+
+
+def test_pretrained(tmp_path, capsys):
+    assert main(["pretrained"]) == 0
+    assert capsys.readouterr().out.split() == list(mx.pretrained.list())
+    assert main(["pretrained", "card", "l2l-digits"]) == 0
+    assert capsys.readouterr().out.startswith("# l2l-digits")
+    params = mx.pretrained.params("l2l-digits")
+    for name in ("a.npz", "a.safetensors"):
+        assert main(["pretrained", "export", "l2l-digits", str(tmp_path / name)]) == 0
+        jax.tree.map(np.testing.assert_array_equal, mx.load(tmp_path / name, like=params), params)
+    assert main(["pretrained", "export", "l2l-digits", str(tmp_path / "a.pkl")]) == 2
+    assert "must end in .npz or .safetensors" in capsys.readouterr().err
+
+
+def test_demo_and_data_get_their_arguments(monkeypatch):
+    import metajax.data.__main__
+    import metajax.demo
+
+    got = []
+    for module in (metajax.demo, metajax.data.__main__):
+        monkeypatch.setattr(module, "main", lambda arguments, prog: got.append((prog, arguments)))
+    assert main(["demo", "--seed", "3"]) == 0
+    assert main(["data", "prepare", "mnist", "--data_dir", "x"]) == 0
+    assert got == [("metajax demo", ["--seed", "3"]), ("metajax data prepare", ["mnist", "--data_dir", "x"])]
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        [],
+        ["fly"],
+        ["train"],
+        ["train", "a.toml", "--fast"],
+        ["train", "a.toml", "--steps", "0"],
+        ["pretrained", "card", "gpt"],
+        ["data", "prepare", "digits"],
+        ["demo", "--fast"],
+    ],
+)
+def test_usage(arguments, capsys):
+    with pytest.raises(SystemExit) as e:
+        main(arguments)
+    assert e.value.code == 2
+    assert "usage: metajax" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("command", [[], ["train"], ["evaluate"], ["pretrained"], ["demo"], ["data", "prepare"]])
+def test_help(command, capsys):
+    with pytest.raises(SystemExit) as e:
+        main([*command, "--help"])
+    assert e.value.code == 0
+    assert capsys.readouterr().out.startswith(f"usage: metajax {' '.join(command)}".strip())
+
+
+def test_a_config_that_is_not_there(capsys):
+    assert main(["train", "none.toml"]) == 2
+    assert "none.toml: No such file or directory" in capsys.readouterr().err
