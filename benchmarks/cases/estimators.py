@@ -5,8 +5,6 @@ the mean over the steps, and the meta-gradient flows through the optimizee's gra
 exact. A sample is one episode: four windows of ten steps for the truncated estimators.
 """
 
-from pathlib import Path
-
 import jax
 import optax
 from evosax.algorithms import Open_ES
