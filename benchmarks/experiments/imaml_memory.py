@@ -18,7 +18,8 @@ NAMES = ("MAML", REMAT, "iMAML", "FOMAML")
 
 def meta_step(name: str, steps: int, s: dict[str, Any]) -> tuple[mx.Trainer, Any]:
     """One step of Adam on the meta-parameters, and what initialises these."""
-    net = mx.nets.conv4(s["ways"], (s["size"], s["size"], 1), s["filters"])
+    name, width = s["net"]
+    net = getattr(mx.nets, name)(s["ways"], (s["size"], s["size"], 1), width)
     problem, rate = mx.problems.classifier(*net), s["rate"]
     if name == "iMAML":
         solver, linear_solver = mx.implicit.descend(optax.sgd(rate), steps), mx.implicit.cg(s["cg"])
@@ -114,13 +115,16 @@ EXPERIMENT = Experiment(
     source=SOURCE,
     settings={
         "smoke": {
-            **_SOLVE, "ways": 2, "shots": 1, "tasks": 1, "size": 16, "filters": 8, "steps": [2, 8], "repeats": 2,
+            **_SOLVE, "ways": 2, "shots": 1, "tasks": 1, "size": 8, "net": ["dense4", [16]], "steps": [2, 8],
+            "repeats": 2,
         },
         "small": {
-            **_SOLVE, "ways": 5, "shots": 1, "tasks": 4, "size": 28, "filters": 64, "steps": _STEPS, "repeats": 5,
+            **_SOLVE, "ways": 5, "shots": 1, "tasks": 4, "size": 28, "net": ["conv4", 64],
+            "steps": _STEPS, "repeats": 5,
         },
         "full": {
-            **_SOLVE, "ways": 20, "shots": 5, "tasks": 4, "size": 28, "filters": 64, "steps": _STEPS, "repeats": 10,
+            **_SOLVE, "ways": 20, "shots": 5, "tasks": 4, "size": 28, "net": ["conv4", 64],
+            "steps": _STEPS, "repeats": 10,
         },
     },
     run=run,

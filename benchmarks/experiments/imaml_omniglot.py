@@ -30,9 +30,10 @@ INTERVAL = {  # 95 %
 EMBEDDING = 64  # numbers in an embedding of ProtoNet
 
 
-def build(method: str, ways: int, size: int, filters: int, p: dict[str, Any]) -> tuple[mx.Learner, Any]:
+def build(method: str, ways: int, size: int, kind: tuple[str, Any], p: dict[str, Any]) -> tuple[mx.Learner, Any]:
     """The learner and what initialises its meta-parameters. Batch normalisation looks at all queries of a task."""
-    net = mx.nets.conv4(EMBEDDING if method == "ProtoNet" else ways, (size, size, 1), filters)
+    name, width = kind
+    net = getattr(mx.nets, name)(EMBEDDING if method == "ProtoNet" else ways, (size, size, 1), width)
     if method == "ProtoNet":
         return mx.protonet(net.apply, ways, EMBEDDING), net.init
     problem = mx.problems.classifier(*net)
@@ -68,7 +69,7 @@ def run(seed: int, settings: dict[str, Any], folder: Path) -> dict[str, np.ndarr
         ways, shots = (int(part.split("-")[0]) for part in where.split())
         for method, (meta_steps, tasks) in budget.items():
             p = s["methods"][method] | s.get("methods, " + where.split()[0], {}).get(method, {})
-            learner, init = build(method, ways, size, s["filters"], p)
+            learner, init = build(method, ways, size, s["net"], p)
             # As many queries a class as there are shots, in training and in the test, as is published.
             learns = mx.inner(learner, mx.tasks.episodes(ways, p.get("shots", shots), shots), p["steps"], "heldout")
             judged = mx.inner(learner, mx.tasks.episodes(ways, shots), p["test_steps"])
@@ -180,13 +181,13 @@ EXPERIMENT = Experiment(
     source=SOURCE,
     settings={
         "smoke": {
-            **_COMMON, "data": "digits", "filters": 4, "rate": 1e-3, "test_tasks": 8, "validation_tasks": 8,
+            **_COMMON, "data": "digits", "net": ["dense4", [16]], "rate": 1e-3, "test_tasks": 8, "validation_tasks": 8,
             "at_once": 8, "validate": 2, "chunk": 2,
             "budgets": {"5-way 1-shot": {"MAML": [2, 2], "iMAML, GD": [2, 2]}},
         },
         # Half the filters; the rate is twice that published, and falls.
         "small": {
-            **_COMMON, "filters": 32, "rate": 2e-3, "validation_tasks": 100, "at_once": 25, "validate": 250,
+            **_COMMON, "net": ["conv4", 32], "rate": 2e-3, "validation_tasks": 100, "at_once": 25, "validate": 250,
             "chunk": 25,
             "budgets": {  # method: meta-steps, tasks a step
                 "5-way 1-shot": {
@@ -199,7 +200,7 @@ EXPERIMENT = Experiment(
             },
         },
         "full": {
-            **_COMMON, "filters": 64, "rate": 1e-3, "validation_tasks": 600, "at_once": 100, "validate": 1000,
+            **_COMMON, "net": ["conv4", 64], "rate": 1e-3, "validation_tasks": 600, "at_once": 100, "validate": 1000,
             "chunk": 100,
             "budgets": {
                 where: {
