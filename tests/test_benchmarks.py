@@ -172,29 +172,22 @@ def run(monkeypatch, folder, *args):
 @pytest.mark.slow
 @pytest.mark.parametrize("name", cases())
 def test_smoke(name, tmp_path, monkeypatch, capsys):
-    result = run(monkeypatch, tmp_path, name)
+    result = run(monkeypatch, tmp_path, name, "--against", "peers")
     assert result["versions"]["jax"] == jax.__version__
     assert result["limits"]["flop_per_second"] > 0
     for row in result["rows"]:
         assert row["case"] == name
+        if row["note"]:  # a peer that is not installed, not one that computes something else
+            assert "something else" not in row["note"]
+            continue
         assert np.isfinite(row["ours"])
         assert row["ours"] > 0
         assert row["other"] is None or row["ratio"] == row["other"] / row["ours"] > 0
+    if name in ("maml", "imaml"):
+        assert peers.PACKAGES.keys() <= {row["against"] for row in result["rows"]}
     printed = capsys.readouterr().out
     assert all(row["what"] in printed for row in result["rows"])
     assert (tmp_path / "ratios.png").stat().st_size > 1000
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("name", ["maml", "imaml"])
-def test_peers_have_figures_or_a_reason(name, tmp_path, monkeypatch):
-    result = run(monkeypatch, tmp_path, name, "--against", "peers")
-    rows = {row["against"]: row for row in result["rows"]}
-    assert peers.PACKAGES.keys() <= rows.keys()
-    for peer in peers.PACKAGES:
-        row = rows[peer]
-        assert row["note"] if row["ratio"] is None else row["ratio"] > 0
-        assert "something else" not in row["note"]
 
 
 def test_json_goes_where_it_is_asked_to(tmp_path, monkeypatch):
