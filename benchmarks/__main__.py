@@ -5,17 +5,19 @@
 """
 
 import argparse
-import importlib
 import json
+import os
 import sys
 from pathlib import Path
 
-from benchmarks import reproduce as harness
-from benchmarks.machine import machine
+import jax
 
-CASES = {
-    "estimators": "bias, variance, direction and cost of every estimator on one problem",
-}
+from benchmarks import reproduce as harness
+from benchmarks import table
+from benchmarks.cases import cases
+from benchmarks.machine import machine
+from benchmarks.measure import machine_limits
+
 RESULTS = Path("benchmarks/results")
 
 
@@ -24,9 +26,14 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
 
-    run = commands.add_parser("run", help="measure", epilog="\n".join(f"{k}: {v}" for k, v in CASES.items()))
-    run.add_argument("case", nargs="*", choices=[*CASES, []], help=", ".join(CASES))
-    run.add_argument("--out", type=Path, default=Path("out/benchmarks"))
+    listed = "\n".join(f"{name}: {(case.__doc__ or '').splitlines()[0]}" for name, case in cases().items())
+    raw = argparse.RawDescriptionHelpFormatter
+    run = commands.add_parser("run", help="measure", epilog=f"cases, all by default:\n{listed}", formatter_class=raw)
+    run.add_argument("case", nargs="*", choices=[*cases(), []], metavar="CASE", help="see below")
+    run.add_argument("--json", type=Path, help="a file for all figures; OUT/run.json by default")
+    run.add_argument("--device", choices=("cpu", "gpu"), help="by default what JAX takes")
+    run.add_argument("--against", choices=("peers",), help="compare with other packages: pip install 'metajax[peers]'")
+    run.add_argument("--out", type=Path, default=Path("out/benchmarks"), help="a folder for pictures")
     run.add_argument("--scale", choices=("smoke", "full"), default="full", help="smoke: does it run; claims nothing")
 
     again = commands.add_parser("reproduce", help="run an experiment of a paper")
@@ -51,12 +58,7 @@ def main() -> int:
     if args.command == "report":
         print(harness.report(args.results, args.page))
     elif args.command == "run":
-        args.out.mkdir(parents=True, exist_ok=True)
-        for name in args.case or CASES:
-            result = importlib.import_module(f"benchmarks.{name}").run(args.scale, args.out)
-            path = args.out / f"{name}.json"
-            path.write_text(json.dumps({"case": name, "scale": args.scale, **machine(), **result}, indent=1) + "\n")
-            print(f"written: {path}")
+        return measure(args)
     elif args.list:
         width = max(map(len, harness.names()))
         for name in harness.names():
@@ -72,6 +74,34 @@ def main() -> int:
         except (FileNotFoundError, ValueError) as e:
             print(f"{args.name}: {e}", file=sys.stderr)
             return 1
+    return 0
+
+
+def measure(args: argparse.Namespace) -> int:
+    """Runs the cases that were asked for."""
+    if args.device:
+        # Processes that are started follow.
+        os.environ["JAX_PLATFORMS"] = {"cpu": "cpu", "gpu": "cuda"}[args.device]
+        jax.config.update("jax_platforms", os.environ["JAX_PLATFORMS"])
+    args.out.mkdir(parents=True, exist_ok=True)
+    smoke, rows = args.scale == "smoke", []
+    before = jax.config.jax_enable_compilation_cache  # pyright: ignore[reportAttributeAccessIssue]
+    jax.config.update("jax_enable_compilation_cache", False)  # compile times are those of a compiler at work
+    try:
+        limits = machine_limits(256, 1) if smoke else machine_limits()
+        setting = table.Setting(smoke, args.out, limits, args.against == "peers")
+        for name in args.case or cases():
+            print(f"{name} ...", file=sys.stderr, flush=True)
+            rows += cases()[name](setting)
+    finally:
+        jax.config.update("jax_enable_compilation_cache", before)
+    print(table.text(rows, verdicts=not smoke))
+    path = args.json or args.out / "run.json"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    head = {"scale": args.scale, **machine(), "limits": limits._asdict()}
+    path.write_text(json.dumps({**head, "rows": [row.record() for row in rows]}, indent=1) + "\n")
+    table.chart(rows, args.out / "ratios.png")
+    print(f"written: {path}")
     return 0
 
 

@@ -83,18 +83,3 @@ def test_truncation_is_seen_as_bias_and_costs_are_measured():
 def test_bad_input(kwargs, error, message):
     with pytest.raises(error, match=message):
         mx.diagnose(gaussian(0.0, 1.0), jax.random.key(0), EXACT, **kwargs)
-
-
-@pytest.mark.slow
-def test_the_benchmark_runs_and_writes(tmp_path, monkeypatch, capsys):
-    import json
-
-    from benchmarks import __main__ as benchmarks
-
-    monkeypatch.setattr("sys.argv", ["benchmarks", "run", "estimators", "--scale", "smoke", "--out", str(tmp_path)])
-    assert benchmarks.main() == 0
-    rows = json.loads((tmp_path / "estimators.json").read_text())["estimators"]
-    assert len(rows) == 8
-    assert all(row["seconds"] > 0 and np.isfinite(row["bias"]) for row in rows.values())
-    assert (tmp_path / "estimators.png").stat().st_size > 10_000
-    assert "forward, full" in capsys.readouterr().out

@@ -5,28 +5,27 @@ the mean over the steps, and the meta-gradient flows through the optimizee's gra
 exact. A sample is one episode: four windows of ten steps for the truncated estimators.
 """
 
-from pathlib import Path
-
 import jax
 import optax
 from evosax.algorithms import Open_ES
 from evosax.core.fitness_shaping import identity_fitness_shaping_fn
 
 import metajax as mx
+from benchmarks.table import Row, Setting
 
 HORIZON, WINDOW, TASKS, STD = 40, 10, 8, 0.02
 
 
-def run(scale: str, out: Path) -> dict:
-    """Prints the table, draws the picture, returns the numbers."""
-    samples = 8 if scale == "smoke" else 4096
+def estimators(setting: Setting) -> list[Row]:
+    """Bias, variance, direction and cost of every estimator on one problem: prints a table, draws a picture."""
+    samples = 8 if setting.smoke else 4096
     optimizer = mx.optim.lstm(hidden=(4,), p=None)
     learner = mx.l2l(optimizer.tx, mx.problems.quadratic(), second_order=True)
     inner = mx.inner(learner, mx.tasks.quadratics(8), HORIZON)
     # A point where the optimizer already descends a little: a few exact steps from a random start.
     trainer = mx.trainer(mx.bptt(inner, 32), optax.chain(optax.clip_by_global_norm(1.0), optax.adam(1e-2)))
     start = trainer.init(jax.random.key(0), optimizer.init(jax.random.key(1)))
-    meta_params = mx.fit(trainer, start, num_steps=4 if scale == "smoke" else 60, progress=False).state.meta_params
+    meta_params = mx.fit(trainer, start, num_steps=4 if setting.smoke else 60, progress=False).state.meta_params
     exact = mx.mean_gradient(mx.bptt(inner, 64), jax.random.key(2), meta_params, samples=samples)
 
     strategy = Open_ES(
@@ -59,9 +58,12 @@ def run(scale: str, out: Path) -> dict:
             f"{1e3 * d.seconds:>8.2f}{d.temporary_bytes / 2**20:>7.2f}",
             flush=True,
         )
-    axes = mx.plot.estimators(found)
-    axes[0].figure.savefig(out / "estimators.png", dpi=130)
-    return {
-        "problem": {"horizon": HORIZON, "window": WINDOW, "num_tasks": TASKS, "std": STD, "samples": samples},
-        "estimators": {name: d._asdict() for name, d in found.items()},
-    }
+    mx.plot.estimators(found)[0].figure.savefig(setting.out / "estimators.png", dpi=130)
+    problem = {"horizon": HORIZON, "window": WINDOW, "num_tasks": TASKS, "std": STD, "samples": samples}
+    return [
+        Row("estimators", name, "ms a sample", 1e3 * d.seconds, detail={"problem": problem, **d._asdict()})
+        for name, d in found.items()
+    ]
+
+
+CASES = (estimators,)

@@ -1,0 +1,44 @@
+"""Drawing batches inside the compiled program, against gathering them on the host."""
+
+import jax
+import numpy as np
+
+import metajax as mx
+from benchmarks.measure import Program, contest
+from benchmarks.table import Row, Setting, compared
+
+
+def data_loading(setting: Setting) -> list[Row]:
+    """Support and query sets of few-shot episodes, on data of Omniglot's size.
+
+    The host's form is given the indices for nothing: it gathers, scales and copies to the device.
+    """
+    classes, num_tasks = (20, 2) if setting.smoke else (1_200, 32)
+    image = np.random.default_rng(0).integers(0, 256, (20 * classes, 28, 28, 1), np.uint8)
+    data = mx.data.by_class({"image": image, "label": np.repeat(np.arange(classes), 20)})
+    tasks = mx.tasks.episodes(20, shots=1, queries=5)
+    keys = jax.random.split(jax.random.key(0), num_tasks)
+
+    def ours(keys, data):
+        def draw(key):
+            task = tasks.sample(key, data)
+            return tasks.train(key, data, task, 0), tasks.test(key, data, task)
+
+        return jax.vmap(draw)(keys)
+
+    drawn = jax.device_get(jax.jit(lambda keys, data: jax.vmap(lambda k: tasks.sample(k, data))(keys))(keys, data))
+
+    def host():
+        def gather(index):
+            index = index.reshape(num_tasks, -1)
+            label = np.tile(np.repeat(np.arange(20, dtype=np.int32), index.shape[1] // 20), (num_tasks, 1))
+            return jax.device_put({"image": data["image"][index].astype(np.float32) / 255, "label": label})
+
+        return gather(drawn["support"]), gather(drawn["query"])
+
+    programs = {"ours": Program(ours, (keys, data)), "NumPy gather and copy": Program(host, (), jit=False)}
+    found = contest(programs, setting.limits, rounds=setting.rounds)
+    return [compared("data_loading", f"{num_tasks} episodes, 20 ways, 6 images each", found)]
+
+
+CASES = (data_loading,)

@@ -1,0 +1,86 @@
+"""What a user waits for before anything runs: measured on fresh processes."""
+
+import doctest
+import os
+import re
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+
+from benchmarks.table import Row, Setting, Target
+
+ROOT = Path(__file__).parents[2]
+IMPORT = "import time; begin = time.perf_counter(); import {}; print(time.perf_counter() - begin)"
+PRELUDE = "import jax, jax.numpy as jnp, optax, metajax as mx\ndata = mx.data.load('digits')\n"
+README = {
+    "L2L": "Learned optimizers",
+    "VSML": "Learning algorithms in forward dynamics",
+    "MAML, iMAML": "Few-shot learning",
+}
+
+
+def python(code: str, **environment: str) -> tuple[float, str]:
+    """Seconds of a new interpreter that runs ``code``, and what it prints."""
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), **environment}
+    begin = time.perf_counter()
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment)
+    seconds = time.perf_counter() - begin
+    if done.returncode:
+        raise RuntimeError(f"the process failed:\n{done.stderr}")
+    return seconds, done.stdout
+
+
+def import_time(setting: Setting) -> list[Row]:
+    """``import metajax`` against what one would import without it, and against jax alone."""
+    names = {"ours": "metajax", "jax, optax, flax, evosax": "jax, optax, flax, evosax", "jax alone": "jax"}
+    rounds = 1 if setting.smoke else 7
+    seconds = {name: [] for name in names}
+    for i in range(rounds + 1):  # the first warms the disk's cache
+        for name, modules in names.items():
+            found = float(python(IMPORT.format(modules))[1])
+            seconds[name] += [found] if i else []
+    median = {name: float(np.median(s)) for name, s in seconds.items()}
+    bound = Target("ratio", ">=", 1 / 1.2)
+    ours, both, alone = names
+    return [
+        Row("import_time", "import metajax", "s", median[ours], median[both], both, targets=(bound,), detail=seconds),
+        Row("import_time", "import metajax", "s", median[ours], median[alone], alone),
+    ]
+
+
+def first_call(setting: Setting) -> list[Row]:
+    """Each system's example of the README in a process of its own: all of it, with the start of Python and imports."""
+    rows = []
+    for system, heading in list(README.items())[: 1 if setting.smoke else None]:
+        code = PRELUDE + example(heading, blocks=1 if setting.smoke else None)
+        with tempfile.TemporaryDirectory() as cache:
+            environment = {
+                "JAX_COMPILATION_CACHE_DIR": cache,
+                "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+                "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
+            }
+            cold = python(code, **environment)[0]
+            warm = [python(code, **environment)[0] for _ in range(1 if setting.smoke else 3)]
+        detail = {"cold": cold, "with the cache": warm}
+        rows += [
+            Row("first_call", f"{system}, cold", "s", cold, targets=(Target("ours", "<=", 10),), detail=detail),
+            Row("first_call", f"{system}, with the compilation cache", "s", float(np.median(warm)), cold, "cold")
+            ._replace(targets=(Target("ours", "<=", 2),)),
+        ]  # fmt: skip
+    return rows
+
+
+def example(heading: str, blocks: int | None = None) -> str:
+    """The Python code under a heading of the README, its first ``blocks`` only if asked."""
+    section = re.search(rf"^## {heading}.*?(?=^## |\Z)", (ROOT / "README.md").read_text(), re.S | re.M)
+    if section is None:
+        raise ValueError(f"the README has no heading that begins with {heading!r}")
+    code = re.findall(r"^```python\n(.*?)^```", section[0], re.S | re.M)[:blocks]
+    return "".join(x.source for block in code for x in doctest.DocTestParser().get_examples(block))
+
+
+CASES = (import_time, first_call)

@@ -1,0 +1,210 @@
+"""Figures are only as good as what measures them: oracles for that, and every case at its smallest size."""
+
+import json
+import time
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from benchmarks import __main__ as command
+from benchmarks import measure, peers, table
+from benchmarks.cases import cases, processes
+from benchmarks.cases.vsml import plain_tick
+
+LIMITS = measure.Limits(1e9, 1e9)
+X = np.random.default_rng(0).normal(size=(48, 48)).astype(np.float32)
+
+
+def scanned(w, x):
+    return jax.lax.scan(lambda x, _: (jnp.tanh(w @ x), None), x, None, length=7)[0]
+
+
+@pytest.mark.parametrize(
+    ("f", "args", "flop"),
+    [
+        (lambda x, y: x @ y, (X[:, :5], X[:5]), 2 * 48 * 5 * 48),
+        (lambda x: jnp.einsum("bij,bjk->bik", x, x), (X.reshape(4, 24, 24),), 4 * 2 * 24**3),
+        (scanned, (X, X[:, :3]), 7 * (2 * 48 * 48 * 3 + 48 * 3)),
+        (jax.jit(lambda x: jax.vmap(jnp.exp)(x)), (X,), X.size),
+        (lambda x: x.sum(0), (X,), X.size),
+        (lambda x: jax.lax.cond(x[0, 0] > 0, lambda x: x @ x, lambda x: x, x), (X,), 2 * 48**3),
+        (
+            lambda x, w: jax.lax.conv(x, w, (1, 1), "VALID"),
+            (X.reshape(1, 4, 24, 24), np.ones((5, 4, 3, 3), np.float32)),
+            2 * 22 * 22 * 5 * 9 * 4,
+        ),
+        (lambda i: i * 2 + 1, (np.arange(5),), 0),
+    ],
+)  # fmt: skip
+def test_flop(f, args, flop):
+    assert measure.flop_of(jax.make_jaxpr(f)(*args)) == flop
+
+
+def test_flop_of_a_linear_solve_counts_the_solver_alone():
+    def solve(b):
+        def product(x):
+            return X @ x
+
+        return jax.lax.custom_linear_solve(product, b, lambda product, b: product(b), symmetric=True)
+
+    assert measure.flop_of(jax.make_jaxpr(solve)(X[0])) == 2 * 48**2
+
+
+def test_flop_agrees_with_the_compiler_where_there_is_no_loop():
+    def f(x, y):
+        return jnp.tanh(x @ y) @ y + x
+
+    _, cost = measure.compiled(measure.Program(f, (X, X)), LIMITS)
+    # The compiler's analysis keeps tanh apart.
+    assert cost.xla_flop == cost.flop - X.size
+
+
+def test_a_program_of_known_memory_traffic_and_limit():
+    # The inner product is kept whole: 48 x 48 floats beside one argument and one result of that size.
+    run, cost = measure.compiled(measure.Program(lambda x: (x @ x) @ x, (X,)), measure.Limits(1e6, 1e9))
+    np.testing.assert_allclose(run(), X @ X @ X, rtol=1e-4, atol=1e-3)
+    assert X.nbytes <= cost.temporary_bytes <= 1.2 * X.nbytes
+    assert cost.moved_bytes == 2 * X.nbytes
+    assert cost.limit_seconds == pytest.approx(4 * 48**3 / 1e6)
+    _, slow = measure.compiled(measure.Program(lambda x: (x @ x) @ x, (X,)), measure.Limits(1e9, 1e3))
+    assert slow.limit_seconds == pytest.approx(2 * X.nbytes / 1e3)
+    assert min(cost.trace, cost.lower, cost.compile) > 0
+
+
+def test_median_spread_and_share():
+    cost = measure.Measured(float("nan"), float("nan"), 0, limit_seconds=0.5)
+    m = measure.with_times(cost, [1.0, 2.0, 3.0, 100.0, 0.0])
+    assert (m.seconds, m.spread, m.rounds, m.share) == (2.0, 2.0, 5, 0.25)
+    assert measure.with_times(cost._replace(limit_seconds=0.0), [1.0]).share is None
+
+
+def test_seconds_are_those_of_the_run_and_not_of_its_dispatch():
+    programs = {
+        "asleep": measure.Program(lambda: time.sleep(0.02), (), lambda result: 0.0, jit=False),
+        "compiled": measure.Program(lambda: jax.pure_callback(lambda: np.float32(time.sleep(0.02) or 0), X[0, 0]), ()),
+    }
+    found = measure.contest(programs, LIMITS, rounds=2)
+    assert all(0.02 <= m.seconds < 1 for m in found.values())
+
+
+def test_contest_refuses_programs_that_differ():
+    good, bad = measure.Program(lambda x: x + x, (X,)), measure.Program(lambda x: 2.01 * x, (X,))
+    same = measure.Program(lambda x: 2 * x, (X.T,), lambda result: result.T)
+    assert measure.contest({"a": good, "b": same}, LIMITS, rounds=1)["b"].rounds == 1
+    with pytest.raises(ValueError, match=r"b computes something else: relative distance 0\.005"):
+        measure.contest({"a": good, "b": bad}, LIMITS, rounds=1)
+    with pytest.raises(ValueError, match="shapes"):
+        measure.contest({"a": good, "b": same._replace(args=(X[:5],))}, LIMITS, rounds=1)
+
+
+def test_agree():
+    big, small = np.full(4, 100.0), np.full(4, 1e-6)
+    assert measure.agree("x", [big, small], [big, -small], 1e-3) < 1e-3  # rounding beside what is large
+    assert measure.agree("x", {"a": 1.1}, {"a": 1.0}, 0.2) == pytest.approx(0.1)
+    for wrong in (np.array([1.0, np.nan]), np.array([1.0, 3.0])):
+        with pytest.raises(ValueError, match="something else"):
+            measure.agree("x", wrong, np.array([1.0, 2.0]), 0.1)
+
+
+def test_machine_limits_are_of_a_machine():
+    limits = measure.machine_limits(64, 1)
+    assert 1e6 < limits.flop_per_second < 1e16
+    assert 1e6 < limits.bytes_per_second < 1e14
+
+
+def test_peak_resident_sees_an_array_come():
+    measure.reset_peak()
+    before = measure.peak_resident()
+    array = np.ones(2**25)  # 256 MiB
+    assert measure.peak_resident() - before > 0.9 * array.nbytes
+
+
+def test_rows():
+    at_least, at_most = table.Target("ratio", ">=", 2), table.Target("ours", "<=", 1)
+    row = table.Row("case", "what", "ms", 2.0, 5.0, "other")
+    assert (row.ratio, row.met) == (2.5, None)
+    assert row._replace(targets=(at_least,)).met
+    assert row._replace(targets=(at_most,)).met is False
+    assert row._replace(targets=(at_most, at_least)).met
+    assert row._replace(other=None, targets=(at_least,)).met is None
+    assert row._replace(other=None).ratio is None
+    m = measure.Measured(2e-3, 0.0, 3, temporary_bytes=2**20, share=0.5)
+    found = {"ours": m, "theirs": m._replace(seconds=6e-3, temporary_bytes=2**21)}
+    time_row, memory_row = table.compared("case", "what", found), table.memory("case", "what", found, [at_least])
+    assert (time_row.ours, time_row.other, time_row.against, time_row.share) == (2.0, 6.0, "theirs", 0.5)
+    assert (memory_row.ours, memory_row.ratio, memory_row.share, memory_row.met) == (1.0, 2.0, None, True)
+    lines = table.text([time_row, memory_row, table.Row("case", "what", against="gone", note="not there")]).splitlines()
+    assert "3.00" in lines[1]
+    assert "50%" in lines[1]
+    assert "ratio >= 2: met" in lines[2]
+    assert "not there" in lines[3]
+    assert json.loads(json.dumps(memory_row.record()))["targets"] == ["ratio >= 2"]
+
+
+def test_the_readme_has_the_examples():
+    for heading in processes.README.values():
+        assert "mx." in processes.example(heading)
+    with pytest.raises(ValueError, match="no heading"):
+        processes.example("Nothing")
+
+
+def test_plain_vsml_is_permuted_with_its_inputs():
+    rng = np.random.default_rng(0)
+    from metajax.learners import lstm_cell
+
+    params, order = lstm_cell().init(jax.random.key(0)), np.array([2, 0, 1])
+    c, h = rng.normal(size=(2, 3, 2, 16))
+    x, error = rng.normal(size=3), rng.normal(size=2)
+    straight = plain_tick(params, c, h, x, error)
+    turned = plain_tick(params, c[order], h[order], x[order], error)
+    np.testing.assert_allclose(turned[0], straight[0][order], rtol=1e-5)
+    np.testing.assert_allclose(turned[2], straight[2], rtol=1e-5, atol=1e-6)
+
+
+def run(monkeypatch, folder, *args):
+    monkeypatch.setattr("sys.argv", ["benchmarks", "run", *args, "--scale", "smoke", "--out", str(folder)])
+    assert command.main() == 0
+    return json.loads((folder / "run.json").read_text())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", cases())
+def test_smoke(name, tmp_path, monkeypatch, capsys):
+    result = run(monkeypatch, tmp_path, name, "--against", "peers")
+    assert result["versions"]["jax"] == jax.__version__
+    assert result["limits"]["flop_per_second"] > 0
+    for row in result["rows"]:
+        assert row["case"] == name
+        if row["note"]:  # a peer that is not installed, not one that computes something else
+            assert "something else" not in row["note"]
+            continue
+        assert np.isfinite(row["ours"])
+        assert row["ours"] > 0
+        assert row["other"] is None or row["ratio"] == row["other"] / row["ours"] > 0
+    if name in ("maml", "imaml"):
+        assert peers.PACKAGES.keys() <= {row["against"] for row in result["rows"]}
+    printed = capsys.readouterr().out
+    assert all(row["what"] in printed for row in result["rows"])
+    assert (tmp_path / "ratios.png").stat().st_size > 1000
+
+
+def test_json_goes_where_it_is_asked_to(tmp_path, monkeypatch):
+    def one(setting):
+        """A case."""
+        return [table.Row("one", "x", "s", 1.0, 2.0, "y")]
+
+    monkeypatch.setattr(command, "cases", lambda: {"one": one})
+    run(monkeypatch, tmp_path, "one")
+    run(monkeypatch, tmp_path, "one", "--json", str(tmp_path / "deep" / "file.json"))
+    assert json.loads((tmp_path / "deep" / "file.json").read_text())["rows"][0]["ratio"] == 2.0
+
+
+@pytest.mark.parametrize("args", [("nothing",), ("--device", "abacus"), ("--against", "nobody")])
+def test_bad_commands(args, monkeypatch, capsys):
+    monkeypatch.setattr("sys.argv", ["benchmarks", "run", *args])
+    with pytest.raises(SystemExit) as e:
+        command.main()
+    assert e.value.code == 2
+    assert "invalid choice" in capsys.readouterr().err
