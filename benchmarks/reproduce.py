@@ -149,29 +149,39 @@ def table(claims: Sequence[dict[str, Any]]) -> str:
 
 
 def report(root: Path, page: Path) -> str:
-    """Gathers all results under ``root`` (``NAME/DEVICE.json``) into a Markdown page; returns its table."""
-    lines = ["| paper | claim | published | ours | holds | run |", "| --- | --- | --- | --- | --- | --- |"]
-    pictures = []
-    found = {p.parent.name for p in root.glob("*/*.json")}
+    """Gathers all results under ``root`` (``NAME/DEVICE.json``) into a Markdown page; returns it."""
+    overview, sections = _markdown("experiment", "paper", "claims that hold", "run"), []
     for name in names():
         experiment = load(name)
-        if name not in found:
-            lines.append(f"| {experiment.source} | {experiment.title} | | not run | | |")
-        for path in sorted(root.glob(f"{name}/*.json")):
+        runs = sorted(root.glob(f"{name}/*.json"))
+        if not runs:
+            overview += _markdown_row(experiment.title, experiment.source, "", f"`{name}`: not run")
+        for path in runs:
             r = json.loads(path.read_text())
+            verdicts = [c["holds"] for c in r["claims"]]
             run = f"`{name}` {r['scale']}, {len(r['seeds'])} seeds, {path.stem}, {sum(r['seconds']) / 60:.0f} min"
+            holding = f"{verdicts.count(True)} of {len(verdicts) - verdicts.count(None)}"
+            overview += _markdown_row(r["title"], r["source"], holding, run)
+            claims = _markdown("paper", "claim", "published", "ours", "holds")
             for c in r["claims"]:
-                cells = (c["source"], c["claim"], c["published"] or "", _value(c), _verdict(c["holds"]), run)
-                lines.append(f"| {' | '.join(map(str, cells))} |")
+                claims += _markdown_row(c["source"], c["claim"], c["published"], _value(c), _verdict(c["holds"]))
             link = "../" + path.with_suffix(".png").as_posix()
-            pictures.append(f"## {r['title']}\n\n{r['source']}; `{r['command']}`\n\n![{r['title']}]({link})\n")
+            sections.append(f"## {r['title']}\n\n`{r['command']}`\n\n![{r['title']}]({link})\n\n{claims}")
     head = (
         "# Reproduced figures\n\nMade by `python -m benchmarks report` from what `python -m benchmarks reproduce` has "
-        "measured. Ours are means over seeds ± their standard deviation.\n"
+        "measured. Ours are means over seeds ± their standard deviation; a claim that does not hold is a result too."
     )
-    text = "\n".join([head, *lines, "", *pictures])
+    text = "\n\n".join([head, overview.rstrip(), *(section.rstrip() for section in sections)]) + "\n"
     page.write_text(text)
-    return "\n".join(lines)
+    return text
+
+
+def _markdown(*head: str) -> str:
+    return _markdown_row(*head) + _markdown_row(*["---"] * len(head))
+
+
+def _markdown_row(*cells: Any) -> str:
+    return "| " + " | ".join("" if x is None else str(x) for x in cells) + " |\n"
 
 
 def _value(c: dict[str, Any]) -> str:
