@@ -96,7 +96,7 @@ def test_a_learner_needs_no_jit(learner, key):
 @pytest.mark.slow
 def test_one_unroll_equals_several(learner, key):
     inner, meta_params, data = LEARNERS[learner]("online")
-    start = inner.init(key, meta_params, data)
+    start = jax.jit(inner.init)(key, meta_params, data)
     run = jax.jit(lambda s, n: mx.unroll(inner, meta_params, s, data, n)[0], static_argnums=1)
     whole, parts = run(start, 12), start
     for _ in range(4):
@@ -114,9 +114,10 @@ def test_evaluate_beyond_the_horizon(learner, key):
     assert len(np.unique(curves.loss.mean(1))) == 3, "tasks must differ"
     # A brute-force loop over the steps of the first task.
     k = jax.random.split(key, 3)[0]
-    state, losses = inner.init(k, meta_params, data), []
+    step = jax.jit(inner.step)
+    state, losses = jax.jit(inner.init)(k, meta_params, data), []
     for _ in range(9):
-        state, (loss, _) = inner.step(meta_params, state, data)
+        state, (loss, _) = step(meta_params, state, data)
         losses.append(float(loss))
     np.testing.assert_allclose(losses, curves.loss[0], rtol=2e-4, atol=1e-6)
 
@@ -125,8 +126,8 @@ def test_evaluate_beyond_the_horizon(learner, key):
 @pytest.mark.slow
 def test_evaluating_does_not_adapt(learner, key):
     inner, meta_params, data = LEARNERS[learner]("heldout")
-    state = inner.init(key, meta_params, data)
-    assert inner.loss(meta_params, state, data) == inner.loss(meta_params, state, data)
+    state, loss = jax.jit(inner.init)(key, meta_params, data), jax.jit(inner.loss)
+    assert loss(meta_params, state, data) == loss(meta_params, state, data)
 
 
 def _bits(x):
