@@ -1,10 +1,14 @@
 """What all tests share."""
 
+import importlib.metadata
 import itertools
 import os
 
 # Tests compile a lot and compute little: the compiler is not to try hard. Set before the first `import jax`.
 _QUICK = "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
+_JAXLIB = tuple(map(int, importlib.metadata.version("jaxlib").split(".")[:2]))
+if _JAXLIB < (0, 11):  # half the time again; an unknown flag would end the process
+    _QUICK += " --xla_cpu_use_fusion_emitters=false"
 os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {_QUICK}".strip()
 
 import jax  # noqa: E402
