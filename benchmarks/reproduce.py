@@ -93,7 +93,7 @@ def reproduce(name: str, scale: str, out: Path, seeds: int | None = None, first:
     experiment = load(name)
     settings = experiment.settings[scale]
     seeds = (1 if scale == "smoke" else experiment.seeds) if seeds is None else seeds
-    results, seconds = [], []
+    results, seconds, peaks = [], [], []
     for seed in range(first, first + seeds):
         folder = out / f"{name}-{scale}" / f"seed-{seed}"
         done = folder / "result.json"
@@ -104,13 +104,15 @@ def reproduce(name: str, scale: str, out: Path, seeds: int | None = None, first:
         else:
             if not resume and folder.exists():
                 raise ValueError(f"{folder} holds an earlier run: add --resume to go on, or give another --out")
+            interrupted = folder.exists()  # what went before was not timed
             folder.mkdir(parents=True, exist_ok=True)
             print(f"{name}, {scale}, seed {seed}", flush=True)
             begin = time.monotonic()
             result = {k: np.asarray(v) for k, v in experiment.run(seed, settings, folder).items()}
             stored = {
                 "settings": settings,
-                "seconds": time.monotonic() - begin,
+                "seconds": None if interrupted else time.monotonic() - begin,
+                "peak_resident_mib": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024),
                 "result": {k: _short(v) for k, v in result.items()},
             }
             part = done.with_suffix(".part")
@@ -118,6 +120,7 @@ def reproduce(name: str, scale: str, out: Path, seeds: int | None = None, first:
             part.rename(done)
         results.append({k: np.asarray(v) for k, v in stored["result"].items()})
         seconds.append(stored["seconds"])
+        peaks.append(stored.get("peak_resident_mib"))
     claims = experiment.claims(results, settings)
     report = {
         "name": name,
@@ -128,7 +131,7 @@ def reproduce(name: str, scale: str, out: Path, seeds: int | None = None, first:
         **machine(),
         "seeds": list(range(first, first + seeds)),
         "seconds": seconds,
-        "peak_resident_mib": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024),
+        "peak_resident_mib": peaks,
         "settings": settings,
         "claims": [c._asdict() for c in claims],
         "results": [{k: _short(v) for k, v in r.items()} for r in results],
@@ -159,7 +162,8 @@ def report(root: Path, page: Path) -> str:
         for path in runs:
             r = json.loads(path.read_text())
             verdicts = [c["holds"] for c in r["claims"]]
-            run = f"`{name}` {r['scale']}, {len(r['seeds'])} seeds, {path.stem}, {sum(r['seconds']) / 60:.0f} min"
+            run = f"`{name}` {r['scale']}, {len(r['seeds'])} seeds, {path.stem}"
+            run += "" if None in r["seconds"] else f", {sum(r['seconds']) / 60:.0f} min"
             holding = f"{verdicts.count(True)} of {len(verdicts) - verdicts.count(None)}"
             overview += _markdown_row(r["title"], r["source"], holding, run)
             claims = _markdown("paper", "claim", "published", "ours", "holds")

@@ -73,6 +73,32 @@ def test_report(tmp_path, monkeypatch, capsys):
     assert f"| A title | paper | 0 of 1 | `{name}` small, 2 seeds, cpu, 2 min |\n" in text
     assert text.count(": not run |") == len(harness.names()) - 1
     assert text in capsys.readouterr().out
+    (tmp_path / name / "cpu.json").write_text(json.dumps({**result, "seconds": [30, None]}))  # one was interrupted
+    assert f"`{name}` small, 2 seeds, cpu |\n" in harness.report(tmp_path, page)
+
+
+def test_an_interrupted_seed_has_no_time(tmp_path, monkeypatch):
+    def dies_once(seed, settings, folder):
+        if not (folder / "begun").exists():
+            (folder / "begun").touch()
+            raise KeyboardInterrupt
+        return {"x": np.ones(1)}
+
+    def picture(results, settings, figure):
+        figure.subplots()
+
+    experiment = harness.Experiment("A title", "paper", {"small": {}}, dies_once, lambda r, s: [], picture, seeds=1)
+    monkeypatch.setattr(harness, "load", lambda name: experiment)
+    with pytest.raises(KeyboardInterrupt):
+        harness.reproduce("x", "small", tmp_path)
+    assert harness.reproduce("x", "small", tmp_path, resume=True)["seconds"] == [None]
+    (tmp_path / "x-small" / "seed-1").mkdir()
+    (tmp_path / "x-small" / "seed-1" / "begun").touch()
+    experiment = experiment._replace(run=lambda seed, settings, folder: {"x": np.ones(1)})
+    both = harness.reproduce("x", "small", tmp_path, seeds=3, resume=True)
+    assert both["seconds"][:2] == [None, None]
+    assert both["seconds"][2] >= 0
+    assert all(peak > 0 for peak in both["peak_resident_mib"])
 
 
 @pytest.mark.parametrize(
