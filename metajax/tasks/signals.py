@@ -11,8 +11,8 @@ def signals(num_cells: int, spread: float = 1.0) -> Tasks:
     """What single cells meet in a network that learns by backpropagation: tasks for `metajax.learners.clone_backprop`.
 
     Each cell has scales of its own: weights and biases ``N(0, s^2)``, ``s`` log-uniform from ``spread / 20`` to
-    ``spread``; inputs ``N(0, c^2)``, ``c`` log-uniform from 0.1 to 3. Errors are between -1 and 1, most of them small,
-    as those of a softmax are. Batches are ``{"x": [M], "e": [M]}``.
+    ``spread``; inputs ``N(0, c^2)``, ``c`` log-uniform from 0.1 to 4. Errors lie in ±1.5, most of them near 0: those of
+    a softmax are below 1, what it sends down to hidden units is not. Batches are ``{"x": [M], "e": [M]}``.
 
     >>> import jax, metajax as mx
     >>> mx.tasks.signals(5).sample(jax.random.key(0), ())["w"].shape
@@ -30,12 +30,12 @@ def signals(num_cells: int, spread: float = 1.0) -> Tasks:
         return {
             "w": own * jax.random.normal(k_w, (num_cells,)),
             "b": own * jax.random.normal(k_b, (num_cells,)),
-            "scale": log_uniform(k_scale, 0.1, 3.0),
+            "scale": log_uniform(k_scale, 0.1, 4.0),
         }
 
     def draw(key, task):
         k_x, k_e, k_sign = jax.random.split(key, 3)
-        size = jax.random.uniform(k_e, (num_cells,)) ** 4
+        size = 1.5 * jax.random.uniform(k_e, (num_cells,)) ** 4
         return {
             "x": task["scale"] * jax.random.normal(k_x, (num_cells,)),
             "e": jnp.where(jax.random.bernoulli(k_sign, 0.5, (num_cells,)), size, -size),
