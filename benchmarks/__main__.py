@@ -48,6 +48,9 @@ def main() -> int:
     again.add_argument("--out", type=Path, default=Path("out/reproduce"), help="folder for NAME.json and NAME.png")
     again.add_argument("--seeds", type=int, help="how many")
     again.add_argument("--first", type=int, default=0, help="the first seed (to share seeds among processes)")
+    again.add_argument(
+        "--devices", type=int, default=1, help="CPU: devices to simulate, so that meta-training fills as many cores"
+    )
     again.add_argument("--resume", action="store_true", help="keep the seeds that are done and go on with the rest")
 
     report = commands.add_parser("report", help="gather the results into docs/reproduced.md")
@@ -68,7 +71,11 @@ def main() -> int:
         again.error("give the NAME of an experiment, or --list")
     elif args.seeds is not None and args.seeds < 1:
         again.error(f"--seeds must be at least 1, got {args.seeds}")
+    elif args.devices < 1:
+        again.error(f"--devices must be at least 1, got {args.devices}")
     else:
+        if args.devices > 1:
+            jax.config.update("jax_num_cpu_devices", args.devices)
         try:
             harness.reproduce(args.name, args.scale, args.out, args.seeds, args.first, args.resume)
         except (FileNotFoundError, ValueError) as e:

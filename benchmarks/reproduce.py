@@ -13,6 +13,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import jax
 import numpy as np
 
 from benchmarks.machine import machine
@@ -122,12 +123,13 @@ def reproduce(name: str, scale: str, out: Path, seeds: int | None = None, first:
         seconds.append(stored["seconds"])
         peaks.append(stored.get("peak_resident_mib"))
     claims = experiment.claims(results, settings)
+    devices = f" --devices {jax.device_count()}" if jax.default_backend() == "cpu" and jax.device_count() > 1 else ""
     report = {
         "name": name,
         "title": experiment.title,
         "source": experiment.source,
         "scale": scale,
-        "command": f"python -m benchmarks reproduce {name} --scale {scale} --seeds {seeds} --first {first}",
+        "command": f"python -m benchmarks reproduce {name} --scale {scale} --seeds {seeds} --first {first}{devices}",
         **machine(),
         "seeds": list(range(first, first + seeds)),
         "seconds": seconds,

@@ -7,8 +7,6 @@ exact. A sample is one episode: four windows of ten steps for the truncated esti
 
 import jax
 import optax
-from evosax.algorithms import Open_ES
-from evosax.core.fitness_shaping import identity_fitness_shaping_fn
 
 import metajax as mx
 from benchmarks.table import Row, Setting
@@ -27,6 +25,10 @@ def estimators(setting: Setting) -> list[Row]:
     start = trainer.init(jax.random.key(0), optimizer.init(jax.random.key(1)))
     meta_params = mx.fit(trainer, start, num_steps=4 if setting.smoke else 60, progress=False).state.meta_params
     exact = mx.mean_gradient(mx.bptt(inner, 64), jax.random.key(2), meta_params, samples=samples)
+
+    # Here, since importing it settles JAX's devices.
+    from evosax.algorithms import Open_ES
+    from evosax.core.fitness_shaping import identity_fitness_shaping_fn
 
     strategy = Open_ES(
         2 * TASKS,

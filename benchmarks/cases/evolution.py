@@ -2,7 +2,6 @@
 
 import jax
 import jax.numpy as jnp
-from evosax.algorithms import Open_ES
 from jax.flatten_util import ravel_pytree
 
 import metajax as mx
@@ -63,6 +62,8 @@ def _antithetic(setting: Setting, case: str, truncation: int | None) -> Row:
 def es_population(setting: Setting) -> list[Row]:
     """Whole episodes: antithetic evolution strategies, and a strategy of evosax."""
     problem = loop, pairs, meta_params, data = _problem(setting.smoke)
+    from evosax.algorithms import Open_ES  # here, since importing it settles JAX's devices
+
     strategy = Open_ES(2 * pairs, solution=meta_params)
     estimator = mx.ask_tell(loop, strategy, 1)
     state = estimator.init(jax.random.key(1), meta_params, data)

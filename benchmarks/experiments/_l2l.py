@@ -9,7 +9,7 @@ import numpy as np
 import optax
 
 import metajax as mx
-from benchmarks.experiments._training import meta_train
+from benchmarks.experiments._training import divided, meta_train, placed
 from benchmarks.reproduce import Claim, Results, claim
 
 
@@ -35,12 +35,13 @@ def learn(
         learner = mx.l2l(optimizer.tx, problem)
         rate = optax.cosine_decay_schedule(p["rate"], p["steps"], alpha=0.05)
         if p["estimator"] == "bptt":
-            estimator = mx.bptt(mx.inner(learner, tasks, p["horizon"]), p["tasks"], p["window"])
+            loop = divided(mx.inner(learner, tasks, p["horizon"]))
+            estimator = mx.bptt(loop, p["tasks"], p["window"])
             outer = optax.chain(optax.clip_by_global_norm(1.0), optax.adam(rate))
         else:
-            loop = mx.inner(learner, tasks, p["horizon"], meta_loss="heldout")
+            loop = divided(mx.inner(learner, tasks, p["horizon"], meta_loss="heldout"))
             estimator, outer = mx.es(loop, p["tasks"], p["std"]), optax.adam(rate)
-        judged = mx.inner(learner, tasks, steps)
+        judged, data = divided(mx.inner(learner, tasks, steps)), placed(data)
 
         def loss(key, meta_params, data, judged=judged):
             return mx.evaluate(judged, key, meta_params, data, num_tasks=validated).loss[:, -(steps // 10) :].mean()

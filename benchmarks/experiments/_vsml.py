@@ -13,6 +13,7 @@ import numpy as np
 import optax
 
 import metajax as mx
+from benchmarks.experiments._training import divided, placed
 
 RATES = {"SGD": (1e-3, 3e-3, 1e-2, 3e-2, 1e-1), "Adam": (1e-4, 3e-4, 1e-3, 3e-3, 1e-2)}
 
@@ -65,7 +66,7 @@ def meta_train(seed: int, data: Any, phases: Sequence[dict[str, Any]], folder: P
     for i, p in enumerate(phases):
         learner = network(p["dims"], p["classes"]).learner
         horizon = tuple(p["horizon"]) if isinstance(p["horizon"], list) else p["horizon"]
-        loop = mx.inner(learner, tasks(p["classes"], p["view"], p["dims"]), horizon)
+        loop, data = divided(mx.inner(learner, tasks(p["classes"], p["view"], p["dims"]), horizon)), placed(data)
         # Phases go on from each other at full rate; the last one comes to rest.
         last = i == len(phases) - 1
         rate = optax.cosine_decay_schedule(p["rate"], p["steps"], alpha=0.05) if last else p["rate"]
@@ -76,14 +77,14 @@ def meta_train(seed: int, data: Any, phases: Sequence[dict[str, Any]], folder: P
             estimate = mx.es(loop, p["tasks"], p["std"])
             outer = optax.adam(rate)
         trainer = mx.trainer(estimate, outer)
-        state = trainer.init(jax.random.key(1000 * i + seed + 10), meta_params, data)
+        state = placed(trainer.init(jax.random.key(1000 * i + seed + 10), meta_params, data))
         store = mx.checkpoints(folder / f"phase-{i}", every=50)
         label = f"{estimator}, phase {i}"
         meta_params = mx.fit(
             trainer, state, data, num_steps=p["steps"], chunk=25, checkpoint=store, label=label
         ).state.meta_params
         store.close()
-    return meta_params
+    return mx.sharding.gather(meta_params)
 
 
 def cumulative(accuracy: Any) -> np.ndarray:

@@ -10,7 +10,7 @@ import optax
 
 import metajax as mx
 from benchmarks.experiments._few_shot import accuracy
-from benchmarks.experiments._training import meta_train
+from benchmarks.experiments._training import divided, meta_train
 from benchmarks.reproduce import Claim, Experiment, Results, claim
 
 SOURCE = "Rajeswaran et al. 2019, table 2"
@@ -72,6 +72,7 @@ def run(seed: int, settings: dict[str, Any], folder: Path) -> dict[str, np.ndarr
             learner, init = build(method, ways, size, s["net"], p)
             # As many queries a class as there are shots, in training and in the test, as is published.
             learns = mx.inner(learner, mx.tasks.episodes(ways, p.get("shots", shots), shots), p["steps"], "heldout")
+            learns = divided(learns) if tasks % jax.device_count() == 0 else learns
             judged = mx.inner(learner, mx.tasks.episodes(ways, shots), p["test_steps"])
 
             def loss(key, meta_params, data, judged=judged):

@@ -105,9 +105,10 @@ EXPERIMENT = Experiment(
             "data": "cifar10", "size": 16, "filters": [8, 8, 8], "hidden": 16, "kernel": 3, "batch": 64, "preset": {},
             "steps": 1000, "judged": 200, "validated": 4, "test_tasks": 4, "rates": _RATES,
             "meta_training": [
-                {"estimator": "bptt", "horizon": 200, "window": 25, "tasks": 2, "rate": 3e-3, "steps": 800,
-                 "chunk": 40},
-                {"estimator": "es", "horizon": 200, "tasks": 8, "std": 0.03, "rate": 1e-2, "steps": 60, "chunk": 10},
+                {"estimator": "bptt", "horizon": 200, "window": 25, "tasks": 2, "rate": 3e-3, "steps": 400,
+                 "chunk": 50},
+                {"estimator": "bptt", "horizon": 500, "window": 100, "tasks": 2, "rate": 1e-3, "steps": 150,
+                 "chunk": 25},
             ],
         },
         "full": {
