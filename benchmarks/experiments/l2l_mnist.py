@@ -74,20 +74,13 @@ def run(seed: int, settings: dict[str, Any], folder: Path) -> dict[str, np.ndarr
             posed = mx.problems.random_mlp(tasks, inputs, 10, widths=(p["hidden"] // 2, p["hidden"]), depths=(1, 2))
         return *many(*posed, p["stands_for"]), data
 
-    learned = {
-        name: optimizer.tx(
-            _l2l.learn(
-                seed,
-                optimizer,
-                s["meta_training"][name],
-                pose,
-                folder / name,
-                steps=s["steps"],
-                validated=s["validated"],
-            )
+    learned = {}
+    for name, optimizer in optimizers.items():
+        meta_params = _l2l.learn(
+            seed, optimizer, s["meta_training"][name], pose, folder / name, steps=s["steps"], validated=s["validated"]
         )
-        for name, optimizer in optimizers.items()
-    }
+        mx.save(folder / f"{name}.npz", meta_params)
+        learned[name] = optimizer.tx(meta_params)
     unseen, results = images(s["data"], "test", s["size"]), {}
     for i, (case, (hidden, activation, factor, *_)) in enumerate(cases(s).items()):
         problem = mx.problems.mlp((s["size"] ** 2, *hidden, 10), activation)
