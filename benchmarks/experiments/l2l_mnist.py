@@ -125,8 +125,12 @@ _SHORT = {"estimator": "bptt", "horizon": 100, "window": 25, "tasks": 4, "rate":
 _LONG = {"estimator": "bptt", "horizon": 200, "window": 100, "tasks": 4, "rate": 2e-3}
 _LAST = {"estimator": "es", "horizon": 100, "std": 0.03, "rate": 5e-3}
 _SMALL = {"size": 10, "hidden": 16, "stands_for": [8, 3]}  # 8: about 28 x 28 / (10 x 10)
-
-
+_PHASES = (
+    {**_SHORT, "steps": 400, "chunk": 50},
+    {**_LONG, "steps": 200, "chunk": 50},
+    {**_LAST, "tasks": 16, "steps": 150, "chunk": 25},
+)
+_MORE = ({**_LAST, "tasks": 16, "horizon": 150, "std": 0.02, "rate": 1e-2, "steps": 150, "chunk": 25},)
 EXPERIMENT = Experiment(
     title="Learning to train a network on MNIST, and others than the one it was meta-trained on",
     source=f"{SOURCE}, figures 4 and 5",
@@ -142,11 +146,10 @@ EXPERIMENT = Experiment(
         "small": {
             "data": "mnist", "size": 28, "batch": 128, "steps": 100, "preset": {}, "validated": 16, "test_tasks": 32,
             "rates": _RATES,
-            "meta_training": _both(
-                {**_SHORT, **_SMALL, "steps": 400, "chunk": 50},
-                {**_LONG, **_SMALL, "steps": 200, "chunk": 50},
-                {**_LAST, **_SMALL, "tasks": 16, "steps": 150, "chunk": 25},
-            ),
+            "meta_training": {
+                name: [{"network": network, **_SMALL, **phase} for phase in (*_PHASES, *more)]
+                for name, network, more in ((PLAIN, "sigmoid", _MORE), (FAMILY, "family", ()))
+            },
         },
         "full": {
             "data": "mnist", "size": 28, "batch": 128, "steps": 100, "preset": {}, "validated": 32, "test_tasks": 128,
