@@ -6,6 +6,7 @@ seeds have returned and from nothing else.
 
 import importlib
 import json
+import math
 import pkgutil
 import resource
 import time
@@ -193,7 +194,10 @@ def _markdown_row(*cells: Any) -> str:
 def _value(c: dict[str, Any]) -> str:
     if c["measured"] is None:
         return "not run"
-    return f"{c['measured']:.4g}" + ("" if c["spread"] is None else f" ± {c['spread']:.2g}")
+    if not c["spread"]:
+        return f"{c['measured']:.4g}"
+    digits = max(0, 1 - math.floor(math.log10(c["spread"])))  # two of the spread's
+    return f"{c['measured']:.{digits}f} ± {c['spread']:.{digits}f}"
 
 
 def _verdict(holds: bool | None) -> str:

@@ -69,7 +69,7 @@ def test_report(tmp_path, monkeypatch, capsys):
     page = tmp_path / "page.md"
     assert call(monkeypatch, "report", "--results", tmp_path, "--page", page) == 0
     text = page.read_text()
-    assert "| paper, figure 1 | it is small | 3 | 1.5 ± 0.71 | no |\n" in text
+    assert "| paper, figure 1 | it is small | 3 | 1.50 ± 0.71 | no |\n" in text
     assert f"| A title | paper | 0 of 1 | `{name}` small, 2 seeds, cpu, 2 min |\n" in text
     assert text.count(": not run |") == len(harness.names()) - 1
     assert text in capsys.readouterr().out
