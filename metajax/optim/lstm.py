@@ -123,8 +123,7 @@ def lstm(
 
 def lstm_cell(layer: dict[str, Array], x: Array, h: Array, c: Array) -> tuple[Array, Array]:
     """One LSTM step for all coordinates: ``x [F, P]``, ``h`` and ``c [H, P]`` -> new ``h`` and ``c``."""
-    w_x, w_h = layer["w"][:, : x.shape[0]], layer["w"][:, x.shape[0] :]
-    i, j, f, o = jnp.split(w_x @ x + w_h @ h + layer["b"][:, None], 4)
+    i, j, f, o = jnp.split(layer["w"] @ jnp.concatenate([x, h]) + layer["b"][:, None], 4)
     c = jax.nn.sigmoid(f + 1.0) * c + jax.nn.sigmoid(i) * jnp.tanh(j)
     return jax.nn.sigmoid(o) * jnp.tanh(c), c
 
