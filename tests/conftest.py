@@ -3,6 +3,7 @@
 import importlib.metadata
 import itertools
 import os
+import signal
 
 # Tests compile a lot and compute little: the compiler is not to try hard. Set before the first `import jax`.
 _QUICK = "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
@@ -25,6 +26,14 @@ def x64():
 @pytest.fixture
 def key():
     return jax.random.key(0)
+
+
+@pytest.fixture
+def interruptible():
+    """Ctrl-C as in a terminal: a job in the background of a shell ignores it, and so would the run."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
 
 
 collect_ignore = ["four_devices.py", "two_processes.py"]  # scripts, run by tests in processes of their own

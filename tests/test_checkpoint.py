@@ -216,14 +216,6 @@ def test_a_finished_run_is_only_read(whole):
         runs.run(folder, num_steps=50)
 
 
-@pytest.fixture
-def interruptible():
-    """Ctrl-C as in a terminal: a job in the background of a shell ignores it, and so would the run."""
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
-    yield
-    signal.signal(signal.SIGINT, before)
-
-
 @pytest.mark.usefixtures("interruptible")
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 @pytest.mark.slow

@@ -196,6 +196,7 @@ def test_a_run_that_fails(tmp_path, capsys):
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+@pytest.mark.usefixtures("interruptible")
 @pytest.mark.slow
 def test_signals(tmp_path, number, code):
     path = write(tmp_path)
