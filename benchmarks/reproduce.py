@@ -192,12 +192,13 @@ def _markdown_row(*cells: Any) -> str:
 
 
 def _value(c: dict[str, Any]) -> str:
-    if c["measured"] is None:
+    value, spread = c["measured"], c["spread"]
+    if value is None:
         return "not run"
-    if not c["spread"]:
-        return f"{c['measured']:.4g}"
-    digits = max(0, 1 - math.floor(math.log10(c["spread"])))  # two of the spread's
-    return f"{c['measured']:.{digits}f} ± {c['spread']:.{digits}f}"
+    if not spread or spread < 1e-4:
+        return f"{value:.4g}" + ("" if spread is None else f" ± {spread:.2g}")
+    digits = max(0, 1 - math.floor(math.log10(spread)))  # two of the spread's
+    return f"{value:.{digits}f} ± {spread:.{digits}f}"
 
 
 def _verdict(holds: bool | None) -> str:

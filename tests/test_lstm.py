@@ -206,3 +206,27 @@ def test_as_the_optimizer_of_a_train_state():
     new = jax.jit(lambda s, g: s.apply_gradients(grads=g))(state, grads)
     assert int(new.step) == 1
     assert not np.allclose(new.params["kernel"], state.params["kernel"])
+
+
+def test_many_coordinates_side_by_side_are_those_one_by_one():
+    meta_params = mx.optim.lstm(hidden=(4,)).init(jax.random.key(1))
+    grads = jax.random.normal(jax.random.key(2), (3, 5, 200))  # tasks, steps, coordinates
+    weights = jax.random.normal(jax.random.key(3), (200,))
+
+    def total(meta_params, grads):
+        tx = mx.optim.lstm(hidden=(4,)).tx(meta_params)
+
+        def step(state, grad):
+            updates, state = tx.update(grad, state)
+            return state, updates @ weights
+
+        return jax.lax.scan(step, tx.init(weights), grads)[1].sum()
+
+    together = jax.value_and_grad(lambda m, g: jax.vmap(total, (None, 0))(m, g).sum())
+    alone = [jax.value_and_grad(total)(meta_params, g) for g in grads]
+    chex.assert_trees_all_close(
+        together(meta_params, grads), jax.tree.map(lambda *x: sum(x), *alone), rtol=1e-4, atol=1e-5
+    )
+    spoilt = jax.vmap(total, (None, 0))(meta_params, grads.at[0, 0, 0].set(jnp.nan))
+    np.testing.assert_allclose(spoilt[1:], [value for value, _ in alone[1:]], rtol=1e-4)
+    assert np.isnan(spoilt[0])

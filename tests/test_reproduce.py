@@ -1,12 +1,19 @@
 """The harness of reproduced results: every experiment runs at its smallest scale, and claims come from the runs."""
 
 import json
+import subprocess
+import sys
 
+import jax
+import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
+import metajax as mx
 from benchmarks import __main__ as command
 from benchmarks import reproduce as harness
+from benchmarks.experiments import _training, l2l_mnist
 
 
 def call(monkeypatch, *args):
@@ -114,3 +121,49 @@ def test_bad_commands(args, message, monkeypatch, capsys):
         call(monkeypatch, *args)
     assert e.value.code == 2
     assert message in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_meta_training_over_two_devices_comes_to_the_same(tmp_path):
+    results = []
+    for devices in (1, 2):
+        out = tmp_path / str(devices)
+        command = ["reproduce", "vsml-introspection", "--scale", "smoke", "--devices", str(devices), "--out", str(out)]
+        subprocess.run([sys.executable, "-m", "benchmarks", *command], check=True, capture_output=True)
+        results.append(json.loads((out / "vsml-introspection.json").read_text()))
+    one, two = results
+    assert two["command"] == one["command"] + " --devices 2"
+    for name, value in one["results"][0].items():
+        np.testing.assert_allclose(two["results"][0][name], value, rtol=1e-3, atol=1e-4, err_msg=name)
+
+
+def test_devices_that_divide_the_episodes_are_taken(monkeypatch):
+    monkeypatch.setattr(jax, "device_count", lambda: 8)
+    monkeypatch.setattr(mx.sharding, "mesh", lambda n: n)
+    assert [_training.mesh(n) for n in (1, 2, 3, 12, 16)] == [None, 2, None, 4, 8]
+
+
+def test_a_weight_that_stands_for_many_moves_as_they_do():
+    n, inputs = 5, 3
+    image = jax.random.normal(jax.random.key(0), (4, inputs))
+    batch = {"image": image, "label": jnp.array([0, 1, 1, 0])}
+    repeated = {**batch, "image": jnp.repeat(image, n, 1)}
+    few = mx.problems.mlp((inputs, 4, 2))
+    problem, _ = l2l_mnist.many(few, mx.tasks.minibatches(4), (8, 1))
+    wide = mx.problems.mlp((inputs * n, 4, 2))
+    factors = jnp.array([n, 1.0])
+    # Equal weights for equal inputs, steps that do not depend on the size of a gradient.
+    tx, key = optax.sign_sgd(0.01), jax.random.key(1)
+    scaled = problem.init(key, ((), factors))
+    many = [{**scaled[0], "w": jnp.repeat(scaled[0]["w"], n, 0)}, scaled[1]]
+    losses = []
+    for _ in range(10):
+        a, grad_a = jax.value_and_grad(lambda p: problem.loss(key, p, (batch, factors))[0])(scaled)
+        b, grad_b = jax.value_and_grad(lambda p: wide.loss(key, p, repeated)[0])(many)
+        losses.append((a, b))
+        scaled = optax.apply_updates(scaled, tx.update(grad_a, tx.init(scaled))[0])
+        many = optax.apply_updates(many, tx.update(grad_b, tx.init(many))[0])
+    np.testing.assert_allclose(*zip(*losses, strict=True), rtol=1e-5)
+    start = few.init(key, ())
+    np.testing.assert_allclose(losses[0][0], few.loss(key, start, batch)[0], rtol=1e-6)
+    assert losses[-1][0] < losses[0][0]

@@ -9,7 +9,7 @@ import numpy as np
 import optax
 
 import metajax as mx
-from benchmarks.experiments._training import divided, meta_train, placed
+from benchmarks.experiments._training import divided, meta_train
 from benchmarks.reproduce import Claim, Results, claim
 
 
@@ -35,20 +35,20 @@ def learn(
         learner = mx.l2l(optimizer.tx, problem)
         rate = optax.cosine_decay_schedule(p["rate"], p["steps"], alpha=0.05)
         if p["estimator"] == "bptt":
-            loop = divided(mx.inner(learner, tasks, p["horizon"]))
+            loop = divided(mx.inner(learner, tasks, p["horizon"]), p["tasks"])
             estimator = mx.bptt(loop, p["tasks"], p["window"])
             outer = optax.chain(optax.clip_by_global_norm(1.0), optax.adam(rate))
         else:
-            loop = divided(mx.inner(learner, tasks, p["horizon"], meta_loss="heldout"))
+            loop = divided(mx.inner(learner, tasks, p["horizon"], meta_loss="heldout"), p["tasks"])
             estimator, outer = mx.es(loop, p["tasks"], p["std"]), optax.adam(rate)
-        judged, data = divided(mx.inner(learner, tasks, steps)), placed(data)
+        judged = mx.inner(learner, tasks, steps)
 
         def loss(key, meta_params, data, judged=judged):
             return mx.evaluate(judged, key, meta_params, data, num_tasks=validated).loss[:, -(steps // 10) :].mean()
 
         meta_params = meta_train(
-            estimator, outer, jax.random.key(1000 * i + seed), meta_params, data, steps=p["steps"],
-            folder=folder.with_name(f"{folder.name}-{i}"), chunk=p["chunk"],
+            estimator, outer, jax.random.key(1000 * i + seed), meta_params, data, episodes=p["tasks"],
+            steps=p["steps"], folder=folder.with_name(f"{folder.name}-{i}"), chunk=p["chunk"],
             validate=mx.validation(loss, jax.random.key(200 + seed), data, every=p["chunk"]),
         )  # fmt: skip
     return meta_params

@@ -66,7 +66,7 @@ def meta_train(seed: int, data: Any, phases: Sequence[dict[str, Any]], folder: P
     for i, p in enumerate(phases):
         learner = network(p["dims"], p["classes"]).learner
         horizon = tuple(p["horizon"]) if isinstance(p["horizon"], list) else p["horizon"]
-        loop, data = divided(mx.inner(learner, tasks(p["classes"], p["view"], p["dims"]), horizon)), placed(data)
+        loop = divided(mx.inner(learner, tasks(p["classes"], p["view"], p["dims"]), horizon), p["tasks"])
         # Phases go on from each other at full rate; the last one comes to rest.
         last = i == len(phases) - 1
         rate = optax.cosine_decay_schedule(p["rate"], p["steps"], alpha=0.05) if last else p["rate"]
@@ -77,14 +77,15 @@ def meta_train(seed: int, data: Any, phases: Sequence[dict[str, Any]], folder: P
             estimate = mx.es(loop, p["tasks"], p["std"])
             outer = optax.adam(rate)
         trainer = mx.trainer(estimate, outer)
-        state = placed(trainer.init(jax.random.key(1000 * i + seed + 10), meta_params, data))
+        state = placed(trainer.init(jax.random.key(1000 * i + seed + 10), meta_params, data), p["tasks"])
         store = mx.checkpoints(folder / f"phase-{i}", every=50)
         label = f"{estimator}, phase {i}"
-        meta_params = mx.fit(
-            trainer, state, data, num_steps=p["steps"], chunk=25, checkpoint=store, label=label
-        ).state.meta_params
+        fitted = mx.fit(
+            trainer, state, placed(data, p["tasks"]), num_steps=p["steps"], chunk=25, checkpoint=store, label=label
+        )
+        meta_params = mx.sharding.gather(fitted.state.meta_params)
         store.close()
-    return mx.sharding.gather(meta_params)
+    return meta_params
 
 
 def cumulative(accuracy: Any) -> np.ndarray:

@@ -72,7 +72,6 @@ def run(seed: int, settings: dict[str, Any], folder: Path) -> dict[str, np.ndarr
             learner, init = build(method, ways, size, s["net"], p)
             # As many queries a class as there are shots, in training and in the test, as is published.
             learns = mx.inner(learner, mx.tasks.episodes(ways, p.get("shots", shots), shots), p["steps"], "heldout")
-            learns = divided(learns) if tasks % jax.device_count() == 0 else learns
             judged = mx.inner(learner, mx.tasks.episodes(ways, shots), p["test_steps"])
 
             def loss(key, meta_params, data, judged=judged):
@@ -80,11 +79,12 @@ def run(seed: int, settings: dict[str, Any], folder: Path) -> dict[str, np.ndarr
                 return 1 - found.mean()
 
             meta_params = meta_train(
-                mx.bptt(learns, tasks, remat=False),
+                mx.bptt(divided(learns, tasks), tasks, remat=False),
                 outer(method, s["rate"], meta_steps),
                 jax.random.key(seed),
                 init(jax.random.key(100 + seed)),
                 train,
+                episodes=tasks,
                 steps=meta_steps,
                 folder=folder / f"{where}, {method}".replace(", ", "-").replace(" ", "-"),
                 validate=mx.validation(loss, jax.random.key(200), validation, every=s["validate"]),

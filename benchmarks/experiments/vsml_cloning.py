@@ -18,7 +18,7 @@ WANTED = {("mnist", 1): 85, ("mnist", 0): 88, ("fashion_mnist", 1): 74, ("fashio
 
 
 def clone(seed: int, settings: dict[str, Any], folder: Path) -> tuple[mx.learners.Cell, Any, dict[str, np.ndarray]]:
-    """Fits the cell, with horizons that grow; returns it, its parameters, and what its error is."""
+    """Fits the cell, phase by phase; returns it, its parameters, and what its error is."""
     cell = mx.learners.with_weights(mx.learners.lstm_cell(settings["hidden"], slots=1, reduce="sum"))
     fitted = mx.learners.clone_backprop(cell, settings["rate"])
     meta_params = fitted.init(jax.random.key(seed))
@@ -105,7 +105,8 @@ def claims(results: Results, settings: dict[str, Any]) -> list[Claim]:
             text = f"Cloned learning, {where}: points behind the same network under SGD <= 2"
             found.append(claim(text, SOURCE, None, gap, lambda x: x <= 2))
     drift = [r["drift"][-1] for r in results]
-    text = "Drift of a cell's weight and bias after 500 steps, for weights of spread 0.035 to 0.7: < 0.01"
+    spread = f"{settings['spread'] / 20:.3g} to {settings['spread']:g}"
+    text = f"Drift of a cell's weight and bias after 500 steps, for weights of spread {spread}: < 0.01"
     found.append(claim(text, SOURCE, None, drift, lambda x: x < 0.01))
     relative = [r["relative_error_of_the_update"] for r in results]
     found.append(claim("Relative error of a single update < 5 %", SOURCE, None, relative, lambda x: x < 0.05))
