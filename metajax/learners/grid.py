@@ -83,16 +83,25 @@ def lstm_cell(
         c = jnp.zeros((*shape, hidden)).at[..., : first[-1]].set(matrix(key, shape[-2], first))
         return c, jnp.zeros_like(c)
 
+    # sigmoid(x) = (1 + tanh(x / 2)) / 2: with the halves in the weights all gates are one tanh over contiguous numbers.
+    scale, shift = np.repeat([0.5, 1.0, 0.5, 0.5], hidden), np.repeat([-5.0, 0.0, 5.0, 0.0], hidden)
+
     def step(params, state, forward, backward):
-        gates = params["gates"]
-        up = forward @ gates["forward"][: forward.shape[-1]] + gates["b"]
+        b = params["gates"]["b"]
+        gates = {
+            name: scale.astype(b.dtype) * w for name, w in {**params["gates"], "b": b + shift.astype(b.dtype)}.items()
+        }
+        # The bias as one more slot keeps this a product where there is a single slot: XLA would multiply within the
+        # loop over the cells, and with it whatever the image is computed from.
+        constant = jnp.ones((*forward.shape[:-1], 1), forward.dtype)
+        up = jnp.concatenate([forward, constant], -1) @ jnp.vstack([gates["forward"][: forward.shape[-1]], gates["b"]])
         down = backward @ gates["backward"][: backward.shape[-1]]
         drive = up[..., :, None, :] + down[..., None, :, :]
         c, h = state
         for _ in range(ticks):
-            i, g, f, o = jnp.split(drive + h @ gates["hidden"], 4, axis=-1)
-            c = jax.nn.sigmoid(f + 5) * c + jax.nn.sigmoid(i - 5) * jnp.tanh(g)
-            h = jax.nn.sigmoid(o) * jnp.tanh(c)
+            i, g, f, o = jnp.split(jnp.tanh(drive + h @ gates["hidden"]), 4, axis=-1)
+            c = (0.5 + 0.5 * f) * c + (0.5 + 0.5 * i) * g
+            h = (0.5 + 0.5 * o) * jnp.tanh(c)
         return c, h
 
     def message(params, state, slots, axis):
