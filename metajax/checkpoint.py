@@ -18,7 +18,6 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-import orbax.checkpoint as ocp
 
 from metajax import checks, hosts
 from metajax.types import PyTree
@@ -105,7 +104,7 @@ def checkpoints(directory: str | os.PathLike, every: int = 100, keep: int = 3, t
     keep = checks.positive_int("keep", keep)
     if not isinstance(tag, str):
         raise TypeError(f"tag must be a string such as 'v1', got {tag!r} of type {type(tag).__name__}")
-    opened: list[ocp.CheckpointManager] = []
+    opened: list[Any] = []  # an orbax CheckpointManager
     locks: list[int] = []
 
     def lock():
@@ -117,6 +116,7 @@ def checkpoints(directory: str | os.PathLike, every: int = 100, keep: int = 3, t
         if not opened:
             _sweep(path)
             logging.getLogger("absl").addFilter(_reported_by_us)
+            ocp = _orbax()
             options = ocp.CheckpointManagerOptions(
                 max_to_keep=keep,
                 create=False,
@@ -156,6 +156,7 @@ def checkpoints(directory: str | os.PathLike, every: int = 100, keep: int = 3, t
             return
         lock()
         data, meta = _pack(snapshot, tag)
+        ocp = _orbax()
         try:
             # One array: a failure among many leaves the others behind, each with a traceback of its own.
             items = ocp.args.Composite(data=ocp.args.StandardSave({"bytes": data}), meta=ocp.args.JsonSave(meta))
@@ -227,8 +228,15 @@ def _pack(snapshot: Snapshot, tag: str) -> tuple[np.ndarray, dict[str, Any]]:
     return np.frombuffer(data, np.uint8), {"body": body, "sha256": _digest(body)}
 
 
-def _read(manager: ocp.CheckpointManager, step: int) -> tuple[dict[str, Any], bytes]:
+def _orbax() -> Any:
+    import orbax.checkpoint  # a fifth of the time that importing metajax took
+
+    return orbax.checkpoint
+
+
+def _read(manager: Any, step: int) -> tuple[dict[str, Any], bytes]:
     """The JSON and the bytes of a step, verified."""
+    ocp = _orbax()
     # One of them after the other: a reader that is left behind by the failure of another would be heard of.
     meta = manager.restore(step, args=ocp.args.Composite(meta=ocp.args.JsonRestore()))["meta"]
     body = meta["body"]

@@ -50,6 +50,10 @@ def trainer(estimator: Estimator, tx: optax.GradientTransformation) -> Trainer:
         checks.floating("meta_params", meta_params)
         checks.finite("meta_params", meta_params)
         checks.finite("data", data)
+        return start(key, meta_params, data)
+
+    @jax.jit  # one program: a hundred small ones would take a newcomer's first seconds
+    def start(key, meta_params, data):
         k_estimator, key = jax.random.split(key)
         meta_params = _strong(meta_params)
         estimator_state = estimator.init(k_estimator, meta_params, data)
@@ -322,7 +326,8 @@ def _advance(run: _Run, trainer: Trainer, chunk: int, data: PyTree, n: int, max_
 @partial(jax.jit, static_argnums=(0, 1), donate_argnums=2)
 def _chunk(trainer: Trainer, size: int, state: TrainState, data: PyTree, n: int, max_skipped: int):
     # A loop of a length that is known only at run time: one compilation serves the last, shorter chunk too.
-    _, shapes = jax.eval_shape(trainer.step, state, data)
+    step = jax.jit(trainer.step)  # traced once, for the shapes and for the loop
+    _, shapes = jax.eval_shape(step, state, data)
     metrics = jax.tree.map(lambda x: jnp.zeros((size, *x.shape), x.dtype), shapes)
 
     def going(carry):
@@ -331,7 +336,7 @@ def _chunk(trainer: Trainer, size: int, state: TrainState, data: PyTree, n: int,
 
     def body(carry):
         i, state, metrics = carry
-        state, new = trainer.step(state, data)
+        state, new = step(state, data)
         return i + 1, state, jax.tree.map(lambda buffer, x: buffer.at[i].set(x), metrics, new)
 
     return lax.while_loop(going, body, (jnp.int32(0), state, metrics))[1:]

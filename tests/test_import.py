@@ -8,7 +8,7 @@ import sys
 import metajax
 from jax._src import xla_bridge
 assert not xla_bridge._backends, "importing started a backend: jax.distributed could no longer be initialised"
-late = {"evosax", "tensorflow_datasets", "matplotlib", "sklearn"} & sys.modules.keys()
+late = {"evosax", "orbax.checkpoint", "tensorflow_datasets", "matplotlib", "sklearn"} & sys.modules.keys()
 assert not late, f"imported before they are needed: {late}"
 """
 

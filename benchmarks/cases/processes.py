@@ -75,8 +75,8 @@ def first_call(setting: Setting) -> list[Row]:
 
 
 def example(heading: str, blocks: int | None = None) -> str:
-    """The Python code under a heading of the README, its first ``blocks`` only if asked."""
-    section = re.search(rf"^## {heading}.*?(?=^## |\Z)", (ROOT / "README.md").read_text(), re.S | re.M)
+    """The Python code under a heading of the README, up to the next heading, its first ``blocks`` only if asked."""
+    section = re.search(rf"^## {heading}.*?(?=^##|\Z)", (ROOT / "README.md").read_text(), re.S | re.M)
     if section is None:
         raise ValueError(f"the README has no heading that begins with {heading!r}")
     code = re.findall(r"^```python\n(.*?)^```", section[0], re.S | re.M)[:blocks]

@@ -34,9 +34,19 @@ def start(inner: Inner, key: Array, meta_params: PyTree, data: PyTree, num_tasks
     Those that are not cut short are marked as over, so that they begin inside the estimate and its gradient reaches
     what ``inner.init`` makes of the meta-parameters.
     """
-    state = inner.vmap(inner.init, (0, None, None))(jax.random.split(key, num_tasks), meta_params, data)
+    keys, init = jax.random.split(key, num_tasks), inner.vmap(inner.init, (0, None, None))
+    if stride == 0:  # only the shapes matter: to compile what makes the contents would take seconds
+        shapes = jax.eval_shape(init, keys, meta_params, data)
+        return jax.tree.map(lambda x: _blank(x, key), shapes)._replace(t=jnp.full(num_tasks, inner.horizon, jnp.int32))
+    state = init(keys, meta_params, data)
     late = jnp.arange(num_tasks, dtype=jnp.int32) * stride % inner.horizon
     return state._replace(t=jnp.where(late == 0, inner.horizon, late))
+
+
+def _blank(x: jax.ShapeDtypeStruct, key: Array) -> Array:
+    if jnp.issubdtype(x.dtype, jax.dtypes.prng_key):
+        return jnp.broadcast_to(key, x.shape)
+    return jnp.zeros(x.shape, x.dtype)
 
 
 def length(inner: Inner, key: Array, window: int) -> Array | int:

@@ -170,7 +170,7 @@ def vsml(
     def metrics(key, meta_params, state, batch):
         return test(meta_params, state, batch)[1]
 
-    return InContext(init, Learner(initial, step, loss, metrics))
+    return InContext(jax.jit(init), Learner(initial, step, loss, metrics))
 
 
 def _chain(layers: Sequence[int | Layer]) -> tuple[Layer, ...]:
