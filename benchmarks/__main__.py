@@ -30,7 +30,9 @@ def main() -> int:
     raw = argparse.RawDescriptionHelpFormatter
     run = commands.add_parser("run", help="measure", epilog=f"cases, all by default:\n{listed}", formatter_class=raw)
     run.add_argument("case", nargs="*", choices=[*cases(), []], metavar="CASE", help="see below")
-    run.add_argument("--json", type=Path, help="a file for all figures; OUT/run.json by default")
+    run.add_argument(
+        "--json", type=Path, help="a file for all figures, table and chart beside it; OUT/run.json by default"
+    )
     run.add_argument("--device", choices=("cpu", "gpu"), help="by default what JAX takes")
     run.add_argument("--against", choices=("peers",), help="compare with other packages: pip install 'metajax[peers]'")
     run.add_argument("--out", type=Path, default=Path("out/benchmarks"), help="a folder for pictures")
@@ -107,8 +109,9 @@ def measure(args: argparse.Namespace) -> int:
     path.parent.mkdir(parents=True, exist_ok=True)
     head = {"scale": args.scale, **machine(), "limits": limits._asdict()}
     path.write_text(json.dumps({**head, "rows": [row.record() for row in rows]}, indent=1) + "\n")
-    table.chart(rows, args.out / "ratios.png")
-    print(f"written: {path}")
+    path.with_suffix(".md").write_text(table.markdown(rows))
+    table.chart(rows, path.with_suffix(".png"))
+    print(f"written: {path}, and .md and .png beside it")
     return 0
 
 

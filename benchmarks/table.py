@@ -113,6 +113,18 @@ def memory(case: str, what: str, found: Mapping[str, Measured], targets: Sequenc
 
 def text(rows: Sequence[Row], verdicts: bool = True) -> str:
     """One table; ``verdicts`` says which targets are met."""
+    cells = _cells(rows, verdicts)
+    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+    return "\n".join("  ".join(x.ljust(w) for x, w in zip(line, widths, strict=True)).rstrip() for line in cells)
+
+
+def markdown(rows: Sequence[Row]) -> str:
+    """The same as a page includes it."""
+    head, *body = _cells(rows, verdicts=True)
+    return "\n".join("| " + " | ".join(line) + " |" for line in (head, ("---",) * len(head), *body)) + "\n"
+
+
+def _cells(rows: Sequence[Row], verdicts: bool) -> list[tuple[str, ...]]:
     head = ("case", "what", "ours", "other", "against", "ratio", "target", "share of limit")
     words = {True: ": met", False: ": MISSED", None: ""}
     body = [
@@ -128,9 +140,7 @@ def text(rows: Sequence[Row], verdicts: bool = True) -> str:
         )
         for row in rows
     ]
-    widths = [max(map(len, column)) for column in zip(head, *body, strict=True)]
-    lines = ["  ".join(x.ljust(w) for x, w in zip(line, widths, strict=True)).rstrip() for line in (head, *body)]
-    return "\n".join(lines)
+    return [head, *body]
 
 
 def _figure(value: float | None, unit: str) -> str:
@@ -156,6 +166,6 @@ def chart(rows: Sequence[Row], path: Path) -> None:
     labels = [f"{row.case}, {row.what}\nagainst {row.against}" for row, _ in bars]
     ax.set(yticks=range(len(bars)), xscale="log", xlabel="the alternative's cost over ours (orange: target)")
     ax.set_yticklabels(labels, fontsize=6)
-    ax.invert_yaxis()
+    ax.set_ylim(len(bars) - 0.4, -0.6)
     ax.spines[["top", "right"]].set_visible(False)
     figure.savefig(path, dpi=130)

@@ -191,7 +191,8 @@ def test_smoke(name, tmp_path, monkeypatch, capsys):
         assert (tmp_path / "estimators.png").stat().st_size > 10_000
     printed = capsys.readouterr().out
     assert all(row["what"] in printed for row in result["rows"])
-    assert (tmp_path / "ratios.png").stat().st_size > 1000
+    assert (tmp_path / "run.png").stat().st_size > 1000
+    assert len((tmp_path / "run.md").read_text().splitlines()) > 2
 
 
 def test_json_goes_where_it_is_asked_to(tmp_path, monkeypatch):
