@@ -1,4 +1,4 @@
-"""A learned optimizer from the package, as it is, on five kinds of problems that it never saw."""
+"""A learned optimizer from the package, as it is, on six kinds of problems that it never saw."""
 
 from pathlib import Path
 from typing import Any
@@ -66,10 +66,10 @@ EXPERIMENT = Experiment(
             "rates": [1e-7, 0.01, 0.1, 1e4],
         },
         "small": {
-            "optimizer": "l2l-digits", "problems": None, "batch": 64, "steps": 100, "test_tasks": 16, "rates": _RATES
+            "optimizer": "l2l-mnist", "problems": None, "batch": 64, "steps": 100, "test_tasks": 16, "rates": _RATES
         },
         "full": {
-            "optimizer": "l2l-digits", "problems": None, "batch": 128, "steps": 100, "test_tasks": 64, "rates": _RATES
+            "optimizer": "l2l-mnist", "problems": None, "batch": 128, "steps": 100, "test_tasks": 64, "rates": _RATES
         },
     },
     run=run,

@@ -13,7 +13,7 @@ import jax
 from metajax.io import load as load_tree
 from metajax.learners import lstm_cell, vsml
 from metajax.learners.grid import Layer
-from metajax.optim import lstm
+from metajax.optim import lstm, rnnprop
 from metajax.types import InContext, PyTree
 
 __all__ = ["card", "list", "load", "params"]
@@ -34,6 +34,7 @@ def _vsml_with(meta_params: PyTree) -> Callable[..., InContext]:
 
 _SETS = {
     "l2l-digits": _Set(lambda key: lstm().init(key), lambda meta_params: lstm().tx(meta_params)),
+    "l2l-mnist": _Set(lambda key: rnnprop().init(key), lambda meta_params: rnnprop().tx(meta_params)),
     "vsml-mnist": _Set(lambda key: _vsml(2, 2).init(key), _vsml_with),
 }
 
