@@ -56,7 +56,7 @@ def picture(results: Results, settings: dict[str, Any], figure: Any) -> None:
     axes[0].legend(frameon=False, fontsize=7)
 
 
-_RATES = [10 ** (k / 2) for k in range(-8, 4)]
+_RATES = [10 ** (k / 2) for k in range(-8, 6)]
 EXPERIMENT = Experiment(
     title="A pretrained optimizer on problems it never saw",
     source=SOURCE,
