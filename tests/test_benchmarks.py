@@ -192,7 +192,8 @@ def test_smoke(name, tmp_path, monkeypatch, capsys):
     printed = capsys.readouterr().out
     assert all(row["what"] in printed for row in result["rows"])
     assert (tmp_path / "run.png").stat().st_size > 1000
-    assert len((tmp_path / "run.md").read_text().splitlines()) > 2
+    body = (tmp_path / "run.md").read_text().splitlines()[2:]
+    assert [line.split(" | ")[1] for line in body] == [row["what"] for row in result["rows"]]
 
 
 def test_json_goes_where_it_is_asked_to(tmp_path, monkeypatch):

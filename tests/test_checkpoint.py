@@ -372,7 +372,7 @@ def test_a_disk_that_is_really_full(tmp_path, key):
     disk.mkdir()
     mount = ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(disk)]
     if not hasattr(os, "geteuid") or os.geteuid() or subprocess.run(mount, capture_output=True).returncode:
-        pytest.skip("needs root and tmpfs")
+        pytest.skip("needs root, to mount a small disk; without it a simulated full disk is tested above")
     try:
         trainer = runs.counter()
         noise = jnp.asarray(np.random.default_rng(0).normal(size=(50, 1000)), jnp.float32)  # 0.2 MB that do not shrink

@@ -133,6 +133,14 @@ def test_damaged_files_are_named(damage, tmp_path):
         mx.data.load("mnist", "test", data_dir=tmp_path)
 
 
+@needs("mnist")
+def test_a_format_without_random_access_is_named(tmp_path):
+    info = copied(tmp_path).parent / "dataset_info.json"
+    info.write_text(info.read_text().replace('"array_record"', '"tfrecord"'))
+    with pytest.raises(ValueError, match=r"(?s)without random access.*TFRECORD.*python -m metajax.data mnist"):
+        mx.data.load("mnist", "test", data_dir=tmp_path)
+
+
 def test_the_command_is_the_route_of_tfds(tmp_path, monkeypatch, capsys):
     """`python -m metajax.data` builds through tfds; here with its download replaced, since tests have no network."""
     import tensorflow_datasets as tfds

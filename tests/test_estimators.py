@@ -40,6 +40,26 @@ def test_second_order_bptt_equals_finite_differences(x64, meta_loss, remat):
         np.testing.assert_allclose(got, want, rtol=1e-6, atol=1e-9)
 
 
+@pytest.mark.parametrize(
+    "estimator",
+    [lambda inner: mx.bptt(inner, 3, 2), lambda inner: mx.forward(inner, 3, 2), lambda inner: mx.es(inner, 3, 0.1)],
+)
+def test_an_estimate_does_not_see_what_the_episodes_held_before_they_began(estimator):
+    """The states of `init` are blanks that are marked as over; whatever stands there must give the same."""
+    inner, meta_params = lstm_on_quadratics(False)
+    estimator = estimator(inner)
+    state = estimator.init(jax.random.key(1), meta_params, ())
+
+    def fill(episodes):
+        held = jax.tree.map(lambda x: x + 3.0, (episodes.task, episodes.learner))
+        return episodes._replace(key=jax.random.split(jax.random.key(5), 3), task=held[0], learner=held[1])
+
+    began = fill(state) if isinstance(state, mx.InnerState) else state._replace(episodes=fill(state.episodes))
+    got, want = (jax.jit(estimator.estimate)(jax.random.key(2), meta_params, s, ())[0] for s in (state, began))
+    chex.assert_trees_all_equal(got, want)
+    assert float(optax.tree.norm(got.updates)) > 0
+
+
 def test_first_order_bptt_equals_finite_differences_with_frozen_gradients(x64):
     """The optimizee's gradients are recorded along one run and replayed while the meta-parameters are moved."""
     inner, meta_params = lstm_on_quadratics(False)

@@ -1,4 +1,4 @@
-"""A learned optimizer from the package, as it is, on six kinds of problems that it never saw."""
+"""A learned optimizer from the package, as it is, on six problems that it never saw."""
 
 from pathlib import Path
 from typing import Any

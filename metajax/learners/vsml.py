@@ -170,6 +170,7 @@ def vsml(
     def metrics(key, meta_params, state, batch):
         return test(meta_params, state, batch)[1]
 
+    # Compiled as one program, not operation by operation.
     return InContext(jax.jit(init), Learner(initial, step, loss, metrics))
 
 
