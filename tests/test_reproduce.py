@@ -13,7 +13,7 @@ import pytest
 import metajax as mx
 from benchmarks import __main__ as command
 from benchmarks import reproduce as harness
-from benchmarks.experiments import _training, l2l_mnist
+from benchmarks.experiments import _training, imaml_memory, l2l_mnist
 
 
 def call(monkeypatch, *args):
@@ -141,6 +141,15 @@ def test_devices_that_divide_the_episodes_are_taken(monkeypatch):
     monkeypatch.setattr(jax, "device_count", lambda: 8)
     monkeypatch.setattr(mx.sharding, "mesh", lambda n: n)
     assert [_training.mesh(n) for n in (1, 2, 3, 12, 16)] == [None, 2, None, 4, 8]
+
+
+def test_accounts_of_memory_are_of_the_methods_they_name(tmp_path):
+    results = imaml_memory.run(0, {**imaml_memory.EXPERIMENT.settings["smoke"], "steps": [2, 32]}, tmp_path)
+    mib = {name: results[f"{name}: MiB"] for name in imaml_memory.NAMES}
+    assert mib["MAML"][1] > 4 * mib["MAML"][0]
+    assert mib[imaml_memory.REMAT][1] != mib["MAML"][1]
+    for name in ("iMAML", "FOMAML"):
+        assert mib[name][1] == mib[name][0], name
 
 
 def test_a_weight_that_stands_for_many_moves_as_they_do():

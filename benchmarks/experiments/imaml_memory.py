@@ -18,8 +18,8 @@ NAMES = ("MAML", REMAT, "iMAML", "FOMAML")
 
 def meta_step(name: str, steps: int, s: dict[str, Any]) -> tuple[mx.Trainer, Any]:
     """One step of Adam on the meta-parameters, and what initialises these."""
-    name, width = s["net"]
-    net = getattr(mx.nets, name)(s["ways"], (s["size"], s["size"], 1), width)
+    architecture, width = s["net"]
+    net = getattr(mx.nets, architecture)(s["ways"], (s["size"], s["size"], 1), width)
     problem, rate = mx.problems.classifier(*net), s["rate"]
     if name == "iMAML":
         solver, linear_solver = mx.implicit.descend(optax.sgd(rate), steps), mx.implicit.cg(s["cg"])
