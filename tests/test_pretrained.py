@@ -6,6 +6,7 @@ import jax
 import numpy as np
 import optax
 import pytest
+from test_data import needs
 
 import metajax as mx
 
@@ -51,6 +52,14 @@ def test_the_learning_algorithm_learns_images_it_never_saw():
     accuracy = np.asarray(curves.metrics["accuracy"])
     assert accuracy[:, :10].mean() < 0.4
     assert accuracy[:, -100:].mean() > 0.7
+
+
+@needs("omniglot")
+def test_the_initialisation_tells_characters_apart_that_it_never_saw():
+    learner, meta_params = mx.pretrained.load("maml-omniglot")
+    loop = mx.inner(learner, mx.tasks.episodes(5, 1), horizon=3)
+    curves = mx.evaluate(loop, jax.random.key(0), meta_params, mx.data.few_shot("omniglot", "test"), num_tasks=100)
+    assert curves.test_metrics["accuracy"].mean() > 0.95
 
 
 def test_an_unknown_name_is_told_the_known_ones():

@@ -10,8 +10,9 @@ from typing import Any, NamedTuple
 
 import jax
 
+from metajax import nets, problems
 from metajax.io import load as load_tree
-from metajax.learners import lstm_cell, vsml
+from metajax.learners import lstm_cell, maml, vsml
 from metajax.learners.grid import Layer
 from metajax.optim import lstm, rnnprop
 from metajax.types import InContext, PyTree
@@ -32,9 +33,12 @@ def _vsml_with(meta_params: PyTree) -> Callable[..., InContext]:
     return lambda *layers: _vsml(*layers)._replace(init=lambda key: meta_params)
 
 
+_CONV4 = nets.conv4(5, (28, 28, 1), 32)
+
 _SETS = {
     "l2l-digits": _Set(lambda key: lstm().init(key), lambda meta_params: lstm().tx(meta_params)),
     "l2l-mnist": _Set(lambda key: rnnprop().init(key), lambda meta_params: rnnprop().tx(meta_params)),
+    "maml-omniglot": _Set(_CONV4.init, lambda meta_params: (maml(problems.classifier(*_CONV4), 0.4), meta_params)),
     "vsml-mnist": _Set(lambda key: _vsml(2, 2).init(key), _vsml_with),
 }
 
@@ -53,7 +57,8 @@ def load(name: str) -> Any:
     """What a set is for, ready to use.
 
     ``l2l-*``: an `optax.GradientTransformation`, for `optax.chain`. ``vsml-*``: a function of the sizes of a network
-    (or its layers), ``(784, 10)`` say, that gives a `metajax.InContext` with the parameters in it.
+    (or its layers), ``(784, 10)`` say, that gives a `metajax.InContext` with the parameters in it. ``maml-*``: a
+    `metajax.Learner` and its meta-parameters; the card names the images and the classes it is for.
 
     Raises:
       ValueError: an unknown name.
@@ -66,6 +71,13 @@ def load(name: str) -> Any:
     >>> net = mx.pretrained.load("vsml-mnist")(64, 10)
     >>> loop = mx.inner(net.learner, mx.tasks.minibatches(1), horizon=200)
     >>> curves = mx.evaluate(loop, jax.random.key(0), net.init(jax.random.key(1)), mx.data.load("digits"), num_tasks=2)
+
+    >>> learner, meta_params = mx.pretrained.load("maml-omniglot")
+    >>> drawings = {"image": jnp.zeros((5, 28, 28, 1)), "label": jnp.arange(5)}  # one a class, ink 1 on 0
+    >>> state = learner.init(jax.random.key(0), meta_params, None)
+    >>> for _ in range(3):
+    ...     state, loss, metrics = learner.step(jax.random.key(1), meta_params, state, drawings)
+    >>> logits = mx.nets.conv4(5, (28, 28, 1), 32).apply(state.params, drawings["image"])
     """
     return _set(name).ready(params(name))
 
