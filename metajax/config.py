@@ -129,7 +129,7 @@ SECTIONS: dict[str, dict[str, Callable]] = {
 }
 # What an argument may be made by: learning_rate = { name = "cosine_decay_schedule", ... }.
 ARGUMENTS: dict[str, dict[str, Callable]] = {
-    "optimizer": _all(mx.optim, "lstm", "ntm_bfgs", "rnnprop", "mlp", "adafactor_mlp"),
+    "optimizer": _all(mx.optim, "lstm", "ntm_bfgs", "rnnprop", "mlp", "adafactor_mlp", "nadam"),
     "tx": SECTIONS["optimizer"],
     "learning_rate": _all(optax, *_SCHEDULES),
     "solver": _all(mx.implicit, "descend", "newton"),

@@ -35,6 +35,7 @@ OPTS = {
     "ntm_lbfgs": mx.optim.ntm_bfgs(hidden=(4,), memory=2),
     "mlp": mx.optim.mlp(hidden=(5, 4), momentum_decays=(0.5, 0.99), rms_decays=(0.9, 0.999)),
     "adafactor_mlp": mx.optim.adafactor_mlp(),
+    "nadam": mx.optim.nadam(rate=0.1, knots=(1, 3, 10)),
     "piecewise_schedule": mx.optim.piecewise_schedule(optax.trace(0.9), knots=(1, 3, 10), rate=0.1),
     "mlp_schedule": mx.optim.mlp_schedule(optax.trace(0.9), hidden=(3,), rate=0.1),
     "rates": mx.optim.rates(optax.trace(0.9), {**PARAMS, "t": 0.0}, rate=0.1),
@@ -231,11 +232,28 @@ def momentum(grads):
         yield t, trace
 
 
+def piecewise_rate(log_rates, t):
+    a, b = (1, 3) if t < 3 else (3, 10)
+    share = np.log(t / a) / np.log(b / a)
+    return np.exp((1 - share) * log_rates[0 if t < 3 else 1] + share * log_rates[1 if t < 3 else 2])
+
+
 def piecewise_oracle(meta, grads, theta):
     for t, g in momentum(grads):
-        a, b = (1, 3) if t < 3 else (3, 10)
-        share = np.log(t / a) / np.log(b / a)
-        yield np.exp((1 - share) * meta[0 if t < 3 else 1] + share * meta[1 if t < 3 else 2]) * g
+        yield piecewise_rate(meta, t) * g
+
+
+def nadam_oracle(meta, grads, theta):
+    b1, b2, power = sigmoid(meta["b1"]), sigmoid(meta["b2"]), sigmoid(meta["power"]) / 2
+    fan_in = {(2, 3, 2): 6, (2, 3): 2}
+    factors = [(fan_in[s] / 100) ** -meta["fan_in"] if s in fan_in else np.exp(meta["vector"]) for s in SHAPES]
+    factor = np.repeat(factors, np.diff(ENDS))
+    for t in range(1, len(grads) + 1):  # moments as weighted sums, the weights of the second with the sum 1
+        g = grads[:t]
+        m = (1 - b1) * (b1 ** np.arange(t)[::-1]) @ g
+        v = (b2 ** np.arange(t)[::-1]) @ g**2 / (b2 ** np.arange(t)).sum()
+        ahead = b1 * m / (1 - b1 ** (t + 1)) + (1 - b1) * g[-1] / (1 - b1**t)
+        yield -piecewise_rate(meta["rates"], t) * factor * ahead / (v + 1e-12) ** power
 
 
 def mlp_schedule_oracle(meta, grads, theta):
@@ -256,6 +274,7 @@ ORACLES = {
     "ntm_lbfgs": partial(ntm_oracle, p=10.0, averaged=1, memory=2),
     "mlp": mlp_oracle,
     "adafactor_mlp": adafactor_oracle,
+    "nadam": nadam_oracle,
     "piecewise_schedule": piecewise_oracle,
     "mlp_schedule": mlp_schedule_oracle,
     "rates": rates_oracle,
@@ -348,7 +367,7 @@ def keeps_shapes_dtypes_and_state(opt, params):
     assert not any(x.weak_type for x in jax.tree.leaves(new)), "a weak type compiles twice"
 
 
-@pytest.mark.parametrize("name", ["averaged", "rnnprop", "ntm_bfgs", "ntm_lbfgs", "mlp", "adafactor_mlp"])
+@pytest.mark.parametrize("name", ["averaged", "rnnprop", "ntm_bfgs", "ntm_lbfgs", "mlp", "adafactor_mlp", "nadam"])
 def test_a_tree_with_a_mask_and_an_empty_leaf_is_treated_as_without(name):
     params = {"w": PARAMS["w"], "empty": jnp.zeros((0, 4)), "frozen": jnp.arange(3), "none": None}
     grads = {**params, "w": tree(gradients()[0])["w"]}
@@ -405,7 +424,7 @@ def test_a_bfloat16_state_is_smaller_and_close(name):
     assert not np.array_equal(got, want)
 
 
-@pytest.mark.parametrize("name", ["rnnprop", "mlp", "adafactor_mlp"])
+@pytest.mark.parametrize("name", ["rnnprop", "mlp", "adafactor_mlp", "nadam"])
 def test_leaf_by_leaf_is_the_same_where_leaves_do_not_meet(name):
     meta_params, tx = made(name)
     want, _, _ = run(tx, PARAMS, tx.init(PARAMS), gradients())
@@ -478,6 +497,14 @@ def test_a_schedule_of_adam_is_adam_with_a_rate():
         chex.assert_trees_all_close(got, same, rtol=1e-5)
 
 
+def test_nadam_with_the_power_of_adam_is_nadam():
+    opt, want = mx.optim.nadam(rate=0.1, power=0.4999999, b2=0.999), optax.nadam(0.1)
+    tx = opt.tx(opt.init(KEY) | {"vector": jnp.zeros(())})
+    grads = np.sign(gradients()) * (1 + np.abs(gradients()))
+    got, _, _ = run(tx, PARAMS, tx.init(PARAMS), grads)
+    np.testing.assert_allclose(got, run(want, PARAMS, want.init(PARAMS), grads)[0], rtol=1e-3, atol=1e-6)
+
+
 @pytest.mark.slow
 def test_groups_with_optimizers_of_their_own_are_meta_trained_together(key):
     opts = {"matrix": mx.optim.lstm(hidden=(2,)), "vector": mx.optim.rnnprop(hidden=(2,))}
@@ -512,6 +539,9 @@ BAD = {
     "mlp: a decay for decays": (lambda: mx.optim.mlp(momentum_decays=0.9), TypeError, "momentum_decays"),
     "mlp: decay negative": (lambda: mx.optim.mlp(rms_decays=(-0.9,)), ValueError, "rms_decays"),
     "adafactor: decays": (lambda: mx.optim.adafactor_mlp(momentum_decays=(0.9,)), ValueError, "as many as factored"),
+    "nadam: a decay of zero": (lambda: mx.optim.nadam(b1=0.0), ValueError, "b1 must be above 0"),
+    "nadam: the power of Adam": (lambda: mx.optim.nadam(power=0.5), ValueError, "power"),
+    "nadam: knots": (lambda: mx.optim.nadam(knots=(3, 1)), ValueError, "knots must increase"),
     "schedule: a rate for an optimizer": (lambda: mx.optim.piecewise_schedule(0.1), TypeError, "base"),
     "schedule: knots": (lambda: mx.optim.piecewise_schedule(optax.sgd(1.0), (10, 1)), ValueError, "knots"),
     "schedule: a knot": (lambda: mx.optim.piecewise_schedule(optax.sgd(1.0), 10), TypeError, "knots"),

@@ -17,6 +17,7 @@ from metajax.optim.adafactor_mlp import adafactor_mlp
 from metajax.optim.leafwise import leafwise
 from metajax.optim.lstm import PRESETS, log_and_sign, lstm
 from metajax.optim.mlp import mlp, time_features
+from metajax.optim.nadam import nadam
 from metajax.optim.ntm_bfgs import ntm_bfgs
 from metajax.optim.rates import mlp_schedule, piecewise_schedule, rates
 from metajax.optim.rnnprop import rnnprop
@@ -29,6 +30,7 @@ __all__ = [
     "lstm",
     "mlp",
     "mlp_schedule",
+    "nadam",
     "ntm_bfgs",
     "piecewise_schedule",
     "rates",

@@ -47,18 +47,27 @@ def piecewise_schedule(
     [-0.5, -0.5]
     """
     rate = checks.positive_float("rate", rate)
+    knots = check_knots(knots)
+
+    def log_rate(log_rates, count):
+        return interpolate(log_rates, knots, count)
+
+    return _schedule(base, lambda key: jnp.zeros(len(knots)) + math.log(rate), log_rate)
+
+
+def check_knots(knots: tuple[int, ...]) -> tuple[int, ...]:
+    """Returns the knots of a schedule, or says what is wrong with them."""
     if not isinstance(knots, tuple) or not knots:
         raise TypeError(f"knots must be a tuple of steps, e.g. (1, 10, 100), got {knots!r}")
     knots = tuple(checks.positive_int("knots", k) for k in knots)
     if sorted(set(knots)) != list(knots):
         raise ValueError(f"knots must increase, got {knots}")
+    return knots
 
-    def log_rate(log_rates, count):
-        return jnp.interp(
-            jnp.log(count.astype(log_rates.dtype)), jnp.log(jnp.asarray(knots, log_rates.dtype)), log_rates
-        )
 
-    return _schedule(base, lambda key: jnp.zeros(len(knots)) + math.log(rate), log_rate)
+def interpolate(log_rates: Array, knots: tuple[int, ...], count: Array) -> Array:
+    """The logarithm of the rate at a step: between knots linear in the logarithm of the step, beyond them constant."""
+    return jnp.interp(jnp.log(count.astype(log_rates.dtype)), jnp.log(jnp.asarray(knots, log_rates.dtype)), log_rates)
 
 
 def mlp_schedule(
