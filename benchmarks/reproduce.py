@@ -165,7 +165,8 @@ def report(root: Path, page: Path) -> str:
         for path in runs:
             r = json.loads(path.read_text())
             verdicts = [c["holds"] for c in r["claims"]]
-            run = f"`{name}` {r['scale']}, {len(r['seeds'])} seeds, {path.stem}"
+            seeds = "1 seed" if len(r["seeds"]) == 1 else f"{len(r['seeds'])} seeds"
+            run = f"`{name}` {r['scale']}, {seeds}, {path.stem}"
             run += "" if None in r["seconds"] else f", {sum(r['seconds']) / 60:.0f} min"
             holding = f"{verdicts.count(True)} of {len(verdicts) - verdicts.count(None)}"
             overview += _markdown_row(r["title"], r["source"], holding, run)

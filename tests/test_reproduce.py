@@ -13,7 +13,7 @@ import pytest
 import metajax as mx
 from benchmarks import __main__ as command
 from benchmarks import reproduce as harness
-from benchmarks.experiments import _training, imaml_memory, l2l_mnist
+from benchmarks.experiments import _l2l, _training, imaml_memory, l2l_mnist
 
 
 def call(monkeypatch, *args):
@@ -176,3 +176,14 @@ def test_a_weight_that_stands_for_many_moves_as_they_do():
     start = few.init(key, ())
     np.testing.assert_allclose(losses[0][0], few.loss(key, start, batch)[0], rtol=1e-6)
     assert losses[-1][0] < losses[0][0]
+
+
+def test_a_final_loss_is_that_of_the_last_tenth_before_each_end():
+    loop = mx.inner(mx.l2l(optax.sgd, mx.problems.quadratic()), mx.tasks.quadratics(3), horizon=40)
+    state, losses = loop.init(jax.random.key(0), 0.01, ()), []
+    for _ in range(40):
+        state, (loss, _) = loop.step(0.01, state, ())
+        losses.append(float(loss))
+    state = loop.init(jax.random.key(0), 0.01, ())
+    _, found, _ = mx.unroll(_l2l.final_loss(loop, [20, 40]), 0.01, state, (), length=40)
+    np.testing.assert_allclose(found, (sum(losses[18:20]) / 2 + sum(losses[36:40]) / 4) / 2, rtol=1e-5)

@@ -25,33 +25,52 @@ def learn(
 ) -> Any:
     """Meta-trains through the phases and returns the best meta-parameters of the last.
 
-    A phase is truncated backpropagation, or an evolution strategy on the loss after the last step. What is best is the
-    mean loss of the last tenth of ``steps`` on ``validated`` tasks that are met nowhere else. ``pose(phase)`` gives
-    the problem, its tasks and its data.
+    A phase is truncated backpropagation, or an evolution strategy on the loss after ``horizon`` steps or on the final
+    losses of runs with several ``ends``; it may have ``parts``, settings that replace its own, whose estimates are
+    averaged. What is best are the final losses after ``ends``, or else ``steps``, on ``validated`` tasks that are met
+    nowhere else. ``pose(part)`` gives the problem, its tasks and its data, the same for all parts.
     """
     meta_params = optimizer.init(jax.random.key(100 + seed))
     for i, p in enumerate(phases):
-        problem, tasks, data = pose(p)
-        learner = mx.l2l(optimizer.tx, problem)
-        rate = optax.cosine_decay_schedule(p["rate"], p["steps"], alpha=0.05)
-        if p["estimator"] == "bptt":
-            loop = divided(mx.inner(learner, tasks, p["horizon"]), p["tasks"])
-            estimator = mx.bptt(loop, p["tasks"], p["window"])
-            outer = optax.chain(optax.clip_by_global_norm(1.0), optax.adam(rate))
-        else:
-            loop = divided(mx.inner(learner, tasks, p["horizon"], meta_loss="heldout"), p["tasks"])
-            estimator, outer = mx.es(loop, p["tasks"], p["std"]), optax.adam(rate)
-        judged = mx.inner(learner, tasks, steps)
+        estimators, judged = [], []
+        for q in [{**p, **part} for part in p.get("parts", [{}])]:
+            problem, tasks, data = pose(q)
+            learner, ends = mx.l2l(optimizer.tx, problem), q.get("ends", [steps])
+            judged.append(final_loss(mx.inner(learner, tasks, max(ends)), ends))
+            if q["estimator"] == "bptt":
+                loop = divided(mx.inner(learner, tasks, q["horizon"]), q["tasks"])
+                estimators.append(mx.bptt(loop, q["tasks"], q["window"]))
+            else:
+                loop = judged[-1] if "ends" in q else mx.inner(learner, tasks, q["horizon"], meta_loss="heldout")
+                estimators.append(mx.es(divided(loop, q["tasks"]), q["tasks"], q["std"]))
 
         def loss(key, meta_params, data, judged=judged):
-            return mx.evaluate(judged, key, meta_params, data, num_tasks=validated).loss[:, -(steps // 10) :].mean()
+            found = [mx.evaluate(loop, key, meta_params, data, num_tasks=validated).loss.mean() for loop in judged]
+            return sum(found) / len(found)
 
+        outer = optax.adam(optax.cosine_decay_schedule(p["rate"], p["steps"], alpha=0.05))
+        if p["estimator"] == "bptt":
+            outer = optax.chain(optax.clip_by_global_norm(1.0), outer)
         meta_params = meta_train(
-            estimator, outer, jax.random.key(1000 * i + seed), meta_params, data, episodes=p["tasks"],
-            steps=p["steps"], folder=folder.with_name(f"{folder.name}-{i}"), chunk=p["chunk"],
-            validate=mx.validation(loss, jax.random.key(200 + seed), data, every=p["chunk"]),
+            mx.mix(estimators) if len(estimators) > 1 else estimators[0], outer, jax.random.key(1000 * i + seed),
+            meta_params, data, episodes=p["tasks"], steps=p["steps"], folder=folder.with_name(f"{folder.name}-{i}"),
+            chunk=p["chunk"], validate=mx.validation(loss, jax.random.key(200 + seed), data, every=p["chunk"]),
         )  # fmt: skip
     return meta_params
+
+
+def final_loss(loop: mx.Inner, ends: Sequence[int]) -> mx.Inner:
+    """The inner loop with a meta-loss that is the mean, over ``ends``, of the loss in the tenth of the steps before."""
+    weights = np.zeros(loop.horizon)
+    for end in ends:
+        weights[end - end // 10 : end] += loop.horizon / (end // 10) / len(ends)
+    weights = jax.numpy.asarray(weights, "float32")
+
+    def step(meta_params, state, data):
+        new, (loss, metrics) = loop.step(meta_params, state, data)
+        return new, (loss * weights[state.t], metrics)
+
+    return loop._replace(step=step)
 
 
 def compare(

@@ -182,7 +182,7 @@ def picture(results: Results, settings: dict[str, Any], figure: Any) -> None:
     fit.plot(*first["example: points"].T, "^", color=mx.plot.COLOURS[6], markersize=6, label="given")
     low, high = fit.get_ylim()
     fit.set(title=f"K = {settings['test'][0]}, one task", xlabel="x", ylabel="y", ylim=(low, high + 0.6 * (high - low)))
-    fit.legend(frameon=False, fontsize=7, ncols=2, loc="upper center", columnspacing=0.8, title="and gradient steps")
+    fit.legend(frameon=False, fontsize=7, ncols=2, loc="upper center", columnspacing=0.8, title="curve, gradient steps")
     for ax, shots in zip(axes, settings["test"], strict=True):
         for i, name in enumerate(NAMES):
             mean = np.stack([r[f"K={shots}, {name}"] for r in results]).mean(0)
