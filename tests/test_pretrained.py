@@ -30,10 +30,11 @@ def test_no_file_is_without_its_name():
     assert files == set(mx.pretrained.list())
 
 
+@pytest.mark.parametrize("name", ["l2l-digits", "l2l-mnist"])
 @pytest.mark.slow
-def test_the_optimizer_beats_untuned_ones_on_a_network_it_never_saw():
+def test_the_optimizer_beats_untuned_ones_on_a_network_it_never_saw(name):
     tasks, data = mx.tasks.minibatches(64), mx.data.load("digits", "test")
-    optimizers = {"ours": mx.pretrained.load("l2l-digits"), "SGD": optax.sgd(0.1), "Adam": optax.adam(1e-2)}
+    optimizers = {"ours": mx.pretrained.load(name), "SGD": optax.sgd(0.1), "Adam": optax.adam(1e-2)}
     result = mx.compare(
         optimizers, mx.problems.mlp((64, 20, 10)), tasks, jax.random.key(0), data, steps=50, num_tasks=4
     )
