@@ -1,5 +1,6 @@
 """What is built and shipped."""
 
+import shutil
 import subprocess
 import sys
 import sysconfig
@@ -12,7 +13,7 @@ import pytest
 import metajax as mx
 
 ROOT = Path(__file__).parents[1]
-
+pytestmark = pytest.mark.xdist_group("packaging")  # one worker builds, once
 
 NEEDED = {
     "py.typed",
@@ -44,8 +45,10 @@ def run(*command, **kwargs):
 
 @pytest.fixture(scope="module")
 def built(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("dist")
-    run(sys.executable, "-m", "build", "--no-isolation", "--outdir", folder, ROOT)
+    """Of a copy, since a build writes into the folder that it builds."""
+    folder, source = tmp_path_factory.mktemp("dist"), tmp_path_factory.mktemp("build") / "source"
+    shutil.copytree(ROOT, source, ignore=shutil.ignore_patterns(".*", "out", "build", "dist", "*.egg-info"))
+    run(sys.executable, "-m", "build", "--no-isolation", "--outdir", folder, source)
     (wheel,), (sdist,) = folder.glob("*.whl"), folder.glob("*.tar.gz")
     return {"wheel": wheel, "sdist": sdist}
 
