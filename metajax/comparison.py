@@ -40,10 +40,10 @@ class Comparison(NamedTuple):
     metrics: dict[str, dict[str, np.ndarray]]
 
     def __str__(self) -> str:
-        """A table: rate, final loss and its standard error over tasks, best first."""
+        """A table: rate, final loss and its standard error over tasks, best first and what diverged last."""
         width = max(len("optimizer"), *map(len, self.final))
         rows = [f"{'optimizer':<{width}}  {'rate':>8}  {'final loss':>18}  {'mean loss':>9}"]
-        for name in sorted(self.final, key=lambda n: float(np.mean(self.final[n]))):
+        for name in sorted(self.final, key=lambda n: np.nan_to_num(np.mean(self.final[n]), nan=np.inf)):
             x, rate = self.final[name], self.rate[name]
             error = x.std(ddof=1) / len(x) ** 0.5 if len(x) > 1 else float("nan")
             shown = "-" if rate is None else f"{rate:.3g}"

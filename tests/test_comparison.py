@@ -4,6 +4,7 @@ import optax
 import pytest
 
 import metajax as mx
+from benchmarks.experiments import _l2l
 
 
 def test_the_search_finds_the_best_rate_and_reports_other_tasks(key):
@@ -31,6 +32,16 @@ def test_a_fixed_transformation_is_taken_as_it_is(key):
     lines = str(result).splitlines()
     assert lines[0].split()[:2] == ["optimizer", "rate"]
     assert len(lines) == 3
+
+
+def test_what_diverged_comes_last_and_is_no_best_baseline(key):
+    settings = dict(steps=50, rates=[0.003, 0.01, 0.03])
+    optimizers = {"diverges": optax.sgd(1e11), **mx.BASELINES}
+    lines = str(mx.compare(optimizers, mx.problems.quadratic(), mx.tasks.quadratics(4), key, **settings)).splitlines()
+    assert lines[-1].split()[:1] == ["diverges"]
+    finals = {f"case, {b}: final": np.array(2.0 + i) for i, b in enumerate(mx.BASELINES)}
+    results = [finals | {"case, SGD: final": np.array(np.nan), "case, ours: final": np.array(1.5)}]
+    assert _l2l.against_baselines(results, "case", "ours", "source", None).measured == 0.5
 
 
 def test_a_rate_at_the_edge_is_warned_of(key):
