@@ -154,10 +154,10 @@ EXPERIMENT = Experiment(
             **_NETWORK, "data": "cifar10", "size": 32, "network_steps": 2000, "steps": 128, "validated": 4,
             "test_tasks": 8, "rates": [10 ** (k / 2) for k in range(-6, 6)],
             "meta_training": [
-                {"estimator": "bptt", "horizon": 128, "window": 32, "tasks": 1, "rate": 3e-3, "steps": 300,
-                 "chunk": 50},
-                {"estimator": "bptt", "horizon": 128, "window": 128, "tasks": 1, "rate": 1e-3, "steps": 200,
-                 "chunk": 25},
+                {"estimator": "bptt", "horizon": 128, "window": 32, "tasks": 4, "rate": 3e-3, "steps": 400,
+                 "chunk": 40},
+                {"estimator": "bptt", "horizon": 128, "window": 128, "tasks": 4, "rate": 1e-3, "steps": 200,
+                 "chunk": 20},
             ],
         },
         "full": {  # name a file for mx.art.load_vgg in "vgg", the layers of Gatys et al., and 64 pixels
