@@ -30,8 +30,8 @@ class Claim(NamedTuple):
       claim: the statement, with its threshold.
       source: where it stands, e.g. "Kirsch & Schmidhuber 2021, section 4.1".
       published: the published figure in words or as a number, None where there is none.
-      measured: the mean over seeds, None where it was not run.
-      spread: its standard deviation over seeds, None with one seed.
+      measured: the mean over seeds, None where it was not run or is not finite, which does not hold.
+      spread: its standard deviation over seeds, None with one seed or with such a mean.
       seeds: how many.
       holds: whether it holds here, None where it was not run.
     """
@@ -50,6 +50,8 @@ def claim(text: str, source: str, published: Any, values: Sequence[Any], holds: 
     x = np.asarray(values, np.float64)
     if not x.size:
         return Claim(text, source, published, None, None, 0, None)
+    if not np.isfinite(x).all():
+        return Claim(text, source, published, None, None, x.size, False)
     spread = float(x.std(ddof=1)) if x.size > 1 else None
     return Claim(text, source, published, float(x.mean()), spread, x.size, bool(holds(float(x.mean()))))
 
@@ -137,7 +139,7 @@ def reproduce(name: str, scale: str, out: Path, seeds: int | None = None, first:
         "peak_resident_mib": peaks,
         "settings": settings,
         "claims": [c._asdict() for c in claims],
-        "results": [{k: _short(v) for k, v in r.items()} for r in results],
+        "results": [{k: _finite(_short(v)) for k, v in r.items()} for r in results],
     }
     (out / f"{name}.json").write_text(_json(report))
     _picture(experiment, results, settings, out / f"{name}.png")
@@ -195,7 +197,7 @@ def _markdown_row(*cells: Any) -> str:
 def _value(c: dict[str, Any]) -> str:
     value, spread = c["measured"], c["spread"]
     if value is None:
-        return "not run"
+        return "not run" if c["holds"] is None else "not finite"
     if not spread or spread < 1e-4:
         return f"{value:.4g}" + ("" if spread is None else f" ± {spread:.2g}")
     digits = max(0, 1 - math.floor(math.log10(spread)))  # two of the spread's
@@ -211,11 +213,17 @@ def _short(x: np.ndarray) -> Any:
     return np.vectorize(lambda v: float(f"{v:.5g}"), otypes=[float])(x).tolist() if x.size else []
 
 
+def _finite(x: Any) -> Any:
+    """With None for what JSON has no number for."""
+    return [_finite(v) for v in x] if isinstance(x, list) else x if math.isfinite(x) else None
+
+
 def _json(report: dict[str, Any]) -> str:
     rows = report.pop("results")
-    head = json.dumps(report, indent=1)
+    head = json.dumps(report, indent=1, allow_nan=False)
     body = ",\n".join(
-        "  {" + ",\n   ".join(f"{json.dumps(k)}: {json.dumps(v)}" for k, v in r.items()) + "}" for r in rows
+        "  {" + ",\n   ".join(f"{json.dumps(k)}: {json.dumps(v, allow_nan=False)}" for k, v in r.items()) + "}"
+        for r in rows
     )
     report["results"] = rows
     return head[:-2] + ',\n "results": [\n' + body + "\n ]\n}\n"

@@ -62,6 +62,7 @@ def test_a_claim_is_about_the_mean_over_seeds():
     np.testing.assert_allclose(c.spread, 0.5**0.5)
     assert harness.claim("x < 2", "here", 1.0, [3.0], lambda x: x < 2)[3:] == (3.0, None, 1, False)
     assert harness.claim("x < 2", "here", 1.0, [], lambda x: x < 2).holds is None
+    assert harness.claim("x > 2", "here", 1.0, [3.0, np.inf], lambda x: x > 2)[3:] == (None, None, 2, False)
 
 
 def test_report(tmp_path, monkeypatch, capsys):
@@ -82,6 +83,22 @@ def test_report(tmp_path, monkeypatch, capsys):
     assert text in capsys.readouterr().out
     (tmp_path / name / "cpu.json").write_text(json.dumps({**result, "seconds": [30, None]}))  # one was interrupted
     assert f"`{name}` small, 2 seeds, cpu |\n" in harness.report(tmp_path, page)
+
+
+def test_what_diverged_is_written_as_json_that_others_can_read(tmp_path, monkeypatch):
+    def run(seed, settings, folder):
+        return {"x": np.array([1.0, np.inf, np.nan])}
+
+    def claims(results, settings):
+        return [harness.claim("it is small", "paper", None, [r["x"][-1] for r in results], lambda x: x < 1)]
+
+    experiment = harness.Experiment("A title", "paper", {"small": {}}, run, claims, lambda *_: None, seeds=1)
+    monkeypatch.setattr(harness, "load", lambda name: experiment)
+    assert "not finite" in harness.table(harness.reproduce("x", "small", tmp_path)["claims"])
+    stored = json.loads((tmp_path / "x.json").read_text(), parse_constant=pytest.fail)
+    assert stored["results"] == [{"x": [1.0, None, None]}]
+    harness.reproduce("x", "small", tmp_path, resume=True)
+    assert json.loads((tmp_path / "x.json").read_text()) == stored
 
 
 def test_an_interrupted_seed_has_no_time(tmp_path, monkeypatch):

@@ -108,9 +108,14 @@ def against_baselines(results: Results, case: str, name: str, source: str, publi
 
 
 def draw(results: Results, case: str, learned: list[str], ax: Any, ylabel: str = "", smooth: int = 1) -> None:
-    """Mean learning curves over seeds, averaged over ``smooth`` steps; the band is their range."""
+    """Mean learning curves over seeds, averaged over ``smooth`` steps; the band is their range.
+
+    A curve that does not stay finite is drawn as far as it is below twice its start.
+    """
     for i, name in enumerate([*learned, *mx.BASELINES]):
         curves = np.stack([r[f"{case}, {name}"] for r in results])
+        if not np.isfinite(curves).all():
+            curves = np.where(curves < 2 * curves[:, :1], curves, np.nan)
         curves = np.stack([np.convolve(c, np.ones(smooth) / smooth, "valid") for c in curves])
         colour, style = mx.plot.COLOURS[i], mx.plot.STYLES[i]
         ax.plot(curves.mean(0), color=colour, linestyle=style, linewidth=2 if i < len(learned) else 1.2, label=name)

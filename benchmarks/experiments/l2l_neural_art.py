@@ -122,18 +122,20 @@ def claims(results: Results, settings: dict[str, Any]) -> list[Claim]:
 
 
 def picture(results: Results, settings: dict[str, Any], figure: Any) -> None:
-    figure.set_size_inches(9, 5)
-    axes = figure.subplots(2, len(settings.get("cases", CASES)), squeeze=False)
+    figure.set_size_inches(9, 4)
+    axes = figure.subplots(2, len(settings.get("cases", CASES)), squeeze=False, height_ratios=[3, 1])
     shown = next((r for r in results if f"{CASES[0]}: image, LSTM" in r), None)
     for i, case in enumerate(settings.get("cases", CASES)):
         _l2l.draw(results, case, list(LEARNED), axes[0, i], "loss" if i == 0 else "")
         axes[1, i].axis("off")
         if shown is not None:
             row = [np.asarray(shown[f"{case}: image, {name}"]) for name in ROW]
-            gap = np.full((len(row[0]), 1, 3), 255.0)
+            gap = np.full((len(row[0]), 1, 3), 255)
             strip = np.concatenate([part for image in row for part in (image, gap)], 1)
             axes[1, i].imshow(strip / 255, interpolation="nearest")
-            axes[1, i].set_title("      ".join(ROW), fontsize=7)
+            for j, name in enumerate(ROW):
+                at = (j + 0.5) * (len(row[0]) + 1)
+                axes[1, i].text(at, -2, name, fontsize=7, horizontalalignment="center")
     axes[0, 0].legend(frameon=False, fontsize=7)
 
 
