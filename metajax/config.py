@@ -133,7 +133,7 @@ ARGUMENTS: dict[str, dict[str, Callable]] = {
     "tx": SECTIONS["optimizer"],
     "learning_rate": _all(optax, *_SCHEDULES),
     "solver": _all(mx.implicit, "descend", "newton"),
-    "linear_solver": _all(mx.implicit, "cg", "neumann", "dense"),
+    "linear_solver": _all(mx.implicit, "cg", "neumann", "dense", "lanczos"),
     "cell": _all(mx.learners, "lstm_cell", "rnn_cell"),
     "activation": _ACTIVATIONS,
     "norm": _as_they_are(mx.nets, "layer_norm", "transductive_batch_norm"),

@@ -388,6 +388,59 @@ def dense(damping: float = 0.0) -> Callable:
     return solve
 
 
+def lanczos(steps: int, floor: float, damping: float = 0.0) -> Callable:
+    """A linear solver for what may be indefinite: eigenvalues of ``A`` below ``floor`` count as ``floor``.
+
+    The Lanczos process (1950) finds those of ``A`` on the space that `cg` searches too, and the solution is that of
+    `cg` where all of them are above the floor. Where curvature is negative, `cg` has to stop, or its damping has to
+    outweigh it and then shrinks everything else; here it counts as little curvature, in the spirit of saddle-free
+    Newton (Dauphin et al. 2014). In `metajax.imaml` a ``floor`` of ``lam`` takes directions of negative curvature for
+    flat ones. Keeps ``steps`` vectors like ``b``.
+
+    Args:
+      steps: products with ``A``.
+      floor: above 0.
+      damping: added to the diagonal of ``A``, after the floor, at least 0.
+
+    Raises:
+      TypeError, ValueError: no step, a floor that is not above 0, or a damping below 0.
+
+    >>> import jax.numpy as jnp, metajax as mx
+    >>> matrix = jnp.array([[1.0, 2.0], [2.0, 1.0]])  # eigenvalues 3 and -1
+    >>> solution = mx.implicit.lanczos(2, floor=0.5)(lambda v: matrix @ v, jnp.array([4.0, 2.0]))
+    >>> solution.x.round(3).tolist(), bool(solution.negative_curvature)  # 3 (1, 1) / 3 + (1, -1) / 0.5
+    ([3.0, -1.0], True)
+    """
+    steps = checks.positive_int("steps", steps)
+    floor, damping = checks.positive_float("floor", floor), checks.at_least_zero("damping", damping)
+
+    def solve(matvec, b):
+        operator, b, restore = _operator(matvec, b, 0.0)
+        norm = jnp.sqrt(_dot(b, b))
+        basis = jnp.zeros((steps + 1, b.size), b.dtype).at[0].set(b / jnp.where(norm == 0, 1, norm))
+
+        def body(basis, i):
+            image = operator(basis[i])
+            rest = image
+            for _ in range(2):  # once leaves behind what rounding has left
+                rest -= jnp.sum(basis * jnp.sum(basis * rest, 1, keepdims=True), 0)
+            size = jnp.sqrt(_dot(rest, rest))
+            ends = size <= 10 * jnp.finfo(b.dtype).eps * jnp.sqrt(_dot(image, image))
+            size = jnp.where(ends, 0, size)
+            return basis.at[i + 1].set(rest / jnp.where(size == 0, jnp.inf, size)), (_dot(basis[i], image), size)
+
+        basis, (diagonal, beside) = lax.scan(body, basis, jnp.arange(steps))
+        diagonal = jnp.where((basis[:-1] == 0).all(1), floor, diagonal)  # where the space has ended
+        matrix = jnp.diag(diagonal) + jnp.diag(beside[:-1], 1) + jnp.diag(beside[:-1], -1)
+        values, vectors = jnp.linalg.eigh(matrix)
+        y = jnp.sum(vectors * vectors[0] / (jnp.maximum(values, floor) + damping), 1) * norm
+        r = jnp.append(-jnp.sum(matrix * y, 1) - damping * y, beside[-1] * y[-1]).at[0].add(norm)
+        x = jnp.sum(basis[:-1] * y[:, None], 0)
+        return LinearSolution(restore(x), _relative(_dot(r, r), _dot(b, b)), (values + damping <= 0).any())
+
+    return solve
+
+
 def _operator(matvec: Callable, b: PyTree, damping: float) -> tuple[Callable, Array, Callable]:
     """A system over trees as one over vectors of at least float32, and the way back."""
     b, unravel = ravel_pytree(b)

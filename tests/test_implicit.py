@@ -11,7 +11,7 @@ import pytest
 from jax.flatten_util import ravel_pytree
 
 import metajax as mx
-from metajax.implicit import argmin, cg, dense, descend, inverse_hvp, neumann, newton, proximal
+from metajax.implicit import argmin, cg, dense, descend, inverse_hvp, lanczos, neumann, newton, proximal
 
 RNG = np.random.default_rng(0)
 X, Y, LABEL = RNG.normal(size=(12, 4)), RNG.normal(size=12), RNG.integers(0, 2, 12)
@@ -46,7 +46,12 @@ SOLVERS = {
     "Newton": lambda: newton(8, cg(8)),
 }
 FAST = descend(optax.sgd(0.08), 500)  # to compile
-LINEAR = {"cg": lambda: cg(8), "neumann": lambda: neumann(1500, 0.03), "dense": dense}
+LINEAR = {
+    "cg": lambda: cg(8),
+    "neumann": lambda: neumann(1500, 0.03),
+    "dense": dense,
+    "lanczos": lambda: lanczos(8, 0.01),
+}
 
 
 @pytest.mark.parametrize("solver", SOLVERS)
@@ -222,7 +227,8 @@ VALUES = [0.5, 1.0, 2.0, 4.0]
 def test_linear_solvers_agree_with_the_dense_matrix(x64, damping):
     matvec, matrix = system(VALUES)
     want = np.linalg.solve(matrix + damping * np.eye(4), flat(THETA))
-    for solve in (cg(4, damping), cg(40, damping), neumann(400, 0.3, damping), dense(damping)):
+    by_lanczos = lanczos(4, 0.4, damping), lanczos(40, 0.4, damping)
+    for solve in (cg(4, damping), cg(40, damping), neumann(400, 0.3, damping), dense(damping), *by_lanczos):
         x, residual, negative = jax.jit(lambda b, solve=solve: solve(matvec, b))(THETA)
         np.testing.assert_allclose(flat(x), want, rtol=1e-10)
         assert residual < 1e-12
@@ -235,9 +241,27 @@ def test_conjugate_gradients_minimise_over_the_krylov_space(x64, steps):
     b = flat(THETA)
     krylov, _ = np.linalg.qr(np.stack([np.linalg.matrix_power(matrix, k) @ b for k in range(steps)], 1))
     want = krylov @ np.linalg.solve(krylov.T @ matrix @ krylov, krylov.T @ b)
-    x, residual, _ = cg(steps)(matvec, THETA)
-    np.testing.assert_allclose(flat(x), want, rtol=1e-10)
-    np.testing.assert_allclose(residual, np.linalg.norm(b - matrix @ want) / np.linalg.norm(b), rtol=1e-9)
+    for solve in (cg(steps), lanczos(steps, 0.4)):
+        x, residual, _ = solve(matvec, THETA)
+        np.testing.assert_allclose(flat(x), want, rtol=1e-10)
+        np.testing.assert_allclose(residual, np.linalg.norm(b - matrix @ want) / np.linalg.norm(b), rtol=1e-9)
+
+
+@pytest.mark.parametrize("steps", [2, 3, 4, 6])
+@pytest.mark.parametrize("damping", [0.0, 0.3])
+def test_the_floor_holds_for_the_matrix_on_the_krylov_space(x64, steps, damping):
+    matvec, matrix = system([-1.0, 0.2, 2.0, 4.0])
+    b = flat(THETA)
+    krylov, _ = np.linalg.qr(np.stack([np.linalg.matrix_power(matrix, k) @ b for k in range(min(steps, 4))], 1))
+    values, vectors = np.linalg.eigh(krylov.T @ matrix @ krylov)
+    within = krylov @ vectors
+    want = within @ ((within.T @ b) / (np.maximum(values, 0.5) + damping))
+    x, residual, negative = lanczos(steps, 0.5, damping)(matvec, THETA)
+    np.testing.assert_allclose(flat(x), want, rtol=1e-9)
+    left = b - (matrix + damping * np.eye(4)) @ want
+    np.testing.assert_allclose(residual, np.linalg.norm(left) / np.linalg.norm(b), rtol=1e-9)
+    assert negative == (values + damping <= 0).any()
+    assert negative or steps < 4
 
 
 def test_the_neumann_series(x64):
@@ -277,7 +301,7 @@ def test_an_indefinite_matrix_is_reported_and_the_best_iterate_given_back(x64, s
 
 def test_a_side_that_is_zero_or_not_a_number(x64):
     matvec, _ = system(VALUES)
-    for solve in (cg(3), neumann(3, 0.3), dense()):
+    for solve in (cg(3), neumann(3, 0.3), dense(), lanczos(3, 0.4)):
         x, residual, negative = solve(matvec, jax.tree.map(jnp.zeros_like, THETA))
         assert not flat(x).any()
         assert residual == 0
@@ -385,6 +409,9 @@ BAD = {
     "cg damping negative": (lambda: cg(5, -1.0), ValueError, "damping"),
     "neumann no step": (lambda: neumann(0, 0.1), ValueError, "steps"),
     "neumann rate zero": (lambda: neumann(3, 0.0), ValueError, "rate"),
+    "lanczos no step": (lambda: lanczos(0, 0.1), ValueError, "steps"),
+    "lanczos floor zero": (lambda: lanczos(3, 0.0), ValueError, "floor"),
+    "lanczos damping negative": (lambda: lanczos(3, 0.1, -1.0), ValueError, "damping"),
     "dense damping NaN": (lambda: dense(float("nan")), ValueError, "damping"),
 }
 
