@@ -408,8 +408,8 @@ def lanczos(steps: int, floor: float, damping: float = 0.0) -> Callable:
     >>> import jax.numpy as jnp, metajax as mx
     >>> matrix = jnp.array([[1.0, 2.0], [2.0, 1.0]])  # eigenvalues 3 and -1
     >>> solution = mx.implicit.lanczos(2, floor=0.5)(lambda v: matrix @ v, jnp.array([4.0, 2.0]))
-    >>> solution.x.round(3).tolist(), bool(solution.negative_curvature)  # 3 (1, 1) / 3 + (1, -1) / 0.5
-    ([3.0, -1.0], True)
+    >>> solution.x.round().astype(int).tolist(), bool(solution.negative_curvature)  # 3 (1, 1) / 3 + (1, -1) / 0.5
+    ([3, -1], True)
     """
     steps = checks.positive_int("steps", steps)
     floor, damping = checks.positive_float("floor", floor), checks.at_least_zero("damping", damping)
