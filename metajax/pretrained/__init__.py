@@ -15,7 +15,7 @@ from metajax.io import load as load_tree
 from metajax.learners import lstm_cell, maml, vsml
 from metajax.learners.grid import Layer
 from metajax.optim import lstm, nadam
-from metajax.types import InContext, PyTree
+from metajax.types import InContext, LearnedOptimizer, PyTree
 
 __all__ = ["card", "list", "load", "params"]
 
@@ -33,12 +33,15 @@ def _vsml_with(meta_params: PyTree) -> Callable[..., InContext]:
     return lambda *layers: _vsml(*layers)._replace(init=lambda key: meta_params)
 
 
-_NADAM = nadam(knots=(1, 10, 30, 60, 100, 150, 200))
+def _nadam() -> LearnedOptimizer:
+    return nadam(knots=(1, 10, 30, 60, 100, 150, 200))
+
+
 _CONV4 = nets.conv4(5, (28, 28, 1), 32)
 
 _SETS = {
     "l2l-digits": _Set(lambda key: lstm().init(key), lambda meta_params: lstm().tx(meta_params)),
-    "l2l-mnist": _Set(_NADAM.init, lambda meta_params: _NADAM.tx(meta_params)),
+    "l2l-mnist": _Set(lambda key: _nadam().init(key), lambda meta_params: _nadam().tx(meta_params)),
     "maml-omniglot": _Set(_CONV4.init, lambda meta_params: (maml(problems.classifier(*_CONV4), 0.4), meta_params)),
     "vsml-mnist": _Set(lambda key: _vsml(2, 2).init(key), _vsml_with),
 }
