@@ -13,7 +13,7 @@ import pytest
 import metajax as mx
 from benchmarks import __main__ as command
 from benchmarks import reproduce as harness
-from benchmarks.experiments import _l2l, _training, imaml_memory, l2l_mnist
+from benchmarks.experiments import _l2l, _training, imaml_memory, imaml_omniglot, l2l_mnist
 
 
 def call(monkeypatch, *args):
@@ -204,3 +204,17 @@ def test_a_final_loss_is_that_of_the_last_tenth_before_each_end():
     state = loop.init(jax.random.key(0), 0.01, ())
     _, found, _ = mx.unroll(_l2l.final_loss(loop, [20, 40]), 0.01, state, (), length=40)
     np.testing.assert_allclose(found, (sum(losses[18:20]) / 2 + sum(losses[36:40]) / 4) / 2, rtol=1e-5)
+
+
+def test_each_query_set_has_every_class_and_is_judged_by_itself():
+    net = mx.nets.dense4(5, (8, 8, 1), (4,))
+    learner, params = mx.finetune(mx.problems.classifier(*net), optax.sgd(0.1)), net.init(jax.random.key(1))
+    data, key = mx.data.few_shot("digits", "train"), jax.random.key(0)
+    tasks = mx.tasks.episodes(5, 2, 3 * 2)
+    batch = tasks.test(key, data, tasks.sample(key, data))
+    state = learner.init(key, params, None)
+    got = imaml_omniglot.over_query_sets(learner, 5, 3).loss(key, params, state, batch)
+    parts = [[6 * c + 2 * part + i for c in range(5) for i in range(2)] for part in range(3)]
+    want = [learner.loss(key, params, state, jax.tree.map(lambda x, p=p: x[np.array(p)], batch)) for p in parts]
+    np.testing.assert_allclose(got, np.mean(want), rtol=1e-5)
+    assert abs(got - learner.loss(key, params, state, batch)) > 1e-4, "batch normalisation sees the others"
