@@ -9,6 +9,7 @@ import optax
 from jax import lax
 
 from metajax import checks, nets
+from metajax._drawn import drawn
 from metajax.types import Array, Problem, PyTree, Tasks
 
 
@@ -223,7 +224,7 @@ def convnet(
         keys = iter(jax.random.split(key, len(filters) + 2))
 
         def layer(size):
-            return {"w": 0.01 * jax.random.normal(next(keys), size), "b": jnp.zeros(size[-1])}
+            return {"w": 0.01 * drawn(next(keys), size), "b": jnp.zeros(size[-1])}
 
         return {name: [layer(size) for size in sizes] for name, sizes in groups.items()}
 
@@ -262,11 +263,11 @@ def character_gru(symbols: int, hidden: int = 64) -> Problem:
     def init(key, task):
         k_in, k_x, k_h, k_out = jax.random.split(key, 4)
         return {
-            "in": jax.random.normal(k_in, (symbols, hidden)),
-            "x": jax.random.normal(k_x, (hidden, 3 * hidden)) / hidden**0.5,
-            "h": jax.random.normal(k_h, (hidden, 3 * hidden)) / hidden**0.5,
+            "in": drawn(k_in, (symbols, hidden)),
+            "x": drawn(k_x, (hidden, 3 * hidden)) / hidden**0.5,
+            "h": drawn(k_h, (hidden, 3 * hidden)) / hidden**0.5,
             "b": jnp.zeros(3 * hidden),
-            "out": {"w": jax.random.normal(k_out, (hidden, symbols)) / hidden**0.5, "b": jnp.zeros(symbols)},
+            "out": {"w": drawn(k_out, (hidden, symbols)) / hidden**0.5, "b": jnp.zeros(symbols)},
         }
 
     def loss(key, params, batch):
@@ -446,7 +447,7 @@ def _perceptron(sizes: Sequence[int], activation: Callable) -> tuple[Callable, C
     def init(key):
         keys = jax.random.split(key, len(sizes) - 1)
         return [
-            {"w": jax.random.normal(k, (m, n)) / m**0.5, "b": jnp.zeros(n)}
+            {"w": drawn(k, (m, n)) / m**0.5, "b": jnp.zeros(n)}
             for k, m, n in zip(keys, sizes[:-1], sizes[1:], strict=True)
         ]
 

@@ -235,8 +235,8 @@ EXPERIMENT = Experiment(
     settings={
         "smoke": {
             **_AS_PUBLISHED, "data": "digits", "net": ["dense4", [16]], "rate": 1e-3, "test_tasks": 8,
-            "validation_tasks": 8, "at_once": 8, "validate": 2, "chunk": 2,
-            "budgets": {"5-way 1-shot": {"MAML": [2, 2], "iMAML, GD": [2, 2]}},
+            "validation_tasks": 8, "at_once": 8, "validate": 2, "chunk": 2, "methods, 5-way 1-shot": _LONG,
+            "budgets": {"5-way 1-shot": {"MAML": [2, 2], "iMAML, GD": [10, 2]}},
         },
         # Half the filters; the rate is twice that published, and falls.
         "small": {

@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from metajax import checks
+from metajax._drawn import drawn
 from metajax.learners.grid import Cell
 from metajax.types import Array, InContext, Learner, PyTree
 
@@ -98,7 +99,7 @@ def with_weights(cell: Cell) -> Cell:
     checks.instance("cell", cell, Cell, "metajax.learners.lstm_cell")
 
     def state(key, shape):
-        w = jax.random.normal(key, shape) / shape[-2] ** 0.5
+        w = drawn(key, shape) / shape[-2] ** 0.5
         return store(jax.tree.map(jnp.zeros_like, cell.state(key, shape)), w, jnp.zeros(shape))
 
     def step(params, state, forward, backward):

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from metajax import checks
+from metajax._drawn import drawn
 from metajax.types import Array, PyTree
 
 
@@ -62,7 +63,7 @@ def lstm_cell(
         raise ValueError(f"reduce must be 'mean' or 'sum', got {reduce!r}")
 
     def matrix(key, fan_in, shape):
-        return jax.random.truncated_normal(key, -2, 2, shape) / fan_in**0.5
+        return drawn(key, shape, jax.random.truncated_normal, lower=-2, upper=2) / fan_in**0.5
 
     def init(key):
         k_gates, k_forward, k_backward = jax.random.split(key, 3)
@@ -140,10 +141,10 @@ def rnn_cell(hidden: int, activation: Callable = jnp.tanh) -> Cell:
 
     def init(key):
         keys = jax.random.split(key, 3)
-        return {name: jax.random.normal(k, (hidden, hidden)) / hidden**0.5 for name, k in zip("WCD", keys, strict=True)}
+        return {name: drawn(k, (hidden, hidden)) / hidden**0.5 for name, k in zip("WCD", keys, strict=True)}
 
     def state(key, shape):
-        return jax.random.normal(key, (*shape, hidden)) / shape[-2] ** 0.5
+        return drawn(key, (*shape, hidden)) / shape[-2] ** 0.5
 
     def step(params, state, forward, backward):
         up, down = forward @ params["C"][: forward.shape[-1]], backward @ params["D"][: backward.shape[-1]]

@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 
+from metajax._drawn import drawn
 from metajax.learners.recurrent import affine, counts, dense, lstm, lstm_init, lstm_start, recurrent
 from metajax.types import Array, InContext
 
@@ -51,7 +52,7 @@ def external_memory(
         return {
             "lstm": lstm_init(keys[0], num_inputs + 2 * num_classes + width, hidden),
             "heads": dense(keys[1], hidden, 4 * width + 2),
-            "memory": 0.1 * jax.random.normal(keys[2], (slots, width)),  # slots must differ to be told apart
+            "memory": 0.1 * drawn(keys[2], (slots, width)),  # slots must differ to be told apart
             "out": dense(keys[3], hidden + width, num_classes),
         }
 

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from metajax import checks
+from metajax._drawn import drawn
 from metajax.learners.in_context import in_context
 from metajax.optim.lstm import lstm_cell
 from metajax.types import Array, InContext, PyTree
@@ -94,7 +95,7 @@ def counts(**values: Any) -> tuple[int, ...]:
 def dense(key: Array, inputs: int, outputs: int) -> dict[str, Array]:
     """Parameters of an affine map, weights truncated normal with variance near ``1 / inputs``."""
     return {
-        "w": jax.random.truncated_normal(key, -2.0, 2.0, (outputs, inputs)) / inputs**0.5,
+        "w": drawn(key, (outputs, inputs), jax.random.truncated_normal, lower=-2.0, upper=2.0) / inputs**0.5,
         "b": jnp.zeros(outputs),
     }
 

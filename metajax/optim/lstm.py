@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import optax
 
 from metajax import checks
+from metajax._drawn import drawn
 from metajax.optim import _flat
 from metajax.types import Array, LearnedOptimizer, PyTree
 
@@ -156,7 +157,7 @@ def _unshared(layers: PyTree, x: Array) -> PyTree:
 
 def normal(key: Array, shape: tuple[int, ...], fan_in: int) -> Array:
     """A truncated normal with standard deviation ``fan_in ** -0.5`` before truncation at two of them."""
-    return jax.random.truncated_normal(key, -2.0, 2.0, shape) / jnp.sqrt(fan_in)
+    return drawn(key, shape, jax.random.truncated_normal, lower=-2.0, upper=2.0) / jnp.sqrt(fan_in)
 
 
 def init_layers(keys, inputs: int, hidden: tuple[int, ...]) -> list[dict[str, Array]]:

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from metajax import checks
+from metajax._drawn import drawn
 from metajax.types import PyTree, Tasks
 
 
@@ -93,7 +94,7 @@ def project(tasks: Tasks, size: int) -> Tasks:
     def sample(key, image):
         fan_in = image[0].size
         limit = (6 / (2 * fan_in)) ** 0.5
-        return jax.random.uniform(key, (fan_in, size), image.dtype, -limit, limit)
+        return drawn(key, (fan_in, size), jax.random.uniform, dtype=image.dtype, minval=-limit, maxval=limit)
 
     return _images(tasks, sample, lambda own, image: image.reshape(len(image), -1) @ own)
 

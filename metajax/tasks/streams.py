@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from metajax import checks
+from metajax._drawn import drawn
 from metajax.data.arrange import labelled_images
 from metajax.tasks.images import examples
 from metajax.types import Tasks
@@ -84,11 +85,9 @@ def prototypes(
     def draw(key, data, task, size):
         k_label, k_noise = jax.random.split(key)
         label = jax.random.randint(k_label, (size,), 0, num_classes, jnp.int32)
-        return {"image": task["prototype"][label] + noise * jax.random.normal(k_noise, (size, *shape)), "label": label}
+        return {"image": task["prototype"][label] + noise * drawn(k_noise, (size, *shape)), "label": label}
 
-    return _stream(
-        lambda key, data: {"prototype": jax.random.normal(key, (num_classes, *shape))}, draw, batch_size, test_size
-    )
+    return _stream(lambda key, data: {"prototype": drawn(key, (num_classes, *shape))}, draw, batch_size, test_size)
 
 
 def random_images(
@@ -117,7 +116,7 @@ def random_images(
     def sample(key, data):
         k_image, k_label = jax.random.split(key)
         return {
-            "image": jax.random.normal(k_image, (num_images, *shape)),
+            "image": drawn(k_image, (num_images, *shape)),
             "label": jax.random.randint(k_label, (num_images,), 0, num_classes, jnp.int32),
         }
 
@@ -150,7 +149,7 @@ def sum_sign(shape: Sequence[int], batch_size: int = 1, test_size: int = 256) ->
     def draw(key, data, task, size):
         k_mean, k_value = jax.random.split(key)
         mean = jax.random.uniform(k_mean, (size, *[1] * len(shape)), minval=-1.0)
-        image = mean + jax.random.truncated_normal(k_value, -2.0, 2.0, (size, *shape))
+        image = mean + drawn(k_value, (size, *shape), jax.random.truncated_normal, lower=-2.0, upper=2.0)
         return {"image": image, "label": (image.reshape(size, -1).sum(-1) >= 0).astype(jnp.int32)}
 
     return _stream(lambda key, data: (), draw, batch_size, test_size)

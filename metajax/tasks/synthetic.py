@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 
 from metajax import checks
+from metajax._drawn import drawn
 from metajax.types import Tasks
 
 
@@ -20,7 +21,7 @@ def quadratics(size: int) -> Tasks:
 
     def sample(key, data):
         k_w, k_y = jax.random.split(key)
-        return {"W": jax.random.normal(k_w, (size, size)), "y": jax.random.normal(k_y, (size,))}
+        return {"W": drawn(k_w, (size, size)), "y": jax.random.normal(k_y, (size,))}
 
     return Tasks(sample, lambda key, data, task, t: task, lambda key, data, task: task)
 
@@ -88,7 +89,7 @@ def linear_regressions(
     def sample(key, data):
         k_w, k_x, k_noise = jax.random.split(key, 3)
         w = spread * jax.random.normal(k_w, (size,))
-        x = jax.random.normal(k_x, (shots + queries, size)) * condition ** -jnp.linspace(0, 0.5, size)
+        x = drawn(k_x, (shots + queries, size)) * condition ** -jnp.linspace(0, 0.5, size)
         y = x @ w[:, None] + noise * jax.random.normal(k_noise, (shots + queries, 1))
         return {"w": w} | _halves(x, y, shots)
 
