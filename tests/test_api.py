@@ -29,6 +29,7 @@ FUNCTIONS = {
     for module in MODULES
     for name, value in vars(module).items()
     if not name.startswith("_") and inspect.isfunction(value) and value.__module__.startswith("metajax")
+    if "._" not in value.__module__  # a helper that the module imports
     if name in module.__dict__.get("__all__", [name])
 }
 
