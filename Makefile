@@ -52,7 +52,7 @@ oldest:  ## the quick tests with the oldest versions that pyproject.toml allows;
 	python3.11 -m venv $(OLDEST)
 	sed -n -e '/^docs = /,/^]/d' -e '/^peers = /,/^]/d' -e 's/.*"\([A-Za-z_-][A-Za-z_-]*\)>=\([0-9.]*\)".*/\1==\2/p' pyproject.toml | sort -u > $(OLDEST)/requirements.txt
 	$(OLDEST)/bin/pip install --quiet --requirement $(OLDEST)/requirements.txt
-	PYTHONPATH=. JAX_COMPILATION_CACHE_DIR=$(OLDEST)/jax $(OLDEST)/bin/python -m pytest -n 2 --dist loadgroup -m 'not slow' -W ignore::DeprecationWarning tests
+	PYTHONPATH=. JAX_COMPILATION_CACHE_DIR=$(OLDEST)/jax $(OLDEST)/bin/python -m pytest -n 2 --dist loadgroup -m 'not slow' tests
 
 build: install  ## wheel and sdist in dist/
 	$(BIN)/python -m build

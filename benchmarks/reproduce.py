@@ -176,7 +176,8 @@ def report(root: Path, page: Path) -> str:
             for c in r["claims"]:
                 claims += _markdown_row(c["source"], c["claim"], c["published"], _value(c), _verdict(c["holds"]))
             link = "../" + path.with_suffix(".png").as_posix()
-            sections.append(f"## {r['title']}\n\n`{r['command']}`\n\n![{r['title']}]({link})\n\n{claims}")
+            made = f"`{r['command']}`" + (f"\n\n{r['note']}" if "note" in r else "")  # of runs that were joined by hand
+            sections.append(f"## {r['title']}\n\n{made}\n\n![{r['title']}]({link})\n\n{claims}")
     head = (
         "# Reproduced figures\n\nMade by `python -m benchmarks report` from what `python -m benchmarks reproduce` has "
         "measured. Ours are means over seeds ± their standard deviation; a claim that does not hold is a result too."

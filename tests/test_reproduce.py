@@ -81,8 +81,11 @@ def test_report(tmp_path, monkeypatch, capsys):
     assert f"| A title | paper | 0 of 1 | `{name}` small, 2 seeds, cpu, 2 min |\n" in text
     assert text.count(": not run |") == len(harness.names()) - 1
     assert text in capsys.readouterr().out
-    (tmp_path / name / "cpu.json").write_text(json.dumps({**result, "seconds": [30, None]}))  # one was interrupted
-    assert f"`{name}` small, 2 seeds, cpu |\n" in harness.report(tmp_path, page)
+    later = {**result, "seconds": [30, None], "note": "Made in two parts."}  # one was interrupted
+    (tmp_path / name / "cpu.json").write_text(json.dumps(later))
+    text = harness.report(tmp_path, page)
+    assert f"`{name}` small, 2 seeds, cpu |\n" in text
+    assert "`python -m benchmarks x`\n\nMade in two parts.\n\n![A title]" in text
 
 
 def test_what_diverged_is_written_as_json_that_others_can_read(tmp_path, monkeypatch):

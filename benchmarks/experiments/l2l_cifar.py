@@ -49,21 +49,22 @@ def images(s: dict[str, Any], split: str, classes: tuple[int, ...]) -> dict[str,
 def run(seed: int, settings: dict[str, Any], folder: Path) -> dict[str, np.ndarray]:
     s, tasks = settings, mx.tasks.minibatches(settings["batch"])
     lstm, nadam = mx.optim.lstm(**s["preset"]), mx.optim.nadam(rate=0.005, knots=(1, 10, 100, 300, 600, 850, 1000))
-    methods = {  # what is meta-trained, on which classes
-        "LSTM": (lstm, CASES["CIFAR-10"]),
-        "LSTM-sub": (lstm, HELD_OUT),
-        "Nadam, learned": (nadam, CASES["CIFAR-10"]),
+    phases = s["meta_training"]
+    methods = {  # what is meta-trained, how, on which classes
+        "LSTM": (lstm, phases["LSTM"], CASES["CIFAR-10"]),
+        "LSTM-sub": (lstm, phases["LSTM"], HELD_OUT),
+        "Nadam, learned": (nadam, phases["Nadam, learned"], CASES["CIFAR-10"]),
     }
 
     def network(classes):
         return mx.problems.convnet(len(classes), (s["size"], s["size"], 3), s["filters"], s["hidden"], s["kernel"])
 
     learned = {}
-    for name, (optimizer, classes) in methods.items():
-        posed, optimizer = (network(classes), tasks, images(s, "train", classes)), grouped(optimizer)
+    for name, (method, trained_by, classes) in methods.items():
+        posed, optimizer = (network(classes), tasks, images(s, "train", classes)), grouped(method)
         meta_params = _l2l.learn(
-            seed, optimizer, s["meta_training"][name.split("-")[0]], lambda p, posed=posed: posed,
-            folder / name.split(",")[0], steps=s["judged"], validated=s["validated"],
+            seed, optimizer, trained_by, lambda p, posed=posed: posed, folder / name.split(",")[0],
+            steps=s["judged"], validated=s["validated"],
         )  # fmt: skip
         learned[name] = optimizer.tx(meta_params)
     results = {}
