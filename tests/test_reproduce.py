@@ -13,7 +13,7 @@ import pytest
 import metajax as mx
 from benchmarks import __main__ as command
 from benchmarks import reproduce as harness
-from benchmarks.experiments import _l2l, _training, imaml_memory, imaml_omniglot, l2l_mnist
+from benchmarks.experiments import _few_shot, _l2l, _training, imaml_memory, l2l_mnist
 
 
 def call(monkeypatch, *args):
@@ -216,7 +216,7 @@ def test_each_query_set_has_every_class_and_is_judged_by_itself():
     tasks = mx.tasks.episodes(5, 2, 3 * 2)
     batch = tasks.test(key, data, tasks.sample(key, data))
     state = learner.init(key, params, None)
-    got = imaml_omniglot.over_query_sets(learner, 5, 3).loss(key, params, state, batch)
+    got = _few_shot.over_query_sets(learner, 5, 3).loss(key, params, state, batch)
     parts = [[6 * c + 2 * part + i for c in range(5) for i in range(2)] for part in range(3)]
     want = [learner.loss(key, params, state, jax.tree.map(lambda x, p=p: x[np.array(p)], batch)) for p in parts]
     np.testing.assert_allclose(got, np.mean(want), rtol=1e-5)
