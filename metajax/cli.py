@@ -35,7 +35,8 @@ best by validation. Run it again and it goes on from the last checkpoint.
 
 examples:
   metajax train examples/vsml-digits.toml
-  metajax train examples/l2l-digits.toml --steps 1000    further than the file says"""
+  metajax train examples/l2l-digits.toml --steps 1000    further than the file says
+  metajax train out/l2l-digits                           on with the run in a folder"""
 
 _EVALUATE = """examples:
   metajax evaluate out/l2l-digits
@@ -87,7 +88,7 @@ def _parser() -> argparse.ArgumentParser:
 
     add("demo", _demo, "meta-train an optimizer on images of digits and compare it with tuned baselines", "", True)
     new = add("train", _train, "meta-train what a TOML file describes, or go on with it", _TRAIN)
-    new.add_argument("config", type=Path, metavar="CONFIG.toml")
+    new.add_argument("source", type=Path, metavar="CONFIG.toml|FOLDER", help="a config, or the folder of a run")
     new.add_argument("--steps", type=_count, help="meta-steps in all, in place of what the file says")
     new.add_argument("--out", type=Path, help="folder for what comes out, in place of what the file says")
     new = add("evaluate", _evaluate, "run what was trained on fresh tasks from the test split", _EVALUATE)
@@ -141,14 +142,16 @@ def _pretrained(args: argparse.Namespace, rest: list[str]) -> None:
 
 
 def _train(args: argparse.Namespace, rest: list[str]) -> None:
-    changes = {"steps": args.steps, "out": None if args.out is None else str(args.out)}
-    experiment = config.experiment(args.config, **{k: x for k, x in changes.items() if x is not None})
+    path, folder = _source(args.source)
+    changes = {"steps": args.steps, "out": str(args.out or folder or "")}
+    experiment = config.experiment(path, **{k: x for k, x in changes.items() if x})
     run, keys, loop = experiment.run, experiment.keys, experiment.inner
     out = Path(run.out).expanduser()
-    _same(args.config, out)
+    _same(path, out)
     state, data = experiment.start()
     out.mkdir(parents=True, exist_ok=True)
-    shutil.copyfile(args.config, out / "config.toml")
+    if out != folder:
+        shutil.copyfile(path, out / "config.toml")
 
     def loss(key, meta_params, data):
         curves = mx.evaluate(loop, key, meta_params, data, num_tasks=run.validation_tasks)
@@ -172,10 +175,14 @@ def _train(args: argparse.Namespace, rest: list[str]) -> None:
             validate=validate,
             checkpoint=store,
             log=out / "metrics.csv",
-            label=args.config.stem,
+            label=path.stem if folder is None else folder.name,
         )
     except ValueError as e:  # fewer steps than are done, or another seed than that of the checkpoints
-        raise config.ConfigError(f"{args.config}: {e}") from e
+        raise config.ConfigError(f"{path}: {e}") from e
+    if not np.isfinite(result.validation["loss"]).any():
+        raise FloatingPointError(
+            f"no validation of {out} was finite, so that nothing is best; has the network an output for every label?"
+        )
     mx.save(out / "final.npz", result.state.meta_params)
     mx.save(out / "best.npz", result.best)
     best = int(np.nanargmin(result.validation["loss"]))
@@ -187,24 +194,31 @@ def _train(args: argparse.Namespace, rest: list[str]) -> None:
 
 
 def _evaluate(args: argparse.Namespace, rest: list[str]) -> None:
-    path = args.source / "config.toml" if args.source.is_dir() else args.source
+    if args.plot is not None and args.plot.suffix not in (".png", ".pdf", ".svg"):
+        raise config.ConfigError(f"--plot must end in .png, .pdf or .svg, got {args.plot}")
+    path, folder = _source(args.source)
     experiment = config.experiment(path)
-    out = args.source if args.source.is_dir() else Path(experiment.run.out).expanduser()
+    out = folder or Path(experiment.run.out).expanduser()
     _same(path, out)
     if not (out / args.params).exists():
-        raise FileNotFoundError(f"{out}/{args.params} is not there; train to the end first: metajax train {path}")
+        there = ", ".join(sorted(file.name for file in out.glob("*.npz")))
+        hint = f"--params may be {there}" if there else f"train to the end first: metajax train {args.source}"
+        raise FileNotFoundError(f"{out}/{args.params} is not there; {hint}")
     before = experiment.init()
     try:
         trained = mx.load(out / args.params, like=before)
     except ValueError as e:
         raise config.ConfigError(str(e)) from e
     data = experiment.data("test")
-    curves = {
-        name: mx.evaluate(
-            experiment.inner, experiment.keys["test"], params, data, num_tasks=args.tasks, steps=args.steps
-        )
-        for name, params in {"meta-trained": trained, "before meta-training": before}.items()
-    }
+    try:
+        curves = {
+            name: mx.evaluate(
+                experiment.inner, experiment.keys["test"], params, data, num_tasks=args.tasks, steps=args.steps
+            )
+            for name, params in {"meta-trained": trained, "before meta-training": before}.items()
+        }
+    except ValueError as e:  # more ways than the test split has classes, for one
+        raise config.ConfigError(f"{path}, on the test split: {e}") from e
     print(_table(curves))
     if args.plot is not None:
         _picture(args.plot, curves)
@@ -250,6 +264,11 @@ def _picture(path: Path, curves: dict[str, mx.Curves]) -> None:
     right.spines[["top", "right"]].set_visible(False)
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=130)
+
+
+def _source(source: Path) -> tuple[Path, Path | None]:
+    """The config, and the folder of the run if it was named."""
+    return (source / "config.toml", source) if source.is_dir() else (source, None)
 
 
 def _same(path: Path, out: Path) -> None:

@@ -136,5 +136,8 @@ def compare(
                 warnings.warn(f"the best rate of {name}, {rates[i]}, is at the edge of rates: widen it", stacklevel=2)
         loss, metrics, _ = jax.tree.map(lambda x, i=i: np.asarray(x[i]), curves(k_report, jnp.asarray(grid), data))
         result.loss[name], result.final[name] = loss, loss[:, -tail:].mean(1)
+        diverged = int((~np.isfinite(result.final[name])).sum())
+        if diverged:
+            warnings.warn(f"{name} diverged on {diverged} of {num_tasks} tasks: its mean is not finite", stacklevel=2)
         result.rate[name], result.metrics[name] = None if fixed else rates[i], metrics
     return result

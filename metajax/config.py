@@ -198,6 +198,8 @@ class _Config:
         run = self.call(("run",), Run, self.section("run") | changes)
         for name in ("steps", "checkpoint_every", "validate_every", "validation_tasks", "chunk"):
             self.blamed(("run",), checks.positive_int, name, getattr(run, name))
+        if run.patience is not None:
+            self.blamed(("run",), checks.positive_int, "patience", run.patience)
         learner, arguments = self.pick(("learner",), SECTIONS["learner"], self.section("learner"))
         problem: Any = None
         if "problem" in inspect.signature(learner).parameters:
@@ -336,7 +338,7 @@ def _has(tree: Any, path: tuple[str, ...]) -> bool:
 
 
 def _choice(name: str, known: Any) -> str:
-    near = difflib.get_close_matches(name, known, 1) if isinstance(name, str) else []
+    near = difflib.get_close_matches(name, known, 1, cutoff=0.5) if isinstance(name, str) else []
     return f"; there are {', '.join(known)}" + (f": did you mean {near[0]!r}?" if near else "")
 
 

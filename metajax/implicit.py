@@ -159,6 +159,7 @@ def proximal(loss: Callable[..., Any]) -> Callable:
 
     def objective(phi: PyTree, theta: PyTree, lam: PyTree, *args: Any) -> Array:
         checks.positive("lam", lam)
+        checks.same_structure("theta", theta, phi, "phi")
 
         def pull(lam, phi, theta):  # of all the leaves that one of lam stands for
             square = jax.tree.map(lambda p, t: jnp.sum(jnp.broadcast_to(lam, p.shape) * (p - t) ** 2), phi, theta)

@@ -62,6 +62,13 @@ def trainer(estimator: Estimator, tx: optax.GradientTransformation) -> Trainer:
 
     def step(state, data=()):
         checks.instance("state", state, TrainState, "trainer.init")
+        own = jax.eval_shape(start, state.key, state.meta_params, data)
+        for part, maker in (("estimator", "estimator"), ("opt_state", "tx")):
+            if not _alike(getattr(state, part), getattr(own, part)):
+                raise ValueError(
+                    f"state.{part} is not as the {maker} of this trainer makes it: the state is of another trainer. To "
+                    f"go on from its meta-parameters, begin with trainer.init(key, state.meta_params, data)"
+                )
         key = jax.random.fold_in(state.key, state.step)
         estimate, estimator_state = estimator.estimate(key, state.meta_params, state.estimator, data)
         updates, opt_state = tx.update(estimate.updates, state.opt_state, state.meta_params)
@@ -136,6 +143,12 @@ def validation(
     every = checks.positive_int("every", every)
     patience = None if patience is None else checks.positive_int("patience", patience)
     return Validation(loss, key, data, every, patience, checks.positive_float("departure", departure))
+
+
+_REMEDY = (
+    "Lower the learning rate, clip with optax.clip_by_global_norm, or shorten the horizon; if no step was finite, look "
+    "for labels that the network has no output for"
+)
 
 
 class Fit(NamedTuple):
@@ -251,10 +264,13 @@ def fit(
             if resumed:
                 bar.say(f"resumed at meta-step {run.step} of {num_steps} from {saver.where}")
             plateau, reported, ended = Plateau(run.record.history().get("loss", ())), run.step, False
+            metrics = None
             while True:
                 # What is due at this step ...
                 if validate is not None:
                     ended = _validate(run, validate)
+                if metrics is not None:
+                    bar.update(len(metrics["loss"]), plateau.note(), **_shown(metrics, run.record))
                 if file is not None:
                     file.write(run.record, run.step, validate is not None)
                 for callback in callbacks if run.step > reported else ():
@@ -273,10 +289,16 @@ def fit(
                 stop = min(num_steps, *(run.step - run.step % stride + stride for stride in strides))
                 metrics = _advance(run, trainer, chunk, data, stop - run.step, max_skipped)
                 plateau.add(metrics["loss"])
-                bar.update(len(metrics["loss"]), plateau.note(), **_shown(metrics, run.record))
             if run.step < num_steps and not stopped:
                 bar.say(f"stopped early at meta-step {run.step}: validation found no new best any more")
         saver.finish()
+        if int(run.state.skipped):
+            warnings.warn(
+                f"the last {int(run.state.skipped)} meta-steps, up to {run.step}, were skipped: their meta-gradients "
+                f"were not finite. {_REMEDY}",
+                RuntimeWarning,
+                stacklevel=2,
+            )
         signals.leave(label, f"at meta-step {run.step} of {num_steps}; {saver.status()}")
     return Fit(run.state, run.record.history(), run.best, run.record.validation())
 
@@ -362,8 +384,7 @@ def _give_up(run: _Run, saver: "_Saver") -> None:
     kept = hosts.told("" if saver.saved is None else f" and saved at meta-step {saver.saved} in {saver.where}")
     raise FloatingPointError(
         f"the meta-gradient was not finite for {count} steps in a row, up to meta-step {run.step}; the parameters "
-        f"before that were kept{kept}. The last step had {last}. Lower the learning rate, clip with "
-        f"optax.clip_by_global_norm, or shorten the horizon"
+        f"before that were kept{kept}. The last step had {last}. {_REMEDY}"
     )
 
 
@@ -503,6 +524,12 @@ def _stays_finite(new: PyTree, old: PyTree) -> Array:
     pairs = zip(jax.tree.leaves(new), jax.tree.leaves(old), strict=True)
     ok = [(jnp.isfinite(x) | ~jnp.isfinite(y)).all() for x, y in pairs if jnp.issubdtype(x.dtype, jnp.inexact)]
     return jnp.stack(ok).all() if ok else jnp.array(True)
+
+
+def _alike(a: PyTree, b: PyTree) -> bool:
+    """Whether two trees of arrays agree in structure, shapes and dtypes."""
+    (of_a, tree_a), (of_b, tree_b) = jax.tree.flatten(a), jax.tree.flatten(b)
+    return tree_a == tree_b and all((x.shape, x.dtype) == (y.shape, y.dtype) for x, y in zip(of_a, of_b, strict=True))
 
 
 def _any_nan(tree: PyTree) -> Array:

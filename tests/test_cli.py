@@ -90,6 +90,16 @@ def test_training_going_on_and_evaluating(tmp_path, capsys):
     assert picture.read_bytes().startswith(b"\x89PNG")
 
     capsys.readouterr()
+    assert main(["evaluate", str(out), "--plot", "a.docx"]) == 2
+    assert "--plot must end in .png, .pdf or .svg" in capsys.readouterr().err
+    assert main(["evaluate", str(out), "--params", "worst.npz"]) == 1
+    assert "--params may be best.npz, final.npz" in capsys.readouterr().err
+    assert main(["train", str(out), "--steps", "8"]) == 0, "the folder of a run goes on"
+    assert "resumed at meta-step 6 of 8" in capsys.readouterr().err
+    moved = out.rename(tmp_path / "moved")
+    assert main(["train", str(moved), "--steps", "10"]) == 0, "wherever it is"
+    assert "resumed at meta-step 8 of 10" in capsys.readouterr().err
+    moved.rename(out)
     assert main(["train", str(path), "--steps", "5"]) == 2, "fewer than are done"
     assert "give a larger num_steps" in capsys.readouterr().err
     path.write_text(path.read_text().replace("[2]", "[3]"))
@@ -134,6 +144,8 @@ MISTAKES = {
     "a window that does not fit": ("num_tasks = 2", "num_tasks = 2\ntruncation = 3", 19, "truncation"),
     "clip": ("clip = 1.0", "clip = 0", 23, "clip must be finite and greater than 0"),
     "steps": ("steps = 4", "steps = 0", 26, "steps must be at least 1"),
+    "patience": ("chunk = 2", "patience = 0", 30, "patience must be at least 1"),
+    "a slip of the fingers": ('"bptt"', '"btpp"', 17, "unknown name 'btpp' in estimator.*did you mean 'bptt'"),
     "data for none": ("[inner]", '[data]\nname = "digits"\n[inner]', 13, "need no data"),
     "no data": (
         '"quadratics"\nsize = 2',
@@ -167,6 +179,22 @@ def test_what_does_not_fit_together_is_said_before_anything_is_written(tmp_path,
     assert main(["train", str(path)]) == 2
     assert "small.toml:10: sizes[0] is 60, but an image [8, 8, 1] has 64 values" in capsys.readouterr().err
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.slow
+def test_data_that_the_network_or_the_tasks_do_not_suit(tmp_path, capsys):
+    text = EXAMPLES[[p.stem for p in EXAMPLES].index("maml-digits")].read_text()
+    text = text.replace('out = "out/maml-digits"', 'out = "OUT"')
+    path = write(tmp_path, text.replace("64, 32, 3]", "64, 4, 2]"))  # no output for the third class
+    with pytest.warns(RuntimeWarning, match="labels that the network has no output for"):
+        assert main(["train", str(path), "--steps", "2"]) == 1
+    assert "was finite, so that nothing is best" in capsys.readouterr().err
+    assert not (tmp_path / "run" / "best.npz").exists()
+
+    path, out = write(tmp_path, text.replace("64, 32, 3]", "64, 4, 4]").replace("ways = 3", "ways = 4")), tmp_path / "4"
+    assert main(["train", str(path), "--steps", "1", "--out", str(out)]) == 0, "there are five classes for training"
+    assert main(["evaluate", str(out)]) == 2
+    assert "on the test split: ways is 4" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.stem)

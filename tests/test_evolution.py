@@ -521,7 +521,11 @@ BAD = {
     "mix: nothing": (lambda: mx.mix([]), TypeError, "estimators"),
     "mix: one estimator": (lambda: mx.mix(ES), TypeError, "estimators must be a sequence"),
     "mix: an inner loop": (lambda: mx.mix([ES, toy()]), TypeError, "estimators.1. must be"),
-    "mix: weights of another length": (lambda: mx.mix([ES, ES], [1.0]), ValueError, "weights must be one for each"),
+    "mix: weights of another length": (
+        lambda: mx.mix([ES, ES], [1.0]),
+        ValueError,
+        "weights must be one for each estimator, 2 in all, got 1",
+    ),
     "mix: weights of other names": (lambda: mx.mix({"a": ES}, {"b": 1.0}), ValueError, "weights must be one for each"),
     "mix: weights without names": (lambda: mx.mix({"a": ES}, [1.0]), TypeError, "weights must be a mapping"),
     "mix: weights a number": (lambda: mx.mix([ES], 1.0), TypeError, "weights must be a sequence"),

@@ -369,6 +369,11 @@ def test_newton_avoids_where_the_objective_is_not_a_number(x64):
 SOLVER, LINEAR_SOLVER = newton(1, cg(1)), cg(1)
 ONES = jnp.ones(2)
 BAD = {
+    "proximal: theta of another shape": (
+        lambda: proximal(squares)(THETA, THETA | {"a": jnp.ones(1)}, 0.7),
+        ValueError,
+        r"theta\['a'\] must be like phi\['a'\]",
+    ),
     "objective missing": (lambda: argmin(None, SOLVER, LINEAR_SOLVER), TypeError, "objective"),
     "solver an optax transformation": (lambda: argmin(squares, optax.sgd(0.1), LINEAR_SOLVER), TypeError, "solver"),
     "linear solver by name": (lambda: argmin(squares, SOLVER, "cg"), TypeError, "linear_solver"),

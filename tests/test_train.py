@@ -72,6 +72,36 @@ def test_a_run_that_stays_non_finite_stops_and_says_where(key):
         mx.fit(trainer, state, num_steps=100, chunk=5, max_skipped=5, progress=False)
 
 
+def test_a_short_run_of_which_no_step_was_finite_warns(key):
+    trainer = mx.trainer(mx.bptt(quadratics(), 4), optax.adam(1e-3))
+    state = trainer.init(key, jnp.float32(1e30))
+    with pytest.warns(
+        RuntimeWarning, match=r"the last 3 meta-steps, up to 3, were skipped: .* Lower the learning rate"
+    ):
+        result = mx.fit(trainer, state, num_steps=3, progress=False)
+    assert np.isnan(result.history["loss"]).all()
+    assert result.best == state.meta_params
+
+
+def test_a_state_of_another_trainer_is_refused(key):
+    estimators = {
+        "bptt": mx.bptt(quadratics(), 4),
+        "fewer tasks": mx.bptt(quadratics(), 2),
+        "pes": mx.pes(quadratics(), 4, std=0.1, truncation=5),
+    }
+    trainer = mx.trainer(estimators["bptt"], optax.adam(1e-3))
+    state = trainer.init(key, jnp.float32(1e-3))
+    for name in ("fewer tasks", "pes"):
+        other = mx.trainer(estimators[name], optax.adam(1e-3))
+        with pytest.raises(
+            ValueError, match=r"state.estimator is not as the estimator of .* trainer.init\(key, state.m"
+        ):
+            mx.fit(other, state, num_steps=2, progress=False)
+        mx.fit(other, other.init(key, state.meta_params), num_steps=1, progress=False)  # as it says
+    with pytest.raises(ValueError, match=r"state.opt_state is not as the tx of this trainer"):
+        mx.trainer(estimators["bptt"], optax.sgd(1e-3)).step(state)
+
+
 def test_progress_in_a_log_has_lines_and_no_carriage_returns(key, capsys):
     trainer = mx.trainer(mx.bptt(quadratics(), 4), optax.adam(1e-3))
     mx.fit(trainer, trainer.init(key, jnp.float32(1e-3)), num_steps=4, label="demo")

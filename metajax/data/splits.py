@@ -116,7 +116,7 @@ def _mini_imagenet(directory: Path, parts: list[str]) -> Arrays:
     missing = [file for file in (*_PARTS.values(), "images") if not (folder / file).exists()]
     if missing:
         raise FileNotFoundError(
-            f"mini_imagenet was looked for in {folder} and {', '.join(missing)} is not there. Put there train.csv, "
+            f"mini_imagenet was looked for in {folder}, which lacks {', '.join(missing)}. Put there train.csv, "
             f"val.csv and test.csv, with the columns filename and label, and the files they name in images/"
         )
     tables = {part: _rows(folder / file) for part, file in _PARTS.items()}

@@ -96,7 +96,8 @@ def _weights(weights, parts: dict, named: bool) -> dict:
         raise TypeError(f"weights must be {kind}, as estimators are, got {type(weights).__name__}")
     shares = dict(weights) if isinstance(weights, Mapping) else dict(enumerate(weights))
     if shares.keys() != parts.keys():
-        raise ValueError(f"weights must be one for each estimator, {list(parts)}, got {list(shares)}")
+        names = f"the names {list(parts)}, got {list(shares)}" if named else f"{len(parts)} in all, got {len(shares)}"
+        raise ValueError(f"weights must be one for each estimator, {names}")
     for name, share in shares.items():
         if isinstance(share, bool) or not isinstance(share, (int, float)) or not math.isfinite(share):
             raise ValueError(f"weights[{name!r}] must be a finite Python number, got {share!r}")

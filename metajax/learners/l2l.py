@@ -39,7 +39,11 @@ def l2l(make_tx: Callable[..., optax.GradientTransformation], problem: Problem, 
     >>> mx.evaluate(loop, jax.random.key(0), 0.1, num_tasks=4).loss.shape
     (4, 100)
     """
-    checks.function("make_tx", make_tx)
+    if not callable(make_tx):
+        raise TypeError(
+            f"make_tx must be a function of the meta-parameters: the tx of a learned optimizer, optax.adam, or, if "
+            f"there are none, lambda meta_params: optax.adam(0.1); got {type(make_tx).__name__}"
+        )
     checks.instance("problem", problem, Problem, "metajax.problems")
 
     def init(key, meta_params, task):
