@@ -72,8 +72,16 @@ def floating(name: str, tree: Any) -> None:
             )
 
 
+def returned(name: str, value: Any, parts: str) -> None:
+    """Says that ``name`` must return a tuple of ``parts``, e.g. ``"state, loss, metrics"``."""
+    if not isinstance(value, tuple) or len(value) != parts.count(",") + 1:
+        raise TypeError(f"{name} must return ({parts}), got {_describe(value)}")
+
+
 def scalar(name: str, value: Any) -> None:
     """Says that ``name`` must be a real scalar."""
+    if isinstance(value, (tuple, list, dict)) or value is None:
+        raise TypeError(f"{name} must be a floating-point scalar alone, got {_describe(value)}")
     shape, dtype = jnp.shape(value), jnp.result_type(value)
     if shape != () or not jnp.issubdtype(dtype, jnp.floating):
         raise ValueError(
@@ -115,4 +123,6 @@ def finite(name: str, tree: Any) -> None:
 def _describe(x: Any) -> str:
     if hasattr(x, "dtype") and hasattr(x, "shape"):
         return f"{x.dtype}{list(x.shape)}"
+    if isinstance(x, tuple):
+        return f"{type(x).__name__} of {len(x)}"
     return f"{type(x).__name__}"

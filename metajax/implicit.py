@@ -87,13 +87,22 @@ def argmin(objective: Callable[..., Any], solver: Callable[..., Any], linear_sol
             return result
 
         def minimise(grad, init):
-            phi, metrics = solver(value, init)
+            found = solver(value, init)
+            checks.returned("solver", found, "solution, metrics")
+            phi, metrics = found
             checks.same_structure("the solution of solver", phi, init, "init")
             metrics = {"inner_grad_norm": optax.tree.norm(grad(phi))} | metrics
             return phi, {name: jnp.asarray(x, float) for name, x in metrics.items()}
 
+        def linear(hvp, b):
+            solution = linear_solver(hvp, b)
+            if not isinstance(solution, LinearSolution):
+                kind = type(solution).__name__
+                raise TypeError(f"linear_solver must return a LinearSolution, as implicit.cg does, got {kind}")
+            return solution.x
+
         def tangent_solve(hvp, b):
-            return lax.custom_linear_solve(hvp, b, lambda hvp, b: linear_solver(hvp, b).x, symmetric=True)
+            return lax.custom_linear_solve(hvp, b, linear, symmetric=True)
 
         return lax.custom_root(jax.grad(value), init, minimise, tangent_solve, has_aux=True)
 

@@ -60,7 +60,9 @@ def inner(learner: Learner, tasks: Tasks, horizon: int | tuple[int, int], meta_l
     def step(meta_params, state, data):
         k_data, k_step = jax.random.split(jax.random.fold_in(state.key, state.t))
         batch = tasks.train(k_data, data, state.task, state.t)
-        new, loss, metrics = learner.step(k_step, meta_params, state.learner, batch)
+        result = learner.step(k_step, meta_params, state.learner, batch)
+        checks.returned("learner.step", result, "state, loss, metrics")
+        new, loss, metrics = result
         checks.scalar("the loss returned by learner.step", loss)
         checks.same_structure("the state returned by learner.step", new, state.learner, "the state it was given")
         return state._replace(t=state.t + 1, learner=new), (loss, metrics)

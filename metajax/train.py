@@ -70,7 +70,9 @@ def trainer(estimator: Estimator, tx: optax.GradientTransformation) -> Trainer:
                     f"go on from its meta-parameters, begin with trainer.init(key, state.meta_params, data)"
                 )
         key = jax.random.fold_in(state.key, state.step)
-        estimate, estimator_state = estimator.estimate(key, state.meta_params, state.estimator, data)
+        result = estimator.estimate(key, state.meta_params, state.estimator, data)
+        checks.returned("estimator.estimate", result, "estimate, state")
+        estimate, estimator_state = result
         updates, opt_state = tx.update(estimate.updates, state.opt_state, state.meta_params)
         meta_params = optax.apply_updates(state.meta_params, updates)
         ok = all_finite((estimate.loss, estimate.updates, meta_params)) & _stays_finite(opt_state, state.opt_state)

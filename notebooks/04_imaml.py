@@ -45,7 +45,7 @@ print("in closed form:\n", jnp.linalg.inv(jnp.eye(2) + A / lam))
 # %% [markdown]
 # ## Few-shot digits
 #
-# Five classes are for meta-training, the others for the test. First what an episode is:
+# Five classes are for meta-training, two for validation, three for the test. First what an episode is:
 
 # %%
 train, test = mx.data.few_shot("digits", "train"), mx.data.few_shot("digits", "test")

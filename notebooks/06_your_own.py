@@ -10,6 +10,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import optax
+from jax.flatten_util import ravel_pytree
 
 import metajax as mx
 
@@ -124,7 +125,7 @@ print("step along the gradient and along its sign:", jnp.exp(result.best))
 # %%
 def finite_differences(inner: mx.Inner, num_tasks: int, h: float = 1e-2) -> mx.Estimator:
     def estimate(key, meta_params, state, data):
-        flat, unravel = jax.flatten_util.ravel_pytree(meta_params)
+        flat, unravel = ravel_pytree(meta_params)
         keys = jax.random.split(key, num_tasks)
 
         def loss(flat):

@@ -50,6 +50,11 @@ CASES = {
         ValueError,
         "loss returned by learner.step",
     ),
+    "inner: a step without metrics": (
+        lambda: custom(step=lambda k, m, s, b: (s, jnp.float32(0))),
+        TypeError,
+        r"learner.step must return \(state, loss, metrics\), got tuple of 2",
+    ),
     "inner: state changes its tree": (
         lambda: custom(step=lambda k, m, s, b: ((s, 1.0), jnp.float32(0), {})),
         ValueError,

@@ -382,6 +382,23 @@ BAD = {
         ValueError,
         "the value of objective must be a floating-point scalar",
     ),
+    "objective with metrics": (
+        lambda: argmin(lambda x: (x.sum(), {}), SOLVER, LINEAR_SOLVER)(ONES),
+        TypeError,
+        "the value of objective must be a floating-point scalar alone, got tuple of 2",
+    ),
+    "a linear solver for the solver": (
+        lambda: argmin(jnp.sum, LINEAR_SOLVER, LINEAR_SOLVER)(ONES),
+        TypeError,
+        r"solver must return \(solution, metrics\), got LinearSolution of 3",
+    ),
+    "a linear solver that returns x alone": (
+        lambda: jax.grad(
+            lambda a: argmin(lambda x, a: a * (x**2).sum(), SOLVER, lambda matvec, b: b)(ONES, a)[0].sum()
+        )(1.0),
+        TypeError,
+        "linear_solver must return a LinearSolution",
+    ),
     "start of integers": (lambda: argmin(jnp.sum, SOLVER, LINEAR_SOLVER)(jnp.arange(2)), TypeError, "init"),
     "solver that changes the tree": (
         lambda: argmin(jnp.sum, lambda f, x: ((x, x), {}), LINEAR_SOLVER)(ONES),

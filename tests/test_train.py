@@ -366,6 +366,12 @@ START = COUNTER.init(jax.random.key(0), jnp.float32(0))
 LOSS = table([1.0, 1.0])
 
 
+STATELESS = mx.trainer(
+    mx.Estimator(lambda key, m, data: (), lambda key, m, state, data: mx.Estimate(m, jnp.float32(0), {})),
+    optax.sgd(1.0),
+)
+
+
 def fit(**options):
     return mx.fit(COUNTER, START, num_steps=1, **options)
 
@@ -387,6 +393,11 @@ CASES = {
         lambda: mx.fit(COUNTER, START._replace(meta_params=jnp.float32(np.nan)), num_steps=1),
         ValueError,
         "state.meta_params holds 1 NaN",
+    ),
+    "estimator: no state": (
+        lambda: mx.fit(STATELESS, STATELESS.init(jax.random.key(0), jnp.float32(0)), num_steps=1),
+        TypeError,
+        r"estimator.estimate must return \(estimate, state\), got Estimate of 3",
     ),
     "validation: no function": (lambda: mx.validation(3, jax.random.key(0)), TypeError, "loss must be a function"),
     "validation: a seed": (lambda: mx.validation(LOSS, 0), TypeError, "key must be a typed key"),
