@@ -23,12 +23,21 @@ _EXAMPLES = """examples:
   metajax pretrained card vsml-mnist
   metajax data prepare mnist"""
 
+
+def _rows(tables: dict[str, Any], width: int) -> str:
+    return "\n".join(f"  {name}".ljust(width) + ", ".join(table) for name, table in tables.items())
+
+
 _TRAIN = f"""A config has these sections; name picks a function of metajax, the other keys are its arguments:
 
-{chr(10).join(f"  [{name}]".ljust(14) + ", ".join(table) for name, table in config.SECTIONS.items())}
-  [data]      name, train, validation, test (splits), few_shot, size, data_dir
+{_rows({f"[{name}]": table for name, table in config.SECTIONS.items()}, 14)}
+  [data]      name, train, validation, test (splits; validation: other tasks from train), few_shot, size, data_dir
   [inner]     horizon, meta_loss
   [run]       {", ".join(config.Run._fields)}
+
+Some arguments are made in the same way, e.g. learning_rate = {{ name = "cosine_decay_schedule", ... }}:
+
+{_rows(config.ARGUMENTS, 16)}
 
 The folder out of [run] gets metrics.csv, config.toml, checkpoints/, and the meta-parameters final.npz and best.npz, the
 best by validation. Run it again and it goes on from the last checkpoint.
