@@ -6,7 +6,6 @@ from functools import partial
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import optax
 
@@ -116,28 +115,25 @@ def compare(
             )
         make_tx: Any = (lambda _, tx=optimizer: tx) if fixed else optimizer
         loop = inner(l2l(make_tx, problem), tasks, steps)
-        grid = [float("nan")] if fixed else rates
 
-        @jax.jit  # searching and reporting share the one program that both need compiled
-        def curves(key, grid, data, loop=loop):
-            def one(rate):
-                curves = evaluate(loop, key, rate, data, num_tasks=num_tasks, steps=steps)
-                return curves.loss, curves.metrics, final(curves) if score is None else score(curves)
+        @jax.jit  # searching and reporting share one program, a rate at a time
+        def curves(key, rate, data, loop=loop):
+            curves = evaluate(loop, key, rate, data, num_tasks=num_tasks, steps=steps)
+            return curves.loss, curves.metrics, final(curves) if score is None else score(curves)
 
-            return jax.vmap(one)(grid)
-
-        i = 0
+        rate = None
         if not fixed:
-            scores = np.asarray(curves(k_search, jnp.asarray(grid), data)[2], np.float64)
+            scores = np.asarray([curves(k_search, rate, data)[2] for rate in rates], np.float64)
             if not np.isfinite(scores).any():
                 raise ValueError(f"optimizers[{name!r}] diverged at every rate from {rates[0]} to {rates[-1]}")
             i = int(np.nanargmin(np.where(np.isfinite(scores), scores, np.nan)))
+            rate = rates[i]
             if len(rates) > 1 and i in (0, len(rates) - 1):
-                warnings.warn(f"the best rate of {name}, {rates[i]}, is at the edge of rates: widen it", stacklevel=2)
-        loss, metrics, _ = jax.tree.map(lambda x, i=i: np.asarray(x[i]), curves(k_report, jnp.asarray(grid), data))
+                warnings.warn(f"the best rate of {name}, {rate}, is at the edge of rates: widen it", stacklevel=2)
+        loss, metrics, _ = jax.tree.map(np.asarray, curves(k_report, float("nan") if fixed else rate, data))
         result.loss[name], result.final[name] = loss, loss[:, -tail:].mean(1)
         diverged = int((~np.isfinite(result.final[name])).sum())
         if diverged:
             warnings.warn(f"{name} diverged on {diverged} of {num_tasks} tasks: its mean is not finite", stacklevel=2)
-        result.rate[name], result.metrics[name] = None if fixed else rates[i], metrics
+        result.rate[name], result.metrics[name] = rate, metrics
     return result

@@ -80,9 +80,14 @@ def compare(
     tasks: mx.Tasks,
     key: Any,
     data: Any = (),
+    *,
+    folder: Path,
     **settings: Any,
 ) -> dict[str, np.ndarray]:
-    """Learned optimizers and the usual four on fresh tasks: curves, final losses and rates, to be stored."""
+    """Learned optimizers and the usual four on fresh tasks: curves, final losses and rates, kept in ``folder``."""
+    file = folder / f"{case}.npz"
+    if file.exists():
+        return dict(np.load(file))
     found = mx.compare({**learned, **mx.BASELINES}, problem, tasks, key, data, **settings)
     print(f"{case}\n{found}", flush=True)
     stored = {}
@@ -91,7 +96,10 @@ def compare(
         stored[f"{case}, {name}: final"] = found.final[name].mean()
         stored[f"{case}, {name}: error"] = found.final[name].std(ddof=1) / len(loss) ** 0.5
         if found.rate[name] is not None:
-            stored[f"{case}, {name}: rate"] = found.rate[name]
+            stored[f"{case}, {name}: rate"] = np.float64(found.rate[name])
+    part = file.with_suffix(".part.npz")
+    np.savez(part, **stored)
+    part.rename(file)
     return stored
 
 

@@ -71,7 +71,7 @@ def run(seed: int, settings: dict[str, Any], folder: Path) -> dict[str, np.ndarr
     for i, (case, classes) in enumerate(cases(s).items()):
         results |= _l2l.compare(
             case, learned, network(classes), tasks, jax.random.key(3000 + 10 * seed + i), images(s, "test", classes),
-            steps=s["steps"], num_tasks=s["test_tasks"], rates=s["rates"],
+            steps=s["steps"], num_tasks=s["test_tasks"], rates=s["rates"], folder=folder,
         )  # fmt: skip
     return results
 

@@ -91,7 +91,7 @@ def run(seed: int, settings: dict[str, Any], folder: Path) -> dict[str, np.ndarr
         problem = mx.problems.mlp((s["size"] ** 2, *hidden, 10), activation)
         results |= _l2l.compare(
             case, learned, problem, tasks, jax.random.key(3000 + 10 * seed + i), unseen,
-            steps=factor * s["steps"], num_tasks=s["test_tasks"], rates=s["rates"],
+            steps=factor * s["steps"], num_tasks=s["test_tasks"], rates=s["rates"], folder=folder,
         )  # fmt: skip
     return results
 

@@ -97,7 +97,7 @@ def run(seed: int, settings: dict[str, Any], folder: Path) -> dict[str, np.ndarr
         key = jax.random.key(3000 + 10 * seed + i)
         results |= _l2l.compare(
             case, learned, problem, tasks, key, data, steps=s["steps"],
-            num_tasks=s["test_tasks"], rates=s["rates"],
+            num_tasks=s["test_tasks"], rates=s["rates"], folder=folder,
         )  # fmt: skip
         rate = float(results[f"{case}, Adam: rate"])
         made = {"LSTM": learned["LSTM"], "Adam": optax.adam(rate)}

@@ -35,6 +35,7 @@ def run(seed: int, settings: dict[str, Any], folder: Path) -> dict[str, np.ndarr
     return _l2l.compare(
         CASE, {"LSTM": optimizer.tx(best)}, problem, tasks, jax.random.key(300 + seed),
         steps=s["horizon"], num_tasks=s["test_tasks"], score=lambda curves: curves.loss[:, -1].mean(),
+        folder=folder,
     )  # fmt: skip
 
 

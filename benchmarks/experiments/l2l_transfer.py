@@ -37,7 +37,7 @@ def run(seed: int, settings: dict[str, Any], folder: Path) -> dict[str, np.ndarr
         results |= _l2l.compare(
             name, {s["optimizer"]: mx.pretrained.load(s["optimizer"])}, every[name][0], every[name][1],
             jax.random.key(3000 + 10 * seed + i), every[name][2], steps=s["steps"], num_tasks=s["test_tasks"],
-            rates=s["rates"],
+            rates=s["rates"], folder=folder,
         )  # fmt: skip
     return results
 
