@@ -18,11 +18,11 @@ from metajax.types import PyTree
 def save(path: str | os.PathLike, tree: PyTree) -> None:
     """Writes a tree of finite arrays to a file, each leaf under its path; the file appears whole or not at all.
 
-    A name that ends in ``.safetensors`` makes a file of that format, which PyTorch and others read too; else it is npz.
-    On several hosts all call it and the first writes.
+    Its name ends in ``.npz``, or in ``.safetensors`` for a file of that format, which PyTorch and others read too. On
+    several hosts all call it and the first writes.
 
     Raises:
-      ValueError: a leaf holds NaN or infinity: a good file is not overwritten by a bad state.
+      ValueError: another name; or a leaf holds NaN or infinity: a good file is not overwritten by a bad state.
 
     >>> import jax, metajax as mx, tempfile, os
     >>> params = mx.optim.lstm().init(jax.random.key(0))
@@ -30,6 +30,8 @@ def save(path: str | os.PathLike, tree: PyTree) -> None:
     >>> mx.save(path, params)
     >>> same = mx.load(path, like=params)
     """
+    if Path(path).suffix not in (".npz", ".safetensors"):
+        raise ValueError(f"path must end in .npz or .safetensors, got {path}")
     tree = jax.tree.map(hosts.whole, tree)
     checks.finite("tree", tree)
     leaves = jax.tree_util.tree_leaves_with_path(tree)

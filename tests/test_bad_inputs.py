@@ -204,6 +204,7 @@ CASES = {
         TypeError,
         "key must be a typed key",
     ),
+    "save: a pickle": (lambda: mx.save("never.pkl", META), ValueError, "path must end in .npz or .safetensors"),
     "save: NaN": (lambda: mx.save("never.npz", {"a": jnp.nan}), ValueError, r"tree\['a'\]"),
 }
 
