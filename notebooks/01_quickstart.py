@@ -95,15 +95,17 @@ more = mx.fit(trainer, state, images, num_steps=max(2, META_STEPS // 10))
 # Or another learner: MAML, in which what is learned is the start of a few gradient steps. The trainer is as before.
 
 # %%
-few = mx.data.few_shot("digits", "train")
+few, unseen = (mx.data.by_class(mx.data.load("digits", split)) for split in ("train", "test"))
 maml = mx.inner(
     mx.maml(mx.problems.mlp((64, 32, 3)), rate=0.4), mx.tasks.episodes(ways=3, shots=1), 3, meta_loss="heldout"
 )
 trainer = mx.trainer(mx.bptt(maml, num_tasks=8), optax.adam(3e-3))
-state = trainer.init(jax.random.key(5), mx.problems.mlp((64, 32, 3)).init(jax.random.key(6), ()), few)
-result = mx.fit(trainer, state, few, num_steps=META_STEPS)
-found = mx.evaluate(maml, jax.random.key(7), result.best, mx.data.few_shot("digits", "test"), num_tasks=200)
-print("3-way 1-shot accuracy on digits it never saw:", found.test_metrics["accuracy"].mean())
+start = mx.problems.mlp((64, 32, 3)).init(jax.random.key(6), ())
+result = mx.fit(trainer, trainer.init(jax.random.key(5), start, few), few, num_steps=META_STEPS)
+print("three of the ten digits apart after one image of each, unseen images:")
+for name, params in {"from a random start": start, "from the learned one": result.best}.items():
+    found = mx.evaluate(maml, jax.random.key(7), params, unseen, num_tasks=200)
+    print(f"  {name}, accuracy {found.test_metrics['accuracy'].mean():.3f}")
 
 # %% [markdown]
 # Next: [VSML](02_vsml.ipynb), [learned optimizers](03_learned_optimizers.ipynb), [implicit gradients](04_imaml.ipynb),
