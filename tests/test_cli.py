@@ -177,7 +177,7 @@ def test_what_does_not_fit_together_is_said_before_anything_is_written(tmp_path,
         tmp_path, text.replace("sizes = [64,", "sizes = [60,").replace('out = "out/maml-digits"', 'out = "OUT"')
     )
     assert main(["train", str(path)]) == 2
-    assert "small.toml:10: sizes[0] is 60, but an image [8, 8, 1] has 64 values" in capsys.readouterr().err
+    assert "small.toml:11: sizes[0] is 60, but an image [8, 8, 1] has 64 values" in capsys.readouterr().err
     assert not (tmp_path / "run").exists()
 
 

@@ -267,7 +267,7 @@ def break_folder(folder, how):
 @pytest.mark.parametrize(
     ("how", "error", "message"),
     [
-        ("gone", FileNotFoundError, "val.csv is not there"),
+        ("gone", FileNotFoundError, "lacks val.csv"),
         ("columns", ValueError, "test.csv must have the columns filename and label"),
         ("empty", ValueError, "at least one row"),
         ("overlap", ValueError, r"more than one of .*\['n00'\]"),
