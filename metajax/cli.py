@@ -187,7 +187,7 @@ def _train(args: argparse.Namespace, rest: list[str]) -> None:
             label=path.stem if folder is None else folder.name,
         )
     except ValueError as e:  # fewer steps than are done, or another seed than that of the checkpoints
-        raise config.ConfigError(f"{path}: {e}") from e
+        raise config.ConfigError(f"{path}: {str(e).replace('num_steps', 'steps')}") from e
     if not np.isfinite(result.validation["loss"]).any():
         raise FloatingPointError(
             f"no validation of {out} was finite, so that nothing is best; has the network an output for every label?"

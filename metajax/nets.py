@@ -271,9 +271,12 @@ def max_pool(x: Array) -> Array:
     >>> mx.nets.max_pool(jnp.ones((2, 5, 4, 3))).shape
     (2, 2, 2, 3)
     """
-    # By reshaping, whose gradient is cheaper than that of lax.reduce_window.
+    # By reshaping, whose gradient is cheaper than that of lax.reduce_window. By comparison of pairs, since the gradient
+    # of x.max looks for the maximum in x again, and divides by zero where a compiler has computed x twice, differently.
     b, h, w, c = x.shape
-    return x[:, : h // 2 * 2, : w // 2 * 2].reshape(b, h // 2, 2, w // 2, 2, c).max((2, 4))
+    x = x[:, : h // 2 * 2, : w // 2 * 2].reshape(b, h // 2, 2, w // 2, 2, c)
+    rows = jnp.where(x[:, :, 0] > x[:, :, 1], x[:, :, 0], x[:, :, 1])
+    return jnp.where(rows[..., 0, :] > rows[..., 1, :], rows[..., 0, :], rows[..., 1, :])
 
 
 def _linear(weights, key, m, n):

@@ -101,7 +101,7 @@ def test_training_going_on_and_evaluating(tmp_path, capsys):
     assert "resumed at meta-step 8 of 10" in capsys.readouterr().err
     moved.rename(out)
     assert main(["train", str(path), "--steps", "5"]) == 2, "fewer than are done"
-    assert "give a larger num_steps" in capsys.readouterr().err
+    assert "give a larger steps" in capsys.readouterr().err
     path.write_text(path.read_text().replace("[2]", "[3]"))
     assert main(["train", str(path)]) == 2, "another config in the same folder"
     assert "differ in [learner]" in capsys.readouterr().err
@@ -184,7 +184,7 @@ def test_what_does_not_fit_together_is_said_before_anything_is_written(tmp_path,
 @pytest.mark.slow
 def test_data_that_the_network_or_the_tasks_do_not_suit(tmp_path, capsys):
     text = EXAMPLES[[p.stem for p in EXAMPLES].index("maml-digits")].read_text()
-    text = text.replace('out = "out/maml-digits"', 'out = "OUT"')
+    text = text.replace('out = "out/maml-digits"', 'out = "OUT"').replace('"digits"', '"digits"\nfew_shot = true')
     path = write(tmp_path, text.replace("64, 32, 3]", "64, 4, 2]"))  # no output for the third class
     with pytest.warns(RuntimeWarning, match="labels that the network has no output for"):
         assert main(["train", str(path), "--steps", "2"]) == 1
