@@ -275,8 +275,12 @@ def max_pool(x: Array) -> Array:
     # of x.max looks for the maximum in x again, and divides by zero where a compiler has computed x twice, differently.
     b, h, w, c = x.shape
     x = x[:, : h // 2 * 2, : w // 2 * 2].reshape(b, h // 2, 2, w // 2, 2, c)
-    rows = jnp.where(x[:, :, 0] > x[:, :, 1], x[:, :, 0], x[:, :, 1])
-    return jnp.where(rows[..., 0, :] > rows[..., 1, :], rows[..., 0, :], rows[..., 1, :])
+    rows = _larger(x[:, :, 0], x[:, :, 1])
+    return _larger(rows[..., 0, :], rows[..., 1, :])
+
+
+def _larger(a: Array, b: Array) -> Array:
+    return jnp.where((b > a) | jnp.isnan(b), b, a)  # the first of equals, and NaN if one is
 
 
 def _linear(weights, key, m, n):
