@@ -8,6 +8,8 @@ import jax.core
 import jax.numpy as jnp
 import numpy as np
 
+from metajax.types import Problem
+
 
 def positive_int(name: str, value: Any) -> int:
     """Returns ``value`` as an int, or says that ``name`` must be one and at least 1."""
@@ -87,6 +89,34 @@ def scalar(name: str, value: Any) -> None:
         raise ValueError(
             f"{name} must be a floating-point scalar, got {dtype}{list(shape)}; reduce it, e.g. by .mean()"
         )
+
+
+def metrics(name: str, value: Any) -> None:
+    """Says that ``name`` must give a dict of scalars."""
+    if not isinstance(value, dict):
+        raise TypeError(
+            f"the metrics returned by {name} must be a dict of scalars, {{}} if none, got {_describe(value)}"
+        )
+    for metric, x in value.items():
+        if jnp.shape(x) != ():
+            raise ValueError(
+                f"the metric {metric!r} returned by {name} must be a scalar, got {_describe(x)}; reduce it, e.g. by "
+                f".mean(), or give each number a name of its own"
+            )
+
+
+def problem(name: str, value: Any) -> Problem:
+    """Returns the problem with a loss that says so when it gives something other than a scalar and metrics."""
+    instance(name, value, Problem, "metajax.problems")
+
+    def loss(key, params, batch):
+        found = value.loss(key, params, batch)
+        returned(f"{name}.loss", found, "loss, metrics")
+        scalar(f"the loss returned by {name}.loss", found[0])
+        metrics(f"{name}.loss", found[1])
+        return found
+
+    return value._replace(loss=loss)
 
 
 def same_structure(name: str, got: Any, want: Any, like: str) -> None:

@@ -64,6 +64,7 @@ def inner(learner: Learner, tasks: Tasks, horizon: int | tuple[int, int], meta_l
         checks.returned("learner.step", result, "state, loss, metrics")
         new, loss, metrics = result
         checks.scalar("the loss returned by learner.step", loss)
+        checks.metrics("learner.step", metrics)
         checks.same_structure("the state returned by learner.step", new, state.learner, "the state it was given")
         return state._replace(t=state.t + 1, learner=new), (loss, metrics)
 
@@ -77,8 +78,13 @@ def inner(learner: Learner, tasks: Tasks, horizon: int | tuple[int, int], meta_l
         return loss
 
     heldout = test if meta_loss == "heldout" else None
-    metrics = partial(on_test, learner.metrics)
-    return Inner(init, step, heldout, test, longest, shortest, test_metrics=metrics)
+
+    def test_metrics(meta_params, state, data):
+        metrics = on_test(learner.metrics, meta_params, state, data)
+        checks.metrics("learner.metrics", metrics)
+        return metrics
+
+    return Inner(init, step, heldout, test, longest, shortest, test_metrics=test_metrics)
 
 
 def _lengths(horizon: int | tuple[int, int]) -> tuple[int | None, int]:

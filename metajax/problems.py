@@ -313,7 +313,7 @@ def random_scaling(problem: Problem, tasks: Tasks, spread: float = 3.0) -> tuple
     >>> mx.evaluate(loop, jax.random.key(0), 0.1, num_tasks=4).loss.shape
     (4, 10)
     """
-    checks.instance("problem", problem, Problem, "metajax.problems")
+    problem = checks.problem("problem", problem)
     checks.instance("tasks", tasks, Tasks, "metajax.tasks")
     spread = checks.positive_float("spread", spread)
 

@@ -55,6 +55,35 @@ CASES = {
         TypeError,
         r"learner.step must return \(state, loss, metrics\), got tuple of 2",
     ),
+    "inner: a metric for each class": (
+        lambda: custom(step=lambda k, m, s, b: (s, jnp.float32(0), {"accuracy": jnp.zeros(3)})),
+        ValueError,
+        r"the metric 'accuracy' returned by learner.step must be a scalar, got float32\[3\]; reduce it",
+    ),
+    "inner: a metric without a name": (
+        lambda: mx.evaluate(mx.inner(LEARNER._replace(metrics=lambda *_: jnp.float32(0)), TASKS, 1), KEY, META, DATA),
+        TypeError,
+        "the metrics returned by learner.metrics must be a dict of scalars",
+    ),
+    **{
+        f"{name}: {what}": (
+            lambda make=make, found=found: mx.evaluate(
+                mx.inner(make(MLP._replace(loss=lambda *_: found)), TASKS, 1), KEY, META, DATA
+            ),
+            error,
+            message,
+        )
+        for name, make in {
+            "l2l": lambda problem: mx.l2l(lambda _: optax.sgd(0.1), problem),
+            "maml": lambda problem: mx.maml(problem, 0.1),
+            "imaml": lambda problem: mx.imaml(problem, mx.implicit.descend(optax.sgd(0.1), 2), mx.implicit.cg(2), 1.0),
+        }.items()
+        for what, found, error, message in (
+            ("a loss without metrics", jnp.float32(0), TypeError, r"problem.loss must return \(loss, metrics\)"),
+            ("a loss for each example", (jnp.zeros(3), {}), ValueError, "the loss returned by problem.loss"),
+            ("a metric for each example", (jnp.float32(0), {"hit": jnp.zeros(3)}), ValueError, "the metric 'hit'"),
+        )
+    },
     "inner: state changes its tree": (
         lambda: custom(step=lambda k, m, s, b: ((s, 1.0), jnp.float32(0), {})),
         ValueError,

@@ -61,6 +61,7 @@ def imaml(
     >>> sorted(metrics)
     ['accuracy', 'inner_grad_norm', 'loss', 'skipped', 'test_accuracy', 'update_norm']
     """
+    problem = checks.problem("problem", problem)
     objective, args = _objective(problem, lam, start)
     solve = argmin(objective, solver, linear_solver)
 
@@ -108,6 +109,7 @@ def imaml_diagnosed(
     (True, 0.0)
     """
     learner = imaml(problem, solver, linear_solver, lam, start=start)
+    problem = checks.problem("problem", problem)
     objective, args = _objective(problem, lam, start)
     system = inverse_hvp(objective, linear_solver)
 
@@ -125,7 +127,6 @@ def imaml_diagnosed(
 
 def _objective(problem: Problem, lam: Any, start: Callable) -> tuple[Callable, Callable]:
     """The inner objective ``(phi, theta, lam, key, batch)``, and ``meta_params -> (theta, lam)``."""
-    checks.instance("problem", problem, Problem, "metajax.problems")
     checks.function("start", start)
     if not callable(lam):
         checks.positive("lam", lam)

@@ -48,7 +48,7 @@ def imitate(
     ((2, 5), (2, 5))
     """
     checks.function("make_tx", make_tx)
-    checks.instance("problem", problem, Problem, "metajax.problems")
+    problem = checks.problem("problem", problem)
     if not (hasattr(teacher, "init") and hasattr(teacher, "update")):
         raise TypeError(f"teacher must be an optax.GradientTransformation, got {type(teacher).__name__}")
     teacher = optax.with_extra_args_support(teacher)

@@ -44,7 +44,7 @@ def l2l(make_tx: Callable[..., optax.GradientTransformation], problem: Problem, 
             f"make_tx must be a function of the meta-parameters: the tx of a learned optimizer, optax.adam, or, if "
             f"there are none, lambda meta_params: optax.adam(0.1); got {type(make_tx).__name__}"
         )
-    checks.instance("problem", problem, Problem, "metajax.problems")
+    problem = checks.problem("problem", problem)
 
     def init(key, meta_params, task):
         params = problem.init(key, task)

@@ -67,7 +67,7 @@ def adapt(
     >>> curves.test_metrics["accuracy"].shape  # on the test batch, after three steps
     (2,)
     """
-    checks.instance("problem", problem, Problem, "metajax.problems")
+    problem = checks.problem("problem", problem)
     for name, f in {"make_tx": make_tx, "start": start, "adapts": adapts}.items():
         checks.function(name, f)
 
