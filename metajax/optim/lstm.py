@@ -1,5 +1,6 @@
 """The coordinatewise LSTM optimizer (Andrychowicz et al. 2016, arXiv 1606.04474)."""
 
+from functools import partial
 from typing import NamedTuple
 
 import jax
@@ -155,11 +156,13 @@ def _unshared(layers: PyTree, x: Array) -> PyTree:
     return jax.tree.map(lambda w: jnp.where(batched, w, w), layers)
 
 
+@partial(jax.jit, static_argnums=(1, 2))
 def normal(key: Array, shape: tuple[int, ...], fan_in: int) -> Array:
     """A truncated normal with standard deviation ``fan_in ** -0.5`` before truncation at two of them."""
     return drawn(key, shape, jax.random.truncated_normal, lower=-2.0, upper=2.0) / jnp.sqrt(fan_in)
 
 
+@partial(jax.jit, static_argnums=(1, 2))
 def init_layers(keys, inputs: int, hidden: tuple[int, ...]) -> list[dict[str, Array]]:
     """The meta-parameters of a stack of LSTM layers, from two keys a layer."""
     fan_in = [m + n for m, n in zip((inputs, *hidden[:-1]), hidden, strict=True)]
