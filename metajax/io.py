@@ -1,9 +1,10 @@
 """Parameters in files: npz or safetensors, never pickle, so that loading runs no code."""
 
 import os
-import tempfile
+import uuid
 import zipfile
 from pathlib import Path
+from typing import IO, Any
 
 import jax
 import jax.numpy as jnp
@@ -22,7 +23,8 @@ def save(path: str | os.PathLike, tree: PyTree) -> None:
     several hosts all call it and the first writes.
 
     Raises:
-      ValueError: another name; or a leaf holds NaN or infinity: a good file is not overwritten by a bad state.
+      ValueError: another name; a dtype that cannot be read back from safetensors, such as float8; or a leaf holds NaN
+        or infinity: a good file is not overwritten by a bad state.
 
     >>> import jax, metajax as mx, tempfile, os
     >>> params = mx.optim.lstm().init(jax.random.key(0))
@@ -38,6 +40,9 @@ def save(path: str | os.PathLike, tree: PyTree) -> None:
     arrays = {jax.tree_util.keystr(p, simple=True, separator="/") or ".": np.asarray(x) for p, x in leaves}
     if len(arrays) != len(leaves):
         raise ValueError("tree has two leaves of one path; rename one")
+    for name, x in arrays.items() if _is_safetensors(path) else ():
+        if x.dtype.kind == "V" and x.dtype != jnp.bfloat16:
+            raise ValueError(f"{name} has the dtype {x.dtype}, which safetensors does not read back; write a .npz file")
     if hosts.is_first():
         write(Path(path), arrays)
 
@@ -66,9 +71,14 @@ def load(path: str | os.PathLike, like: PyTree) -> PyTree:
     for name, (_, leaf) in zip(names, leaves, strict=True):
         if arrays[name].shape != jnp.shape(leaf):
             raise ValueError(f"{name} in {path} has the shape {arrays[name].shape}, like has {jnp.shape(leaf)}")
-    return jax.tree.unflatten(
-        treedef, [jnp.asarray(arrays[n], leaf.dtype) for n, (_, leaf) in zip(names, leaves, strict=True)]
-    )
+    dtypes = [leaf.dtype for _, leaf in leaves]
+    values = [jnp.asarray(_view(arrays[n], dtype), dtype) for n, dtype in zip(names, dtypes, strict=True)]
+    return jax.tree.unflatten(treedef, values)
+
+
+def _view(x: np.ndarray, dtype: Any) -> np.ndarray:
+    """NumPy's format forgets the names of dtypes that are not its own, such as bfloat16, and keeps their bytes."""
+    return x.view(dtype) if x.dtype.kind == "V" and x.dtype.itemsize == np.dtype(dtype).itemsize else x
 
 
 def load_arrays(path: str | os.PathLike) -> dict[str, np.ndarray]:
@@ -83,7 +93,8 @@ def load_arrays(path: str | os.PathLike) -> dict[str, np.ndarray]:
 def read(path: Path) -> dict[str, np.ndarray]:
     """All arrays of a file."""
     if _is_safetensors(path):
-        return safetensors.numpy.load(path.read_bytes())
+        with safetensors.safe_open(path, framework="flax") as f:  # framework="numpy" knows no bfloat16
+            return {k: np.asarray(f.get_tensor(k)) for k in f.keys()}  # noqa: SIM118
     with path.open("rb") as opened, np.load(opened, allow_pickle=False) as f:
         return {k: f[k] for k in f.files}
 
@@ -91,18 +102,26 @@ def read(path: Path) -> dict[str, np.ndarray]:
 def write(path: Path, arrays: dict[str, np.ndarray]) -> None:
     """Writes a file through a temporary one beside it, so that no reader meets half a file."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.NamedTemporaryFile(dir=path.parent, suffix=".part", delete=False) as f:
-        try:
+    part = path.with_name(f"{path.name}.{uuid.uuid4().hex}.part")
+    try:
+        with part.open("xb") as f:
             if _is_safetensors(path):
                 f.write(safetensors.numpy.save({k: np.asarray(x, order="C") for k, x in arrays.items()}))
             else:
-                np.savez(f, **arrays)  # pyright: ignore[reportArgumentType]
+                _savez(f, arrays)
             f.flush()
             os.fsync(f.fileno())
-            os.replace(f.name, path)
-        except BaseException:
-            Path(f.name).unlink(missing_ok=True)
-            raise
+        os.replace(part, path)
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def _savez(f: IO[bytes], arrays: dict[str, np.ndarray]) -> None:
+    # np.savez takes names as keywords, among which it has some of its own.
+    with zipfile.ZipFile(f, "w") as z:
+        for name, x in arrays.items():
+            with z.open(f"{name}.npy", "w", force_zip64=True) as member:
+                np.lib.format.write_array(member, x, allow_pickle=False)
 
 
 def _is_safetensors(path: str | os.PathLike) -> bool:

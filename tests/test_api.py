@@ -2,8 +2,10 @@
 
 import doctest
 import inspect
+import os
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 import safetensors.numpy
@@ -67,6 +69,30 @@ def test_safetensors_are_what_others_read(tmp_path):
     read = safetensors.numpy.load_file(tmp_path / "a.safetensors")
     assert read["a"].tolist() == [[0.0, 3.0], [1.0, 4.0], [2.0, 5.0]]
     assert read["b/0"] == 2
+
+
+@pytest.mark.parametrize("suffix", ["npz", "safetensors"])
+def test_dtypes_and_names_that_numpy_does_not_know_or_keeps_for_itself(tmp_path, suffix):
+    tree = {"file": jnp.arange(3.0, dtype=jnp.bfloat16), "allow_pickle": jnp.float16(2), "n": jnp.arange(2)}
+    mx.save(tmp_path / f"a.{suffix}", tree)
+    again = mx.load(tmp_path / f"a.{suffix}", like=tree)
+    assert jax.tree.map(lambda x: (x.dtype, x.tolist()), again) == jax.tree.map(lambda x: (x.dtype, x.tolist()), tree)
+    eight = {"x": jnp.arange(3.0).astype(jnp.float8_e4m3fn)}
+    if suffix == "safetensors":
+        with pytest.raises(ValueError, match=r"float8_e4m3fn, which safetensors does not read back; write"):
+            mx.save(tmp_path / f"b.{suffix}", eight)
+    else:
+        mx.save(tmp_path / f"b.{suffix}", eight)
+        assert mx.load(tmp_path / f"b.{suffix}", like=eight)["x"].tolist() == [0, 1, 2]
+
+
+def test_a_file_may_be_read_by_whom_the_umask_lets(tmp_path):
+    before = os.umask(0o022)
+    try:
+        mx.save(tmp_path / "a.npz", {"a": jnp.zeros(2)})
+    finally:
+        os.umask(before)
+    assert (tmp_path / "a.npz").stat().st_mode & 0o777 == 0o644
 
 
 @pytest.mark.parametrize("suffix", ["npz", "safetensors"])
