@@ -316,7 +316,7 @@ def _lock(path: Path) -> list[int]:
     except OSError:  # a file system that cannot be written to
         return []
     try:
-        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except (BlockingIOError, PermissionError):
         who = os.read(file, 200).decode(errors="replace")
         os.close(file)

@@ -105,6 +105,13 @@ def metrics(name: str, value: Any) -> None:
             )
 
 
+def unused_names(who: str, metrics: dict[str, Any], own: tuple[str, ...]) -> None:
+    """Says which of the metrics has a name that ``who`` gives to one of its own."""
+    for name in own:
+        if name in metrics:
+            raise ValueError(f"the metric {name!r} has the name of one that {who} reports itself; give it another")
+
+
 def problem(name: str, value: Any) -> Problem:
     """Returns the problem with a loss that says so when it gives something other than a scalar and metrics."""
     instance(name, value, Problem, "metajax.problems")

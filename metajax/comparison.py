@@ -128,7 +128,7 @@ def compare(
                 raise ValueError(f"optimizers[{name!r}] diverged at every rate from {rates[0]} to {rates[-1]}")
             i = int(np.nanargmin(np.where(np.isfinite(scores), scores, np.nan)))
             rate = rates[i]
-            if len(rates) > 1 and i in (0, len(rates) - 1):
+            if len(rates) > 1 and rate in (min(rates), max(rates)):
                 warnings.warn(f"the best rate of {name}, {rate}, is at the edge of rates: widen it", stacklevel=2)
         loss, metrics, _ = jax.tree.map(np.asarray, curves(k_report, float("nan") if fixed else rate, data))
         result.loss[name], result.final[name] = loss, loss[:, -tail:].mean(1)

@@ -63,7 +63,8 @@ def diagnose(
       reference: the exact gradient there, a tree like ``meta_params``; see `mean_gradient`.
       inner: give it to have the cost in inner steps.
       samples: independent repetitions.
-      windows: estimates that make up one episode: horizon over truncation, 1 for whole episodes.
+      windows: estimates that make up one episode: horizon over truncation, 1 for whole episodes. Episodes that are
+        staggered are cut short at first, and that is measured too: give ``stagger=False``.
 
     Raises:
       TypeError, ValueError: bad counts, a reference of another tree, or one that is zero.
@@ -98,7 +99,7 @@ def diagnose(
         if scale == 0:
             raise ValueError("reference is zero: a bias relative to it has no meaning")
         noise = variance / samples  # the squared distance that an unbiased mean is expected to have
-        bias = float(np.sqrt(max(0.0, np.sum((mean - target) ** 2) - noise)) / scale)
+        bias = float(np.sqrt(np.maximum(0.0, np.sum((mean - target) ** 2) - noise)) / scale)
         error = float(np.sqrt(noise) / scale)
     norms = np.linalg.norm(g, axis=1) * np.linalg.norm(target)
     cosine = float(np.mean(g @ target / np.where(norms == 0, 1.0, norms)))

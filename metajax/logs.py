@@ -16,7 +16,7 @@ Rows = Sequence[dict[str, Any]]
 
 
 class Record:
-    """The metrics of each meta-step after ``start``, and the validations."""
+    """The metrics of each meta-step after ``start``, the validations, and up to which step callbacks had been told."""
 
     def __init__(self, start: int, arrays: dict[str, np.ndarray] | None = None):
         arrays = arrays or {}
@@ -26,6 +26,8 @@ class Record:
         ]
         history = {name[8:]: x for name, x in arrays.items() if name.startswith("history/")}
         self._parts = [history] if history else []
+        done = len(next(iter(history.values()))) if history else 0
+        self.reported = int(arrays.get("reported", self.start + done))
         self.skipped = int(np.sum(history["skipped"] > 0)) if "skipped" in history else 0
 
     def append(self, metrics: dict[str, np.ndarray]) -> None:
@@ -53,7 +55,8 @@ class Record:
         """All of it, as it goes into a checkpoint."""
         valid = self.validation()
         history = {f"history/{name}": x for name, x in self.history().items()}
-        return {"start": np.int64(self.start), "valid/step": valid["step"], "valid/loss": valid["loss"]} | history
+        told = {"start": np.array(self.start), "reported": np.array(self.reported)}
+        return told | {"valid/step": valid["step"], "valid/loss": valid["loss"]} | history
 
     def rows(self, begin: int, end: int) -> list[dict[str, Any]]:
         """One dict for each meta-step from ``begin`` (left out) to ``end``: its number, metrics, any validation."""

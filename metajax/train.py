@@ -18,7 +18,7 @@ from jax import lax
 
 from metajax import checks, hosts
 from metajax.checkpoint import Checkpoints, Snapshot
-from metajax.estimators._episodes import all_finite
+from metajax.estimators._episodes import all_finite, stays_finite
 from metajax.logs import Log, Record, Rows
 from metajax.progress import Plateau, Progress
 from metajax.types import Array, Estimator, PyTree, Trainer, TrainState
@@ -75,12 +75,13 @@ def trainer(estimator: Estimator, tx: optax.GradientTransformation) -> Trainer:
         estimate, estimator_state = result
         updates, opt_state = tx.update(estimate.updates, state.opt_state, state.meta_params)
         meta_params = optax.apply_updates(state.meta_params, updates)
-        ok = all_finite((estimate.loss, estimate.updates, meta_params)) & _stays_finite(opt_state, state.opt_state)
+        ok = all_finite((estimate.loss, estimate.updates, meta_params)) & stays_finite(opt_state, state.opt_state)
         meta_params, opt_state = jax.tree.map(
             lambda new, old: jnp.where(ok, new, old), (meta_params, opt_state), (state.meta_params, state.opt_state)
         )
         skipped = jnp.where(ok, 0, state.skipped + 1)
         metrics = {"loss": estimate.loss, "update_norm": optax.tree.norm(estimate.updates), "skipped": skipped}
+        checks.unused_names("a run", estimate.metrics, (*metrics, "step", "validation"))
         new = TrainState(state.key, state.step + 1, meta_params, opt_state, estimator_state, skipped)
         return _strong(new), metrics | estimate.metrics
 
@@ -265,7 +266,7 @@ def fit(
         ):
             if resumed:
                 bar.say(f"resumed at meta-step {run.step} of {num_steps} from {saver.where}")
-            plateau, reported, ended = Plateau(run.record.history().get("loss", ())), run.step, False
+            plateau, ended = Plateau(run.record.history().get("loss", ())), False
             metrics = None
             while True:
                 # What is due at this step ...
@@ -275,9 +276,9 @@ def fit(
                     bar.update(len(metrics["loss"]), plateau.note(), **_shown(metrics, run.record))
                 if file is not None:
                     file.write(run.record, run.step, validate is not None)
-                for callback in callbacks if run.step > reported else ():
-                    callback(run.record.rows(reported, run.step))
-                reported = run.step
+                for callback in callbacks if run.step > run.record.reported else ():
+                    callback(run.record.rows(run.record.reported, run.step))
+                run.record.reported = run.step
                 if int(run.state.skipped) >= max_skipped:
                     _give_up(run, saver)
                 stopped = signals.agreed()
@@ -305,11 +306,14 @@ def fit(
     return Fit(run.state, run.record.history(), run.best, run.record.validation())
 
 
+_copy = jax.jit(partial(jax.tree.map, jnp.copy))  # one program, not one for each shape
+
+
 class _Run:
     """What changes during a run; the state is a copy, since its buffers are donated."""
 
     def __init__(self, state: TrainState, best: PyTree, record: Record):
-        self.state, self._best = jax.tree.map(jnp.copy, (state, best))
+        self.state, self._best = _copy((state, best))
         self.record, self.step = record, int(state.step)
 
     @property
@@ -319,7 +323,7 @@ class _Run:
     def validated(self, loss: float) -> None:
         losses = [v for _, v in self.record.validations if np.isfinite(v)]
         if not self.record.validations or (np.isfinite(loss) and (not losses or loss < min(losses))):
-            self._best = jax.tree.map(jnp.copy, self.state.meta_params)
+            self._best = _copy(self.state.meta_params)
         self.record.validations.append((self.step, loss))
 
 
@@ -340,10 +344,11 @@ def _validate(run: _Run, validate: Validation) -> bool:
 
 
 def _advance(run: _Run, trainer: Trainer, chunk: int, data: PyTree, n: int, max_skipped: int) -> dict[str, np.ndarray]:
-    run.state, metrics = _chunk(trainer, chunk, run.state, data, n, max_skipped)
-    n, run.step = int(run.state.step) - run.step, int(run.state.step)
+    state, metrics = _chunk(trainer, chunk, run.state, data, n, max_skipped)
+    n = int(state.step) - run.step
     metrics = {name: np.array(values)[:n] for name, values in metrics.items()}
-    run.record.append(metrics)
+    run.record.append(metrics)  # which refuses other metrics than before, so that nothing is saved that lacks them
+    run.state, run.step = state, run.step + n
     return metrics
 
 
@@ -421,7 +426,7 @@ class _Saver:
                 f"the checkpoints in {self.where} are of a run that began with another key; give another directory for "
                 f"another seed"
             )
-        self.saved = self.tried = found.step
+        self.saved = self.tried = self.first = found.step
         return _Run(found.tree["state"], found.tree["best"], Record(self.first, found.arrays)), True
 
     def save(self, run: _Run) -> None:
@@ -519,13 +524,6 @@ class _Signals:
         if self.received and number == signal.SIGINT:
             raise KeyboardInterrupt
         self.received = number
-
-
-def _stays_finite(new: PyTree, old: PyTree) -> Array:
-    """Whether no value has become infinite or NaN; some optimizers start from infinity."""
-    pairs = zip(jax.tree.leaves(new), jax.tree.leaves(old), strict=True)
-    ok = [(jnp.isfinite(x) | ~jnp.isfinite(y)).all() for x, y in pairs if jnp.issubdtype(x.dtype, jnp.inexact)]
-    return jnp.stack(ok).all() if ok else jnp.array(True)
 
 
 def _alike(a: PyTree, b: PyTree) -> bool:

@@ -37,6 +37,13 @@ def custom(**changes):
     return mx.unroll(inner, META, inner.init(KEY, META, DATA), DATA, 1)
 
 
+def trained(step, estimator=mx.bptt, **kwargs):
+    """One meta-step over a learner with that step."""
+    estimator = estimator(mx.inner(LEARNER._replace(step=step), TASKS, 4), 2, **kwargs)
+    trainer = mx.trainer(estimator, optax.sgd(1.0))
+    return trainer.step(trainer.init(KEY, META, DATA), DATA)
+
+
 CASES = {
     # inner and evaluate
     "inner: learner is a class instance": (lambda: mx.inner(object(), TASKS, 4), TypeError, "learner"),
@@ -88,6 +95,24 @@ CASES = {
         lambda: custom(step=lambda k, m, s, b: ((s, 1.0), jnp.float32(0), {})),
         ValueError,
         "state returned by learner.step",
+    ),
+    **{
+        f"trainer: a metric called {name}": (
+            lambda name=name: trained(lambda k, m, s, b: (s, jnp.float32(0), {name: jnp.float32(7)})),
+            ValueError,
+            f"the metric '{name}' has the name of one that a run reports itself",
+        )
+        for name in ("loss", "skipped", "step", "validation")
+    },
+    "es: a metric called diverged": (
+        lambda: trained(lambda k, m, s, b: (s, jnp.float32(0), {"diverged": jnp.float32(7)}), mx.es, std=0.1),
+        ValueError,
+        "the metric 'diverged' has the name of one that an evolution strategy reports itself",
+    ),
+    "es: bfloat16": (
+        lambda: mx.es(QUADRATIC, 2, 0.1).init(KEY, jnp.bfloat16(0.1), ()),
+        TypeError,
+        "meta_params must be float32 or float64, got bfloat16",
     ),
     "evaluate: an old-style key": (
         lambda: mx.evaluate(INNER, jnp.zeros(2, jnp.uint32), META, DATA),

@@ -49,7 +49,7 @@ def test_what_diverged_comes_last_and_is_no_best_baseline(key):
 def test_a_rate_at_the_edge_is_warned_of(key):
     with pytest.warns(UserWarning, match="best rate of SGD, 0.001, is at the edge"):
         mx.compare(
-            {"SGD": optax.sgd}, mx.problems.quadratic(), mx.tasks.quadratics(4), key, steps=10, rates=[1e-4, 1e-3]
+            {"SGD": optax.sgd}, mx.problems.quadratic(), mx.tasks.quadratics(4), key, steps=10, rates=[1e-4, 1e-3, 3e-4]
         )
 
 

@@ -51,6 +51,10 @@ def test_a_bias_is_found():
     assert d.bias > 5 * d.bias_error
 
 
+def test_an_estimator_that_gives_nan_has_no_bias_that_is_known():
+    assert np.isnan(measure(gaussian(jnp.nan, 0.5)).bias)
+
+
 def test_windows_are_averaged_into_one_sample():
     one, four = measure(gaussian(0.0, 2.0)), measure(gaussian(0.0, 2.0), windows=4)
     assert four.variance == pytest.approx(one.variance / 4, rel=0.15)

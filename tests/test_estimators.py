@@ -146,15 +146,45 @@ def test_staggered_episodes_are_at_different_phases():
         assert sorted(set(state.t.tolist())) == [2, 4, 6]
 
 
-def test_an_episode_that_blew_up_is_replaced():
-    inner, meta_params = lstm_on_quadratics(True)
-    estimator = mx.bptt(inner, 2, truncation=2)
-    state = estimator.init(jax.random.key(1), meta_params, ())
-    _, state = estimator.estimate(jax.random.key(2), meta_params, state, ())
-    bad = state._replace(learner=jax.tree.map(lambda x: x.at[0].set(jnp.nan), state.learner))
-    estimate, after = estimator.estimate(jax.random.key(3), meta_params, bad, ())
-    assert np.isfinite(estimate.loss)
-    assert after.t.tolist() == [2, 4]
+def _blowing_up():
+    """Half of the tasks, those below 0, become infinite in the second step; all states hold an infinity by design."""
+
+    def step(key, meta_params, state, task):
+        lost = (task < 0) & (state["t"] == 1)
+        new = {"t": state["t"] + 1, "x": jnp.where(lost, jnp.inf, state["x"]), "lowest": state["lowest"]}
+        return new, (meta_params - task) ** 2, {}
+
+    def init(key, meta_params, task):
+        return {"t": jnp.int32(0), "x": jnp.float32(0), "lowest": jnp.float32(jnp.inf)}
+
+    tasks = mx.Tasks(lambda key, data: jax.random.normal(key), lambda key, data, task, t: task, lambda *_: None)
+    return mx.inner(mx.Learner(init, step, lambda *_: None), tasks, horizon=6)
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda inner: mx.bptt(inner, 8, truncation=2),
+        lambda inner: mx.forward(inner, 8, truncation=2),
+        lambda inner: mx.pes(inner, 8, 0.1, truncation=2),
+        lambda inner: mx.noise_reuse_es(inner, 8, 0.1, truncation=2, stagger=False),
+    ],
+    ids=["bptt", "forward", "pes", "noise_reuse_es"],
+)
+def test_an_episode_that_blows_up_is_replaced_and_one_that_holds_infinity_is_not(make):
+    estimator, theta, episodes = make(_blowing_up()), jnp.float32(0.5), []
+    state = estimator.init(jax.random.key(1), theta, ())
+    for i in range(3):
+        estimate, state = estimator.estimate(jax.random.key(i), theta, state, ())
+        assert np.isfinite(estimate.loss)
+        episodes.append(getattr(state, "episodes", state))
+    first, second, third = ([np.asarray(x) for x in (e.t, e.task)] for e in episodes)
+    lost = first[1] < 0
+    assert 0 < lost.sum() < 8
+    np.testing.assert_array_equal(first[0], np.where(lost, 6, 2))
+    np.testing.assert_array_equal(second[1] == first[1], ~lost)
+    np.testing.assert_array_equal(second[0], np.where(~lost, 4, np.where(second[1] < 0, 6, 2)))
+    np.testing.assert_array_equal(third[0][~lost], 6)
 
 
 @pytest.mark.parametrize("strategy", [Open_ES, CMA_ES, SNES])

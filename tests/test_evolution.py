@@ -243,16 +243,24 @@ def test_a_pair_with_an_infinite_loss_is_left_out_and_starts_anew():
 
 
 def test_a_pair_with_one_nonfinite_twin_starts_anew():
-    estimator = mx.pes(toy(), 3, STD, WINDOW)
+    """In the second step, the twin on the side of a large second meta-parameter loses its state."""
+    learner = toy_learner()
+
+    def step(key, meta_params, x, y):
+        new, loss, metrics = learner.step(key, meta_params, x, y)
+        return jnp.where(meta_params[1] > THETA[1] + STD, jnp.inf, new), loss, metrics
+
+    estimator = mx.pes(mx.inner(learner._replace(step=step), TASKS, 4), 8, STD, 1)
     state = estimator.init(jax.random.key(0), THETA, ())
-    _, state = estimator.estimate(jax.random.key(1), THETA, state, ())
-    bad = state._replace(episodes=state.episodes._replace(learner=state.episodes.learner.at[1, 0, 0].set(jnp.nan)))
-    result, after = estimator.estimate(jax.random.key(2), THETA, bad, ())
-    assert after.episodes.t.tolist() == [4, 2, 4]
+    result, after = estimator.estimate(jax.random.key(1), THETA, state, ())
+    lost = np.abs(after.noise[:, 1]) > STD
+    assert 0 < lost.sum() < 8
+    assert after.episodes.t.tolist() == np.where(lost, 4, 1).tolist()
     assert result.metrics["diverged"] == 0
-    chex.assert_tree_all_finite((result, after.noise, after.episodes.learner))
-    good = estimator.estimate(jax.random.key(2), THETA, state, ())[1]
-    np.testing.assert_allclose(after.noise[1], (good.noise - state.noise)[1], rtol=1e-6, atol=1e-6)
+    chex.assert_tree_all_finite((result, after.noise))
+    again = estimator.estimate(jax.random.key(2), THETA, after, ())[1]
+    drawn = estimator.estimate(jax.random.key(2), THETA, state, ())[1].noise  # all of them begin
+    np.testing.assert_allclose(again.noise, drawn + np.where(lost[:, None], 0, after.noise), rtol=1e-6, atol=1e-6)
 
 
 def test_a_step_without_a_finite_pair_is_skipped():
@@ -300,6 +308,14 @@ def test_guided_es_is_the_covariance_times_the_gradient(rank, alpha):
     assert deviates(samples, 0.9 * (covariance @ gradient))
     if 0 < alpha < 1:
         assert deviates(samples, gradient / 4)
+
+
+def test_guided_es_follows_a_guide_whose_norm_overflows():
+    estimator = mx.guided_es(quadratic4(), 2, STD, fixed_surrogate(np.array([[0.0, 0.0, 1e30, 0.0]])), alpha=0.0)
+    result, state = estimator.estimate(jax.random.key(0), THETA4, estimator.init(jax.random.key(1), THETA4, ()), ())
+    np.testing.assert_array_equal(state.recent, [[0, 0, 1, 0]])
+    np.testing.assert_allclose(result.updates[jnp.array([0, 1, 3])], 0, atol=1e-5)
+    assert abs(result.updates[2]) > 0.1
 
 
 def test_guided_es_fills_missing_directions_at_random_and_passes_over_bad_ones():

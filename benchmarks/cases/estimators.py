@@ -44,7 +44,7 @@ def estimators(setting: Setting) -> list[Row]:
         "forward, full": (mx.forward(inner, TASKS), 1),
         "es": (mx.es(inner, TASKS, STD), 1),
         "pes, window 10": (mx.pes(inner, TASKS, STD, WINDOW), cut),
-        "nres, window 10": (mx.noise_reuse_es(inner, TASKS, STD, WINDOW), cut),
+        "nres, window 10": (mx.noise_reuse_es(inner, TASKS, STD, WINDOW, stagger=False), cut),
         "guided es": (mx.guided_es(inner, TASKS, STD, surrogate=mx.bptt(inner, TASKS, WINDOW)), 1),
         "Open_ES of evosax": (mx.ask_tell(inner, strategy, 1), 1),
     }

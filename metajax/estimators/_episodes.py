@@ -63,8 +63,8 @@ def length(inner: Inner, key: Array, window: int) -> Array | int:
 
 
 def ended(inner: Inner, state: InnerState, window: int) -> Array:
-    """Which episodes ``[n]`` are to restart: those that are over and those whose learner is no longer finite."""
-    return (state.t >= length(inner, state.key, window)) | ~all_finite(state.learner, batch=True)
+    """Which episodes ``[n]`` are over and are to restart."""
+    return state.t >= length(inner, state.key, window)
 
 
 def restart(inner: Inner, key: Array, meta_params: PyTree, state: InnerState, data: PyTree, window: int) -> InnerState:
@@ -73,9 +73,10 @@ def restart(inner: Inner, key: Array, meta_params: PyTree, state: InnerState, da
     return where(ended(inner, state, window), fresh, state)
 
 
-def close(inner: Inner, state: InnerState, ok: Array) -> InnerState:
-    """Marks the episodes that are not ``ok [n]`` as over: an infinite loss may leave the learner's state finite."""
-    return state._replace(t=jnp.where(ok, state.t, inner.horizon))
+def close(inner: Inner, before: InnerState, after: InnerState, ok: Array) -> InnerState:
+    """Marks as over the episodes that have diverged in a window: their loss was not ``ok [n]``, or a state got lost."""
+    ok &= stays_finite(after.learner, before.learner, batch=True)
+    return after._replace(t=jnp.where(ok, after.t, inner.horizon))
 
 
 def where(pred: Array, a: PyTree, b: PyTree) -> PyTree:
@@ -83,8 +84,18 @@ def where(pred: Array, a: PyTree, b: PyTree) -> PyTree:
     return jax.vmap(lambda p, x, y: jax.tree.map(lambda u, v: jnp.where(p, u, v), x, y))(pred, a, b)
 
 
-def all_finite(tree: PyTree, batch: bool = False) -> Array:
-    """Whether all floating leaves are finite; with ``batch``, for each index of their leading axis."""
-    leaves = [x for x in jax.tree.leaves(tree) if jnp.issubdtype(x.dtype, jnp.inexact)]
-    ok = [jnp.isfinite(x).reshape(x.shape[0], -1).all(1) if batch else jnp.isfinite(x).all() for x in leaves]
+def all_finite(tree: PyTree) -> Array:
+    """Whether all floating leaves are finite."""
+    ok = [jnp.isfinite(x).all() for x in jax.tree.leaves(tree) if jnp.issubdtype(x.dtype, jnp.inexact)]
+    return jnp.stack(ok).all() if ok else jnp.array(True)
+
+
+def stays_finite(new: PyTree, old: PyTree, batch: bool = False) -> Array:
+    """Whether no value has become infinite or NaN; with ``batch``, for each index of the leaves' leading axis.
+
+    Some states begin with infinity: the lowest loss so far, a mask.
+    """
+    pairs = zip(jax.tree.leaves(new), jax.tree.leaves(old), strict=True)
+    ok = [jnp.isfinite(x) | ~jnp.isfinite(y) for x, y in pairs if jnp.issubdtype(x.dtype, jnp.inexact)]
+    ok = [x.reshape(x.shape[0], -1).all(1) if batch else x.all() for x in ok]
     return jnp.stack(ok).all(0) if ok else jnp.array(True)

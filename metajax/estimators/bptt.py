@@ -45,10 +45,10 @@ def bptt(
 
     def estimate(key, meta_params, state, data):
         def meta_loss(meta_params):
-            episodes = _episodes.restart(inner, key, meta_params, state, data, length)
+            begin = _episodes.restart(inner, key, meta_params, state, data, length)
             run = inner.vmap(lambda m, s, d: unroll(inner, m, s, d, length, remat), (None, 0, None))
-            episodes, losses, metrics = run(meta_params, episodes, data)
-            episodes = _episodes.close(inner, episodes, jnp.isfinite(losses))
+            episodes, losses, metrics = run(meta_params, begin, data)
+            episodes = _episodes.close(inner, begin, episodes, jnp.isfinite(losses))
             return losses.mean(), (episodes, jax.tree.map(jnp.mean, metrics))
 
         (loss, (episodes, metrics)), grads = jax.value_and_grad(meta_loss, has_aux=True)(meta_params)

@@ -131,6 +131,7 @@ def _pairs(inner: Inner, num_tasks: int, std: float, truncation: int | None, *, 
     std = checks.positive_float("std", std)
 
     def init(key, meta_params, data):
+        _precise(meta_params)
         k_start, k_noise = jax.random.split(key)
         episodes = _episodes.start(inner, k_start, meta_params, data, num_tasks, length if stagger else 0)
         twins = jax.tree.map(lambda x: jnp.stack([x, x], 1), episodes.learner)
@@ -146,9 +147,9 @@ def _pairs(inner: Inner, num_tasks: int, std: float, truncation: int | None, *, 
         else:
             weight = _episodes.where(ended, noise, jax.tree.map(jnp.add, state.noise, noise))
         moved = _move(meta_params, noise)
-        episodes = _episodes.where(ended, _fresh(inner, k_restart, moved, data), state.episodes)
-        episodes, losses, metrics = _unroll(inner, moved, episodes, data, length)
-        episodes = _episodes.close(inner, episodes, jnp.isfinite(losses).all(1))
+        begin = _episodes.where(ended, _fresh(inner, k_restart, moved, data), state.episodes)
+        episodes, losses, metrics = _unroll(inner, moved, begin, data, length)
+        episodes = _episodes.close(inner, begin, episodes, jnp.isfinite(losses).all(1))
         return _estimate(meta_params, weight, losses, metrics, std), Pairs(episodes, weight)
 
     return Estimator(init, estimate)
@@ -210,6 +211,7 @@ def guided_es(
         raise ValueError(f"alpha must lie in [0, 1], got {alpha}: it is the share of the noise outside the subspace")
 
     def init(key, meta_params, data):
+        _precise(meta_params)
         k_surrogate, k_recent = jax.random.split(key)
         flat, _ = ravel_pytree(meta_params)
         if rank > flat.size:
@@ -221,7 +223,8 @@ def guided_es(
         k_surrogate, k_all, k_sub, k_start = jax.random.split(key, 4)
         guess, surrogate_state = surrogate.estimate(k_surrogate, meta_params, state.surrogate, data)
         direction, unravel = ravel_pytree(guess.updates)
-        direction /= jnp.linalg.norm(direction)  # 0 / 0 drops an estimate of zero too
+        direction /= jnp.abs(direction).max()  # whose norm may overflow; 0 / 0 drops an estimate of zero too
+        direction /= jnp.linalg.norm(direction)
         ok = jnp.isfinite(direction).all()
         recent = jnp.where(ok, jnp.roll(state.recent, 1, 0).at[0].set(direction), state.recent)
         basis, _ = jnp.linalg.qr(recent.T)
@@ -237,6 +240,16 @@ def guided_es(
         return result, GuidedState(surrogate_state, recent)
 
     return Estimator(init, estimate)
+
+
+def _precise(meta_params: PyTree) -> None:
+    for path, leaf in jax.tree_util.tree_leaves_with_path(meta_params):
+        dtype = jnp.result_type(leaf)
+        if jnp.finfo(dtype).bits < 32:
+            raise TypeError(
+                f"meta_params{jax.tree_util.keystr(path)} must be float32 or float64, got {dtype}: a small "
+                f"perturbation of it would be rounded away; keep float32 and let the learner convert"
+            )
 
 
 def _normal(key: Array, like: PyTree, num_tasks: int, std: float) -> PyTree:
@@ -273,4 +286,5 @@ def _estimate(meta_params: PyTree, weight: PyTree, losses: Array, metrics: PyTre
 
     slope = jnp.where(ok, losses[:, 0] - losses[:, 1], 0) / (2 * std**2 * count)
     updates = jax.tree.map(lambda m, w: jnp.tensordot(slope.astype(w.dtype), w, 1), meta_params, weight)
+    checks.unused_names("an evolution strategy", metrics, ("diverged",))
     return Estimate(updates, mean(losses), jax.tree.map(mean, metrics) | {"diverged": (~ok).mean(dtype=losses.dtype)})

@@ -55,10 +55,10 @@ def forward(
 
         def run(flat):
             meta_params = unravel(flat)
-            episodes = _episodes.restart(inner, key, meta_params, state, data, length)
+            begin = _episodes.restart(inner, key, meta_params, state, data, length)
             window = inner.vmap(lambda m, s, d: unroll(inner, m, s, d, length), (None, 0, None))
-            episodes, losses, metrics = window(meta_params, episodes, data)
-            return losses.mean(), (_episodes.close(inner, episodes, jnp.isfinite(losses)), metrics)
+            episodes, losses, metrics = window(meta_params, begin, data)
+            return losses.mean(), (_episodes.close(inner, begin, episodes, jnp.isfinite(losses)), metrics)
 
         loss, (episodes, metrics) = run(flat)
         blocks = -(-flat.size // chunk)
