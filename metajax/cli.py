@@ -116,7 +116,7 @@ def _parser() -> argparse.ArgumentParser:
         action.add_argument("name", metavar="NAME", choices=mx.pretrained.list())
     export.add_argument("file", type=Path, metavar="FILE", help="ends in .npz or .safetensors")
     new = add("data", _data, "download and prepare data sets: metajax data prepare NAME", "", True)
-    new.add_argument("action", choices=["prepare"])
+    new.add_argument("action", choices=["prepare"], nargs="?")
     return parser
 
 
@@ -135,7 +135,7 @@ def _demo(args: argparse.Namespace, rest: list[str]) -> None:
 def _data(args: argparse.Namespace, rest: list[str]) -> int:
     from metajax.data import __main__ as data
 
-    return data.main(rest, prog="metajax data prepare")
+    return data.main(rest if args.action else ["--help"], prog="metajax data prepare")
 
 
 def _pretrained(args: argparse.Namespace, rest: list[str]) -> None:
@@ -159,7 +159,7 @@ def _train(args: argparse.Namespace, rest: list[str]) -> None:
     _same(path, out)
     state, data = experiment.start()
     out.mkdir(parents=True, exist_ok=True)
-    if out != folder:
+    if path.resolve() != (out / "config.toml").resolve():
         shutil.copyfile(path, out / "config.toml")
 
     def loss(key, meta_params, data):

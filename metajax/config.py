@@ -152,13 +152,15 @@ class _Data(NamedTuple):
     data_dir: str | None = None
 
 
-def _load(data: _Data, split: str) -> Any:
+def _load(data: _Data, split: str, tasks: str) -> Any:
     if data.name == "sums":
         return mx.data.sums(split)
     if data.few_shot:
         arrays = mx.data.few_shot(data.name, split, data.data_dir)
     else:
-        arrays = mx.data.by_class(mx.data.load(data.name, split, data.data_dir))  # any tasks can draw from it
+        arrays = mx.data.load(data.name, split, data.data_dir)
+        if tasks != "minibatches":  # they draw from classes, all others keep the labels that the data have
+            arrays = mx.data.by_class(arrays)
     return arrays if data.size is None else mx.data.resize(arrays, data.size)
 
 
@@ -257,7 +259,7 @@ class _Config:
 
         def load(part):
             at = ("data", part) if self.sections["data"].get(part) else ("data",)
-            return self.blamed(at, _load, data, getattr(data, part) or data.train)
+            return self.blamed(at, _load, data, getattr(data, part) or data.train, tasks)
 
         return load
 
@@ -311,6 +313,8 @@ class _Config:
             word = re.split(r"\W", str(e), maxsplit=1)[0]
             places = [p for p in self.lines if p[-1] == word]
             self.fail(next((p for p in places if p[: len(path)] == path), places[0] if places else path), str(e), e)
+        except KeyError as e:
+            self.fail(path, f"{e} is missing from what the tasks give: do tasks, problem and data go together?", e)
 
     def fail(self, path: tuple, message: str, cause: Exception | None = None) -> NoReturn:
         known = (path[:n] for n in range(len(path), 0, -1) if path[:n] in self.lines)

@@ -26,7 +26,9 @@ class LinearSolution(NamedTuple):
 
     Attributes:
       x: an approximate solution of ``A x = b``, a tree like ``b``.
-      residual: ``|b - A x| / |b|``, a scalar, 0 where ``b`` is; with damping, ``A`` has it in it.
+      residual: ``|b - A x| / |b|``, a scalar, 0 where ``b`` is; with damping, ``A`` has it in it. That of `cg` is the
+        one that it carries along, which in float32 falls below the true one after many steps on an ill-conditioned
+        ``A``.
       negative_curvature: a bool, whether a direction with ``p^T A p <= 0`` was met: ``A`` is then not positive definite
         and the point that it belongs to is no strict minimum.
     """

@@ -193,6 +193,13 @@ CASES = {
     # the LSTM optimizer
     "lstm: scale negative": (lambda: mx.optim.lstm(scale=-1.0), ValueError, "scale"),
     "lstm: p NaN": (lambda: mx.optim.lstm(p=float("nan")), ValueError, "p must be finite"),
+    "lstm: p whose exponential overflows": (lambda: mx.optim.lstm(p=95.0), ValueError, "p must be at most 80"),
+    "ntm_bfgs: p whose exponential overflows": (lambda: mx.optim.ntm_bfgs(p=95.0), ValueError, "p must be at most 80"),
+    "lstm_cell: a norm over one slot": (
+        lambda: mx.learners.lstm_cell(slots=1, layer_norm=True),
+        ValueError,
+        "layer_norm needs slots of at least 2",
+    ),
     "lstm: hidden an int": (lambda: mx.optim.lstm(hidden=20), TypeError, "hidden"),
     "lstm: hidden empty": (lambda: mx.optim.lstm(hidden=()), TypeError, "hidden"),
     "lstm: state dtype an integer": (lambda: mx.optim.lstm(state_dtype=jnp.int32), TypeError, "state_dtype"),

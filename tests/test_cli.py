@@ -100,6 +100,8 @@ def test_training_going_on_and_evaluating(tmp_path, capsys):
     assert main(["train", str(moved), "--steps", "10"]) == 0, "wherever it is"
     assert "resumed at meta-step 8 of 10" in capsys.readouterr().err
     moved.rename(out)
+    assert main(["train", str(out / "config.toml"), "--steps", "12"]) == 0, "whatever it is called"
+    assert "resumed at meta-step 10 of 12" in capsys.readouterr().err
     assert main(["train", str(path), "--steps", "5"]) == 2, "fewer than are done"
     assert "give a larger steps" in capsys.readouterr().err
     path.write_text(path.read_text().replace("[2]", "[3]"))
@@ -179,6 +181,23 @@ def test_what_does_not_fit_together_is_said_before_anything_is_written(tmp_path,
     assert main(["train", str(path)]) == 2
     assert "small.toml:11: sizes[0] is 60, but an image [8, 8, 1] has 64 values" in capsys.readouterr().err
     assert not (tmp_path / "run").exists()
+
+
+def test_tasks_that_do_not_go_with_the_problem(tmp_path, capsys):
+    text = EXAMPLES[[p.stem for p in EXAMPLES].index("l2l-digits")].read_text()
+    text = text.replace('name = "minibatches"', 'name = "quadratics"\nsize = 2').replace("batch_size = ", "# ")
+    begin = text.index("[data]")
+    path = write(tmp_path, text[:begin] + text[text.index("[", begin + 1) :])
+    assert main(["train", str(path)]) == 2
+    assert "'image' is missing from what the tasks give" in capsys.readouterr().err
+
+
+def test_labels_stay_those_of_the_data_where_no_classes_are_drawn(monkeypatch):
+    label = np.array([4, 0, 2], np.int32)  # a slice without the classes 1 and 3
+    monkeypatch.setattr(mx.data, "load", lambda *_: {"image": np.zeros((3, 2, 2, 1), np.uint8), "label": label})
+    data = config._Data("mnist")
+    assert config._load(data, "train[:3]", "minibatches")["label"].tolist() == [4, 0, 2]
+    assert config._load(data, "train[:3]", "classification")["start"].tolist() == [0, 1, 2, 3]
 
 
 @pytest.mark.slow
@@ -283,7 +302,9 @@ def test_usage(arguments, capsys):
     assert "usage: metajax" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("command", [[], ["train"], ["evaluate"], ["pretrained"], ["demo"], ["data", "prepare"]])
+@pytest.mark.parametrize(
+    "command", [[], ["train"], ["evaluate"], ["pretrained"], ["demo"], ["data"], ["data", "prepare"]]
+)
 def test_help(command, capsys):
     with pytest.raises(SystemExit) as e:
         main([*command, "--help"])

@@ -91,6 +91,8 @@ def test_the_argument_wins_over_the_variable(tmp_path, monkeypatch):
 def test_an_unknown_split_names_those_there_are():
     with pytest.raises(ValueError, match=r"split must be one of \['train', 'test'\].*got 'valid'"):
         mx.data.load("mnist", "valid")
+    with pytest.raises(ValueError, match=r"split 'train\[:0\]' of mnist is empty"):
+        mx.data.load("mnist", "train[:0]")
 
 
 @pytest.mark.parametrize("name", [n for n in mx.data.NAMES if n != "digits"])
@@ -156,12 +158,21 @@ def test_the_command_is_the_route_of_tfds(tmp_path, monkeypatch, capsys):
         command.main()
     assert calls[0][0] == "kmnist"
     assert calls[0][1].startswith(str(tmp_path))
+    with pytest.raises(FileNotFoundError):
+        command.main(["emnist/letters", "--data_dir", str(tmp_path)])
+    assert "letters" in calls[1][1]
 
 
 def test_the_command_rejects_unknown_names():
     done = subprocess.run([sys.executable, "-m", "metajax.data", "imagenet"], capture_output=True, text=True)
     assert done.returncode == 2
-    assert "invalid choice" in done.stderr
+    assert "must be one of mnist" in done.stderr
+
+
+def test_what_is_done_to_the_dict_is_not_done_to_the_next_one():
+    data = mx.data.load("digits")
+    data["image"] = data["image"] / 255
+    assert mx.data.load("digits")["image"].dtype == np.uint8
 
 
 def test_by_class_keeps_every_example_beside_its_label():

@@ -148,6 +148,16 @@ def test_reptile_is_an_interpolation_towards_what_was_adapted(x64):
     chex.assert_trees_all_close(new.meta_params, want, rtol=1e-12)
 
 
+def test_the_loss_of_reptile_is_not_lost_beside_the_distance():
+    problem = mx.Problem(lambda key, task: None, lambda key, params, batch: (1e-5 * jnp.cos(params), {}))
+    learner = mx.reptile(problem, optax.sgd(0.1))
+    state = learner.init(jax.random.key(0), jnp.float32(0.0), ())._replace(params=jnp.float32(300.0))
+    for f in (learner.loss, jax.jit(learner.loss)):
+        loss, grad = jax.value_and_grad(f, 1)(jax.random.key(0), jnp.float32(0.0), state, ())
+        np.testing.assert_allclose(loss, 1e-5 * np.cos(300), rtol=1e-5)
+        assert grad == -300
+
+
 def test_reptile_online_is_the_mean_over_the_steps(x64):
     result, _, tasks = estimate(mx.reptile(PROBLEM, optax.sgd(RATE)), PARAMS, meta_loss="online")
     path = [phi for task in tasks for phi in trajectory(PARAMS, task, lambda t, name: RATE)[1:]]

@@ -166,6 +166,12 @@ def test_standardize():
         np.testing.assert_allclose(new["image"], (np.asarray(old["image"]) - mean) / std, rtol=1e-5, atol=1e-6)
 
 
+def test_standardized_integers_are_fractions():
+    tasks = mx.Tasks(lambda key, data: (), lambda *_: None, lambda *_: {"image": jnp.array([0, 1, 3])})
+    tasks = mx.tasks.standardize(tasks, 1.0, 2.0)
+    np.testing.assert_array_equal(tasks.test(KEY, (), tasks.sample(KEY, ()))["image"], [-0.5, 0.0, 1.0])
+
+
 def test_unit_spread():
     for (mean, std), new, old in pairs(mx.tasks.unit_spread):
         np.testing.assert_allclose(new["image"], (np.asarray(old["image"]) - mean) / std, rtol=1e-5, atol=1e-6)

@@ -55,8 +55,8 @@ def load(
     if not isinstance(split, str):
         raise TypeError(f"split must be a string such as 'train' or 'test', got {split!r}")
     if name == "digits":
-        return _digits(split)
-    return _load(name, split, _directory(data_dir))
+        return dict(_digits(split))
+    return dict(_load(name, split, _directory(data_dir)))  # changing the dict does not change what is kept
 
 
 def _directory(data_dir: str | os.PathLike | None) -> Path:
@@ -82,6 +82,8 @@ def _load(name: str, split: str, directory: Path) -> dict[str, np.ndarray]:
         raise ValueError(
             f"split must be one of {known}, or a slice of one, for {name} in {directory}; got {split!r}"
         ) from e
+    if not size:
+        raise ValueError(f"split {split!r} of {name} is empty")
     return _cached(_cache_file(name, split, builder, wanted.filepaths), lambda: _decode(name, split, builder, size))
 
 

@@ -12,9 +12,14 @@ from metajax.data import NAMES, _prepared
 def main(arguments: Sequence[str] | None = None, prog: str = "python -m metajax.data") -> int:
     """Prepares one set in the random-access format array_record."""
     parser = argparse.ArgumentParser(prog, description="Downloads and prepares a data set with tensorflow_datasets.")
-    parser.add_argument("name", choices=[n for n in NAMES if n != "digits"])
+    known = [n for n in NAMES if n != "digits"]
+    parser.add_argument(
+        "name", help=f"{', '.join(known)}; with a configuration, where a set has several: emnist/letters"
+    )
     parser.add_argument("--data_dir", type=Path, help="default: $TFDS_DATA_DIR, else ~/tensorflow_datasets")
     args = parser.parse_args(arguments)
+    if args.name.split("/")[0] not in known:
+        parser.error(f"argument name: must be one of {', '.join(known)}, got {args.name}")
     directory = args.data_dir or os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets"
     directory = Path(directory).expanduser()
 

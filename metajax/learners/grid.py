@@ -58,6 +58,8 @@ def lstm_cell(
     """
     hidden = checks.positive_int("hidden", hidden)
     slots = checks.positive_int("slots", slots)
+    if layer_norm and slots == 1:
+        raise ValueError("layer_norm needs slots of at least 2: a single number, normalised, is always 0")
     ticks = checks.positive_int("ticks", ticks)
     if reduce not in ("mean", "sum"):
         raise ValueError(f"reduce must be 'mean' or 'sum', got {reduce!r}")

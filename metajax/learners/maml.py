@@ -263,7 +263,7 @@ def reptile(problem: Problem, tx: optax.GradientTransformation) -> Learner:
             lambda theta, phi: jnp.sum((theta - phi) ** 2), meta_params, lax.stop_gradient(state.params)
         )
         half = 0.5 * sum(jax.tree.leaves(away))
-        return lax.stop_gradient(loss) + half - lax.stop_gradient(half)
+        return lax.stop_gradient(loss) + (half - lax.stop_gradient(half))  # the bracket is 0 to the last bit
 
     def step(key, meta_params, state, batch):
         new, loss, metrics = base.step(key, meta_params, state, batch)

@@ -88,7 +88,7 @@ def lstm(
     >>> updates, state = tx.update(jax.grad(lambda q: (q["w"] ** 2).sum())(params), state, params)
     >>> params = optax.apply_updates(params, updates)
     """
-    p = None if p is None else checks.positive_float("p", p)
+    p = check_p(p)
     scale = checks.positive_float("scale", scale)
     hidden = check_hidden(hidden)
     averaged = check_averaged(averaged, hidden)
@@ -178,6 +178,14 @@ def init_state(hidden: tuple[int, ...], params, state_dtype: jax.typing.DTypeLik
     dtype = _flat.dtype(params) if state_dtype is None else state_dtype
     zeros = tuple(jnp.zeros((n, _flat.size(params)), dtype) for n in hidden)
     return LSTMState(zeros, zeros)
+
+
+def check_p(p: float | None) -> float | None:
+    """Returns ``p`` as a float, or says that its exponential would be no float32."""
+    p = None if p is None else checks.positive_float("p", p)
+    if p is not None and p > 80:
+        raise ValueError(f"p must be at most 80, got {p}: exp(p) has to be a float32")
+    return p
 
 
 def check_hidden(hidden: tuple[int, ...]) -> tuple[int, ...]:

@@ -12,6 +12,7 @@ from metajax.optim.lstm import (
     LSTMState,
     check_averaged,
     check_hidden,
+    check_p,
     init_layers,
     init_state,
     log_and_sign,
@@ -92,7 +93,7 @@ def ntm_bfgs(
     """
     memory = None if memory is None else checks.positive_int("memory", memory)
     reads, writes = checks.positive_int("reads", reads), checks.positive_int("writes", writes)
-    p = None if p is None else checks.positive_float("p", p)
+    p = check_p(p)
     scale, hidden = checks.positive_float("scale", scale), check_hidden(hidden)
     averaged = check_averaged(averaged, hidden)
     _flat.check_state_dtype(state_dtype)

@@ -149,7 +149,12 @@ def standardize(tasks: Tasks, mean: Any, std: Any) -> Tasks:
     checks.finite("std", std)
     if not (np.asarray(std) > 0).all():
         raise ValueError(f"std must be greater than 0, got {std}")
-    return _images(tasks, lambda key, image: (), lambda own, image: ((image - mean) / std).astype(image.dtype))
+
+    def apply(own, image):
+        dtype = image.dtype if jnp.issubdtype(image.dtype, jnp.floating) else jnp.float32
+        return ((image - mean) / std).astype(dtype)
+
+    return _images(tasks, lambda key, image: (), apply)
 
 
 def unit_spread(tasks: Tasks) -> Tasks:

@@ -29,7 +29,7 @@ def episodes(ways: int, shots: int, queries: int | None = None) -> Tasks:
     Raises:
       TypeError, ValueError: sizes below 1, data that are not by class, fewer classes than ``ways``, or a class with
         fewer images than ``shots + queries``. The last cannot be known while `jax.jit` traces the data: there, the
-        images of such a class are NaN instead, and so is the loss.
+        images of such a class, unless they are integers other than uint8, are NaN instead, and so is the loss.
 
     >>> import jax, metajax as mx
     >>> data = mx.data.few_shot("digits", "train")
