@@ -32,12 +32,14 @@ class Program(NamedTuple):
       args: its arguments.
       view: what is compared of its result: numbers in a form that all contenders share.
       jit: False for a function of the host.
+      moved_bytes: what has to be read and written at least; all arguments and results by default.
     """
 
     f: Callable[..., Any]
     args: tuple
     view: Callable[..., Any] = lambda result: result
     jit: bool = True
+    moved_bytes: int | None = None
 
 
 class Measured(NamedTuple):
@@ -137,7 +139,9 @@ def compiled(program: Program, limits: Limits) -> tuple[Callable[[], Any], Measu
     run = lap(lowered.compile())
     memory, cost = run.memory_analysis(), run.cost_analysis() or {}
     flop = flop_of(traced.jaxpr)
-    moved = 0 if memory is None else memory.argument_size_in_bytes + memory.output_size_in_bytes
+    moved = program.moved_bytes
+    if moved is None:
+        moved = 0 if memory is None else memory.argument_size_in_bytes + memory.output_size_in_bytes
     measured = nothing._replace(
         **dict(zip(("trace", "lower", "compile"), np.diff(clock).tolist(), strict=True)),
         temporary_bytes=0 if memory is None else int(memory.temp_size_in_bytes),

@@ -33,7 +33,8 @@ class Claim(NamedTuple):
       measured: the mean over seeds, None where it was not run or is not finite, which does not hold.
       spread: its standard deviation over seeds, None with one seed or with such a mean.
       seeds: how many.
-      holds: whether it holds here, None where it was not run.
+      holds: whether it holds here, of the mean, None where it was not run.
+      alone: in how many seeds it holds by itself.
     """
 
     claim: str
@@ -43,17 +44,19 @@ class Claim(NamedTuple):
     spread: float | None
     seeds: int
     holds: bool | None
+    alone: int
 
 
 def claim(text: str, source: str, published: Any, values: Sequence[Any], holds: Callable[[float], bool]) -> Claim:
     """A claim about the mean of ``values``, one of each seed; no values mean that it was not run."""
     x = np.asarray(values, np.float64)
     if not x.size:
-        return Claim(text, source, published, None, None, 0, None)
+        return Claim(text, source, published, None, None, 0, None, 0)
+    alone = sum(bool(holds(float(v))) for v in x if np.isfinite(v))
     if not np.isfinite(x).all():
-        return Claim(text, source, published, None, None, x.size, False)
+        return Claim(text, source, published, None, None, x.size, False, alone)
     spread = float(x.std(ddof=1)) if x.size > 1 else None
-    return Claim(text, source, published, float(x.mean()), spread, x.size, bool(holds(float(x.mean()))))
+    return Claim(text, source, published, float(x.mean()), spread, x.size, bool(holds(float(x.mean()))), alone)
 
 
 class Experiment(NamedTuple):
@@ -103,13 +106,16 @@ def reproduce(name: str, scale: str, out: Path, seeds: int | None = None, first:
         done = folder / "result.json"
         if resume and done.exists():
             stored = json.loads(done.read_text())
-            if stored["settings"] != json.loads(json.dumps(settings)):
-                raise ValueError(f"{done} was made with other settings: {stored['settings']}; give another --out")
+            _same_settings(done, stored["settings"], settings)
         else:
             if not resume and folder.exists():
                 raise ValueError(f"{folder} holds an earlier run: add --resume to go on, or give another --out")
             interrupted = folder.exists()  # what went before was not timed
             folder.mkdir(parents=True, exist_ok=True)
+            begun = folder / "settings.json"
+            if begun.exists():
+                _same_settings(begun, json.loads(begun.read_text()), settings)
+            begun.write_text(json.dumps(settings))
             print(f"{name}, {scale}, seed {seed}", flush=True)
             begin = time.monotonic()
             result = {k: np.asarray(v) for k, v in experiment.run(seed, settings, folder).items()}
@@ -148,9 +154,14 @@ def reproduce(name: str, scale: str, out: Path, seeds: int | None = None, first:
     return report
 
 
+def _same_settings(file: Path, there: dict[str, Any], here: dict[str, Any]) -> None:
+    if there != json.loads(json.dumps(here)):
+        raise ValueError(f"{file} was made with other settings: {there}; give another --out")
+
+
 def table(claims: Sequence[dict[str, Any]]) -> str:
     """Claims as lines of text."""
-    rows = [(c["claim"], str(c["published"] or "-"), _value(c), _verdict(c["holds"])) for c in claims]
+    rows = [(c["claim"], str(c["published"] or "-"), _value(c), _verdict(c)) for c in claims]
     rows.insert(0, ("claim", "published", "measured", "holds"))
     widths = [max(len(row[i]) for row in rows) for i in range(4)]
     return "\n".join("  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)).rstrip() for row in rows)
@@ -174,13 +185,14 @@ def report(root: Path, page: Path) -> str:
             overview += _markdown_row(r["title"], r["source"], holding, run)
             claims = _markdown("paper", "claim", "published", "ours", "holds")
             for c in r["claims"]:
-                claims += _markdown_row(c["source"], c["claim"], c["published"], _value(c), _verdict(c["holds"]))
+                claims += _markdown_row(c["source"], c["claim"], c["published"], _value(c), _verdict(c))
             link = "../" + path.with_suffix(".png").as_posix()
             made = f"`{r['command']}`" + (f"\n\n{r['note']}" if "note" in r else "")  # of runs that were joined by hand
             sections.append(f"## {r['title']}\n\n{made}\n\n![{r['title']}]({link})\n\n{claims}")
     head = (
         "# Reproduced figures\n\nMade by `python -m benchmarks report` from what `python -m benchmarks reproduce` has "
-        "measured. Ours are means over seeds ± their standard deviation; a claim that does not hold is a result too."
+        "measured. Ours are means over seeds ± their standard deviation. A claim is judged by the mean; where seeds "
+        "disagree, in how many it holds is told too. A claim that does not hold is a result as well."
     )
     text = "\n\n".join([head, overview.rstrip(), *(section.rstrip() for section in sections)]) + "\n"
     page.write_text(text)
@@ -205,8 +217,11 @@ def _value(c: dict[str, Any]) -> str:
     return f"{value:.{digits}f} ± {spread:.{digits}f}"
 
 
-def _verdict(holds: bool | None) -> str:
-    return {True: "yes", False: "no", None: "not run"}[holds]
+def _verdict(c: dict[str, Any]) -> str:
+    if c["holds"] is None:
+        return "not run"
+    split = c["alone"] != c["seeds"] * c["holds"]  # the seeds do not agree
+    return ("yes" if c["holds"] else "no") + f", {c['alone']} of {c['seeds']} seeds" * split
 
 
 def _short(x: np.ndarray) -> Any:

@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -58,11 +59,44 @@ def test_every_experiment_has_three_scales():
 
 def test_a_claim_is_about_the_mean_over_seeds():
     c = harness.claim("x < 2", "here", 1.0, [1.0, 2.0], lambda x: x < 2)
-    assert (c.measured, c.seeds, c.holds) == (1.5, 2, True)
+    assert (c.measured, c.seeds, c.holds, c.alone) == (1.5, 2, True, 1)
     np.testing.assert_allclose(c.spread, 0.5**0.5)
-    assert harness.claim("x < 2", "here", 1.0, [3.0], lambda x: x < 2)[3:] == (3.0, None, 1, False)
+    assert harness.claim("x < 2", "here", 1.0, [3.0], lambda x: x < 2)[3:] == (3.0, None, 1, False, 0)
     assert harness.claim("x < 2", "here", 1.0, [], lambda x: x < 2).holds is None
-    assert harness.claim("x > 2", "here", 1.0, [3.0, np.inf], lambda x: x > 2)[3:] == (None, None, 2, False)
+    assert harness.claim("x > 2", "here", 1.0, [3.0, np.inf], lambda x: x > 2)[3:] == (None, None, 2, False, 1)
+
+
+def test_seeds_that_disagree_are_told():
+    for values, verdict in (
+        ([1, 1], "yes"),
+        ([3, 3], "no"),
+        ([0, 3], "yes, 1 of 2 seeds"),
+        ([1, 4], "no, 1 of 2 seeds"),
+    ):
+        c = harness.claim("x < 2", "here", None, values, lambda x: x < 2)
+        assert harness.table([c._asdict()]).splitlines()[1].split("  ")[-1].strip() == verdict
+
+
+ROOT = Path(__file__).parents[1]
+COMMITTED = [path for name in harness.names() for path in (ROOT / "benchmarks" / "results" / name).glob("*.json")]
+
+
+@pytest.mark.parametrize(
+    "path", [p for p in COMMITTED if p.parent.name in harness.names()], ids=lambda p: p.parent.name
+)
+def test_committed_results_are_of_this_code(path):
+    """Their settings are those of the experiment, and their claims what it computes from their results."""
+    stored, experiment = json.loads(path.read_text()), harness.load(path.parent.name)
+    assert stored["settings"] == json.loads(json.dumps(experiment.settings[stored["scale"]]))
+    results = [{k: np.asarray(v, float) for k, v in r.items()} for r in stored["results"]]
+    claims = [c._asdict() for c in experiment.claims(results, stored["settings"])]
+    assert stored["claims"] == json.loads(json.dumps(claims))
+
+
+def test_the_page_is_that_of_the_committed_results(tmp_path, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    text = harness.report(Path("benchmarks/results"), tmp_path / "page.md")
+    assert text == (ROOT / "docs" / "reproduced.md").read_text()
 
 
 def test_report(tmp_path, monkeypatch, capsys):
@@ -126,6 +160,19 @@ def test_an_interrupted_seed_has_no_time(tmp_path, monkeypatch):
     assert both["seconds"][:2] == [None, None]
     assert both["seconds"][2] >= 0
     assert all(peak > 0 for peak in both["peak_resident_mib"])
+
+
+def test_a_seed_that_was_begun_with_other_settings_is_refused(tmp_path, monkeypatch):
+    def dies(seed, settings, folder):
+        raise KeyboardInterrupt
+
+    experiment = harness.Experiment("A title", "paper", {"small": {"steps": 1}}, dies, lambda r, s: [], lambda *_: None)
+    monkeypatch.setattr(harness, "load", lambda name: experiment)
+    with pytest.raises(KeyboardInterrupt):
+        harness.reproduce("x", "small", tmp_path)
+    experiment = experiment._replace(settings={"small": {"steps": 2}})
+    with pytest.raises(ValueError, match=r"settings.json was made with other settings: \{'steps': 1\}"):
+        harness.reproduce("x", "small", tmp_path, resume=True)
 
 
 @pytest.mark.parametrize(

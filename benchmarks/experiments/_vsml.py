@@ -15,7 +15,7 @@ import optax
 import metajax as mx
 from benchmarks.experiments._training import divided, placed
 
-RATES = {"SGD": (1e-3, 3e-3, 1e-2, 3e-2, 1e-1), "Adam": (1e-4, 3e-4, 1e-3, 3e-3, 1e-2)}
+RATES = {"SGD": [10 ** (k / 4) for k in range(-12, -2)], "Adam": [10 ** (k / 4) for k in range(-16, -5)]}
 
 
 def network(units: int, classes: int) -> mx.InContext:

@@ -99,7 +99,7 @@ def run(seed: int, settings: dict[str, Any], folder: Path) -> dict[str, np.ndarr
 def claims(results: Results, settings: dict[str, Any]) -> list[Claim]:
     found = []
     for case, (*_, figure, wins) in cases(settings).items():
-        published = "below all baselines" if wins else "diverges"
+        published = "below all baselines" if wins else "fails"
         found.append(_l2l.against_baselines(results, case, PLAIN, f"{SOURCE}, figure {figure}", published, wins))
     for name in FAMILY:
         for case in cases(settings):
