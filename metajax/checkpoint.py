@@ -310,7 +310,7 @@ def _digest(body: dict[str, Any]) -> str:
 
 
 def _lock(path: Path) -> list[int]:
-    """Locks the directory against other processes; the file descriptor that holds the lock, if there are locks."""
+    """Locks the directory against all other stores; the file descriptor that holds the lock, if there are locks."""
     try:
         file = os.open(path / ".lock", os.O_RDWR | os.O_CREAT, 0o666)
     except OSError:  # a file system that cannot be written to

@@ -32,6 +32,8 @@ def trainer(estimator: Estimator, tx: optax.GradientTransformation) -> Trainer:
 
     Raises:
       TypeError: arguments of another type, or meta-parameters that are not floating-point.
+      ValueError: from ``step``, a state of another trainer, or a metric called ``loss``, ``update_norm``, ``skipped``,
+        ``step`` or ``validation``, as a run calls its own.
 
     >>> import jax, metajax as mx, optax
     >>> loop = mx.inner(mx.l2l(optax.sgd, mx.problems.quadratic()), mx.tasks.quadratics(3), horizon=10)
@@ -210,7 +212,7 @@ def fit(
       checkpoint: from `metajax.checkpoints`. What it holds takes precedence over ``state``.
       log: a ``.csv`` or ``.jsonl`` file with a row a meta-step. A resumed run cuts it back to where it resumes.
       callbacks: each is called after every chunk with its rows, ``[{"step": 1, "loss": ...}, ...]``; see
-        `metajax.tensorboard`.
+        `metajax.tensorboard`. After an error in one of them, a run that goes on gives those rows again.
       progress: show a progress bar, or plain lines where the output is no terminal.
       label: what the progress bar is called.
 

@@ -46,7 +46,8 @@ def es(inner: Inner, num_tasks: int, std: float) -> Estimator:
       std: standard deviation of the perturbation, in units of the meta-parameters.
 
     Raises:
-      TypeError, ValueError: an argument of another type, or a standard deviation that is not above 0.
+      TypeError, ValueError: an argument of another type, a standard deviation that is not above 0; from ``init``,
+        meta-parameters of less than 32 bits.
 
     The metric ``diverged`` is the share of pairs whose loss was not finite; they are left out of the estimate.
 
@@ -79,7 +80,7 @@ def pes(inner: Inner, num_tasks: int, std: float, truncation: int | None = None,
 
     Raises:
       TypeError, ValueError: an argument of another type, a standard deviation that is not above 0, or a window that
-        does not divide the horizon.
+        does not divide the horizon; from ``init``, meta-parameters of less than 32 bits.
 
     A pair whose loss is not finite is left out of the estimate, starts anew, and is counted by the metric ``diverged``.
 
@@ -112,7 +113,7 @@ def noise_reuse_es(
 
     Raises:
       TypeError, ValueError: an argument of another type, a standard deviation that is not above 0, or a window that
-        does not divide the horizon.
+        does not divide the horizon; from ``init``, meta-parameters of less than 32 bits.
 
     A pair whose loss is not finite is left out of the estimate, starts anew, and is counted by the metric ``diverged``.
 
@@ -187,7 +188,8 @@ def guided_es(
 
     Raises:
       TypeError, ValueError: an argument of another type, a standard deviation that is not above 0, a rank below 1 or
-        above the number of meta-parameters, or an ``alpha`` outside [0, 1].
+        above the number of meta-parameters, or an ``alpha`` outside [0, 1]; from ``init``, meta-parameters of less
+        than 32 bits.
 
     The metrics are those of `metajax.es` and ``surrogate_loss``. A surrogate's estimate that is not finite is passed
     over.
@@ -243,6 +245,7 @@ def guided_es(
 
 
 def _precise(meta_params: PyTree) -> None:
+    """Says which of the meta-parameters is too coarse for small perturbations."""
     for path, leaf in jax.tree_util.tree_leaves_with_path(meta_params):
         dtype = jnp.result_type(leaf)
         if jnp.finfo(dtype).bits < 32:

@@ -66,7 +66,7 @@ def lstm(
     layer and to the layer itself at the next step.
 
     Args:
-      p: parameter of `log_and_sign`; None feeds the raw gradient, as the paper does for quadratics.
+      p: parameter of `log_and_sign`, at most 80; None feeds the raw gradient, as the paper does for quadratics.
       scale: factor on the output.
       hidden: units of each layer.
       averaged: how many of the units of each layer, the first ones, are averaged over all coordinates.

@@ -74,7 +74,7 @@ def ntm_bfgs(
         as nothing is forgotten. `leafwise` gives one matrix a leaf.
       reads: read heads.
       writes: write heads, the rank of a step's change.
-      p: parameter of `log_and_sign`, or None for the raw gradient.
+      p: parameter of `log_and_sign`, at most 80, or None for the raw gradient.
       scale: factor on the output.
       hidden: units of each layer.
       averaged: how many of the units of each layer are averaged over all coordinates.
