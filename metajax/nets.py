@@ -87,7 +87,9 @@ def conv(x: Array, w: Array, stride: int = 1) -> Array:
     x = jnp.pad(x, ((0, 0), *((n // 2, n - n // 2) for n in missing), (0, 0)))
     ends = (height - 1) * stride + 1, (width - 1) * stride + 1
     taps = [x[:, i : i + ends[0] : stride, j : j + ends[1] : stride] for i in range(k) for j in range(k)]
-    return jnp.concatenate(taps, -1) @ w.reshape(k * k * channels, filters)
+    # In two dimensions, or XLA turns the derivatives around before it multiplies them with the patches.
+    patches = jnp.concatenate(taps, -1).reshape(-1, k * k * channels)
+    return (patches @ w.reshape(-1, filters)).reshape(-1, height, width, filters)
 
 
 def conv4(

@@ -10,6 +10,7 @@ import numpy as np
 
 from metajax import checks
 from metajax._drawn import drawn
+from metajax._unshared import unshared
 from metajax.types import Array, PyTree
 
 
@@ -101,8 +102,11 @@ def lstm_cell(
         down = backward @ gates["backward"][: backward.shape[-1]]
         drive = up[..., :, None, :] + down[..., None, :, :]
         c, h = state
+        w = unshared(gates["hidden"], h) if h.size >= 128 * hidden else gates["hidden"]
         for _ in range(ticks):
-            i, g, f, o = jnp.split(jnp.tanh(drive + h @ gates["hidden"]), 4, axis=-1)
+            # In two dimensions, or XLA turns the derivatives of all gates around for that of the weights.
+            from_hidden = (h.reshape(-1, hidden) @ w).reshape(*h.shape[:-1], 4 * hidden)
+            i, g, f, o = jnp.split(jnp.tanh(drive + from_hidden), 4, axis=-1)
             c = (0.5 + 0.5 * f) * c + (0.5 + 0.5 * i) * g
             h = (0.5 + 0.5 * o) * jnp.tanh(c)
         return c, h

@@ -9,8 +9,9 @@ import optax
 
 from metajax import checks
 from metajax._drawn import drawn
+from metajax._unshared import unshared
 from metajax.optim import _flat
-from metajax.types import Array, LearnedOptimizer, PyTree
+from metajax.types import Array, LearnedOptimizer
 
 # The settings of the paper (appendix A and section 3) and those of its published code.
 PRESETS = {"paper": {"p": 10.0, "scale": 0.1}, "repository": {"p": 5.0, "scale": 0.01}}
@@ -134,7 +135,7 @@ def run_layers(layers: list, x: Array, state: LSTMState, averaged: int = 0) -> t
     """One step of a stack of layers on ``x [F, P]``: the last hidden state ``[H, P]``, and all states."""
     h, c = [], []
     if x.shape[-1] >= 128:  # measured: with 160 it helps, with 40 it costs
-        layers = _unshared(layers, x)
+        layers = unshared(layers, x)
     for layer, h_old, c_old in zip(layers, state.h, state.c, strict=True):
         x, c_new = lstm_cell(layer, x, h_old.astype(x.dtype), c_old.astype(x.dtype))
         if averaged:
@@ -143,17 +144,6 @@ def run_layers(layers: list, x: Array, state: LSTMState, averaged: int = 0) -> t
         h.append(x.astype(h_old.dtype))
         c.append(c_new.astype(c_old.dtype))
     return x, LSTMState(tuple(h), tuple(c))
-
-
-def _unshared(layers: PyTree, x: Array) -> PyTree:
-    """The same values, but where `jax.vmap` runs several ``x``, a copy for each.
-
-    A product with a matrix that all share has the episodes on its second axis, not the first, and all coordinates would
-    be transposed at every step. With 1,500 of them that was a fifth of the time of a meta-step on a CPU; with a few
-    dozen one large product is worth more, see `run_layers`.
-    """
-    batched = x.reshape(-1)[0] > 0
-    return jax.tree.map(lambda w: jnp.where(batched, w, w), layers)
 
 
 @partial(jax.jit, static_argnums=(1, 2))
