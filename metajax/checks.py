@@ -1,6 +1,7 @@
 """Checks at the boundary: each says which argument is wrong and what to do about it."""
 
 import math
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -50,16 +51,24 @@ def function(name: str, value: Any) -> None:
         raise TypeError(f"{name} must be a function, got {type(value).__name__}")
 
 
-def key(value: Any, name: str = "key") -> None:
-    """Says that ``name`` must be one typed key, as made by `jax.random.key`."""
+def entries(name: str, value: Any, wanted: tuple[str, ...], maker: str) -> Any:
+    """Returns the dict ``value``, or says which entries it must have and which function makes it."""
+    if not isinstance(value, Mapping) or not set(wanted) <= set(value):
+        got = sorted(value) if isinstance(value, Mapping) else type(value).__name__
+        raise ValueError(f"{name} must be as made by metajax.{maker}, with the entries {list(wanted)}, got {got}")
+    return value
+
+
+def key(value: Any) -> None:
+    """Says that ``key`` must be one typed key, as made by `jax.random.key`."""
     dtype = getattr(value, "dtype", None)
     if dtype is None or not jnp.issubdtype(dtype, jax.dtypes.prng_key):
         raise TypeError(
-            f"{name} must be a typed key as made by jax.random.key(seed), got {_describe(value)}; "
+            f"key must be a typed key as made by jax.random.key(seed), got {_describe(value)}; "
             f"wrap an old-style key with jax.random.wrap_key_data"
         )
     if value.shape != ():
-        raise ValueError(f"{name} must be a single key, got an array of keys of shape {value.shape}; use jax.vmap")
+        raise ValueError(f"key must be a single key, got an array of keys of shape {value.shape}; use jax.vmap")
 
 
 def floating(name: str, tree: Any) -> None:
@@ -147,6 +156,8 @@ def positive(name: str, tree: Any) -> None:
 def finite(name: str, tree: Any) -> None:
     """Says which leaf of ``name`` holds NaN or infinity; traced leaves and those that are not floats pass."""
     for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
+        if not hasattr(leaf, "dtype") and not isinstance(leaf, (bool, int, float, complex)):
+            raise TypeError(f"{name}{jax.tree_util.keystr(path)} must be an array, got {leaf!r}; leave it out")
         if isinstance(leaf, jax.core.Tracer) or not jnp.issubdtype(jnp.result_type(leaf), jnp.floating):
             continue
         bad = int(np.size(leaf) - np.isfinite(np.asarray(leaf, np.float64)).sum())  # on the host, also under jit

@@ -92,6 +92,8 @@ def compare(
     """
     if not isinstance(optimizers, Mapping) or not optimizers:
         raise TypeError(f"optimizers must be a dict of name -> optimizer with at least one entry, got {optimizers!r}")
+    if np.ndim(rates) != 1:
+        raise TypeError(f"rates must be a sequence of learning rates, got {rates!r}")
     rates = [checks.positive_float("rates", rate) for rate in rates]
     if not rates:
         raise ValueError("rates is empty: give at least one learning rate")
@@ -119,7 +121,9 @@ def compare(
         @jax.jit  # searching and reporting share one program, a rate at a time
         def curves(key, rate, data, loop=loop):
             curves = evaluate(loop, key, rate, data, num_tasks=num_tasks, steps=steps)
-            return curves.loss, curves.metrics, final(curves) if score is None else score(curves)
+            scored = final(curves) if score is None else score(curves)
+            checks.scalar("what score returns", scored)
+            return curves.loss, curves.metrics, scored
 
         rate = None
         if not fixed:

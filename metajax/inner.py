@@ -119,6 +119,7 @@ def unroll(
     >>> state = loop.init(jax.random.key(0), 0.1, ())
     >>> state, loss, metrics = mx.unroll(loop, 0.1, state, (), length=4)
     """
+    length = checks.positive_int("length", length)
 
     def body(state, _):
         return inner.step(meta_params, state, data)

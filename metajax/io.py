@@ -52,7 +52,8 @@ def load(path: str | os.PathLike, like: PyTree) -> PyTree:
 
     Raises:
       FileNotFoundError: no such file.
-      ValueError: a file that cannot be read, or one whose names or shapes differ from ``like``; the message says where.
+      ValueError: a file that cannot be read, or one whose names, shapes or kinds of numbers differ from ``like``; the
+        message says where.
 
     >>> import jax, metajax as mx, tempfile, os
     >>> path = os.path.join(tempfile.mkdtemp(), "rate.npz")
@@ -71,8 +72,13 @@ def load(path: str | os.PathLike, like: PyTree) -> PyTree:
     for name, (_, leaf) in zip(names, leaves, strict=True):
         if arrays[name].shape != jnp.shape(leaf):
             raise ValueError(f"{name} in {path} has the shape {arrays[name].shape}, like has {jnp.shape(leaf)}")
-    dtypes = [leaf.dtype for _, leaf in leaves]
-    values = [jnp.asarray(_view(arrays[n], dtype), dtype) for n, dtype in zip(names, dtypes, strict=True)]
+    values = []
+    for name, (_, leaf) in zip(names, leaves, strict=True):
+        dtype = leaf.dtype if hasattr(leaf, "dtype") else jnp.result_type(leaf)
+        value = _view(arrays[name], dtype)
+        if jnp.issubdtype(value.dtype, jnp.inexact) and not jnp.issubdtype(dtype, jnp.inexact):
+            raise ValueError(f"{name} in {path} is {value.dtype}, like has {dtype}, which would cut it off")
+        values.append(jnp.asarray(value, dtype))
     return jax.tree.unflatten(treedef, values)
 
 

@@ -77,10 +77,15 @@ def conv(x: Array, w: Array, stride: int = 1) -> Array:
     Returns:
       ``[B, ceil(H / stride), ceil(W / stride), F]``.
 
+    Raises:
+      ValueError: other axes, other channels of ``x`` than of ``w``, or a kernel that is not square.
+
     >>> import jax.numpy as jnp, metajax as mx
     >>> mx.nets.conv(jnp.ones((2, 28, 28, 1)), jnp.ones((3, 3, 1, 64)), stride=2).shape
     (2, 14, 14, 64)
     """
+    if not (x.ndim == w.ndim == 4 and w.shape[0] == w.shape[1] and x.shape[-1] == w.shape[2]):
+        raise ValueError(f"x must be [B, H, W, C] and w [k, k, C, F], got {list(x.shape)} and {list(w.shape)}")
     k, _, channels, filters = w.shape
     height, width = (-(-size // stride) for size in x.shape[1:3])
     missing = [max((out - 1) * stride + k - size, 0) for out, size in zip((height, width), x.shape[1:3], strict=True)]

@@ -10,6 +10,7 @@ from jax import lax
 
 from metajax import checks, nets
 from metajax._drawn import drawn
+from metajax._judge import judge
 from metajax.types import Array, Problem, PyTree, Tasks
 
 
@@ -25,6 +26,7 @@ def quadratic() -> Problem:
     """
 
     def init(key, task):
+        checks.entries("task", task, ("W", "y"), "tasks.quadratics")  # () stands for no task where one start serves all
         return jax.random.normal(key, (task["W"].shape[1],))
 
     def loss(key, params, batch):
@@ -63,8 +65,7 @@ def classifier(net_init: Callable, net_apply: Callable) -> Problem:
                 f"net_apply must give logits [batch, classes]: for labels {list(batch['label'].shape)} it gave "
                 f"{list(logits.shape)}"
             )
-        losses = optax.softmax_cross_entropy_with_integer_labels(logits, batch["label"])
-        return losses.mean(), {"accuracy": (logits.argmax(-1) == batch["label"]).mean()}
+        return judge(logits, batch["label"])
 
     return Problem(init, loss)
 

@@ -42,11 +42,11 @@ class Plateau:
         moved = np.flatnonzero(~(np.abs(means - means[-1]) <= self._band))
         return _BLOCK * (len(means) - 1 - int(moved[-1]) if moved.size else len(means))
 
-    def note(self, least: int = 200) -> str:
-        """What to say of it, nothing below ``least`` steps."""
+    def note(self) -> str:
+        """What to say of it, nothing below 200 steps."""
         n = self.length()
         start = " from the start: learning to learn often waits" if n == _BLOCK * len(self._means) else ""
-        return f"plateau, {n} steps{start}" if n >= least else ""
+        return f"plateau, {n} steps{start}" if n >= 200 else ""
 
 
 def _notebook() -> Any:
@@ -77,8 +77,8 @@ class _Output:
 class Progress:
     """A context manager with ``update`` and ``say``; lines without carriage returns where stderr is a file."""
 
-    def __init__(self, total: int, label: str, show: bool = True, every: float = 10.0, initial: int = 0):
-        self.total, self.label, self.every, self.done = total, label, every, initial
+    def __init__(self, total: int, label: str, show: bool = True, initial: int = 0):
+        self.total, self.label, self.done = total, label, initial
         notebook = _notebook() if show else None
         file = sys.stderr if notebook is None else _Output(notebook)
         interactive = notebook is not None or sys.stderr.isatty()
@@ -113,7 +113,7 @@ class Progress:
             self.bar.set_postfix_str(text, refresh=False)
             self.bar.update(n)
         now = time.monotonic()
-        if self.lines and (now - self.last >= self.every or self.done >= self.total):
+        if self.lines and (now - self.last >= 10 or self.done >= self.total):
             self.last = now
             since, at = self.begin
             rate = (self.done - at) / max(now - since, 1e-9)

@@ -64,6 +64,13 @@ def test_saving_and_loading(tmp_path, suffix):
     assert list(path.parent.iterdir()) == [path], "no temporary file is left"
 
 
+def test_python_numbers_are_loaded_and_fractions_not_cut_off(tmp_path):
+    mx.save(tmp_path / "a.npz", {"rate": 0.5})
+    assert mx.load(tmp_path / "a.npz", like={"rate": 0.1}) == {"rate": 0.5}
+    with pytest.raises(ValueError, match=r"rate in .* is float64, like has int32"):
+        mx.load(tmp_path / "a.npz", like={"rate": jnp.zeros((), jnp.int32)})
+
+
 def test_safetensors_are_what_others_read(tmp_path):
     mx.save(tmp_path / "a.safetensors", {"a": np.arange(6.0).reshape(2, 3).T, "b": [np.float32(2)]})
     read = safetensors.numpy.load_file(tmp_path / "a.safetensors")

@@ -51,6 +51,16 @@ CASES = {
     "inner: horizon zero": (lambda: mx.inner(LEARNER, TASKS, 0), ValueError, "horizon"),
     "inner: horizon a float": (lambda: mx.inner(LEARNER, TASKS, 4.0), TypeError, "horizon"),
     "inner: horizon a bool": (lambda: mx.inner(LEARNER, TASKS, True), TypeError, "horizon"),
+    "unroll: no step": (
+        lambda: mx.unroll(QUADRATIC, 0.1, QUADRATIC.init(KEY, 0.1, ()), (), 0),
+        ValueError,
+        "length must be at least 1",
+    ),
+    "trainer: a name among the data": (
+        lambda: TRAINER.init(KEY, META, {**DATA, "name": "digits"}),
+        TypeError,
+        r"data\['name'\] must be an array, got 'digits'",
+    ),
     "inner: unknown meta-loss": (lambda: mx.inner(LEARNER, TASKS, 4, "final"), ValueError, "meta_loss"),
     "inner: loss not scalar": (
         lambda: custom(step=lambda k, m, s, b: (s, jnp.ones(3), {})),

@@ -53,6 +53,18 @@ def test_a_rate_at_the_edge_is_warned_of(key):
         )
 
 
+@pytest.mark.parametrize(
+    ("arguments", "error", "message"),
+    [
+        ({"score": lambda curves: curves.test_loss}, ValueError, "what score returns must be a floating-point scalar"),
+        ({"rates": 0.1}, TypeError, "rates must be a sequence"),
+    ],
+)
+def test_bad_input(key, arguments, error, message):
+    with pytest.raises(error, match=message):
+        mx.compare({"SGD": optax.sgd}, mx.problems.quadratic(), mx.tasks.quadratics(4), key, steps=2, **arguments)
+
+
 def test_divergence_everywhere_is_an_error(key):
     with pytest.raises(ValueError, match="diverged at every rate"):
         mx.compare(

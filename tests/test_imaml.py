@@ -173,6 +173,7 @@ def test_memory_and_work_of_reverse_mode():
     assert short.as_text().count("while(") == compiled(10, remat=False).as_text().count("while(")
 
 
+NAMESAKE = PROBLEM._replace(loss=lambda key, params, batch: (params["w"].sum(), {"inner_grad_norm": 0.0}))
 BAD = {
     "a network for a problem": (lambda: mx.imaml(lambda x: x, *EXACT, LAM), TypeError, "problem"),
     "lam zero": (lambda: mx.imaml(PROBLEM, *EXACT, 0.0), ValueError, "lam must be greater than 0"),
@@ -183,6 +184,13 @@ BAD = {
         ),
         ValueError,
         "lam must be greater than 0",
+    ),
+    "a metric with the name of its own": (
+        lambda: mx.imaml(NAMESAKE, *EXACT, LAM).step(
+            jax.random.key(0), THETA, mx.imaml(PROBLEM, *EXACT, LAM).init(jax.random.key(0), THETA, ()), ()
+        ),
+        ValueError,
+        "inner_grad_norm",
     ),
     "solver a transformation": (lambda: mx.imaml(PROBLEM, optax.sgd(0.1), cg(2), LAM), TypeError, "solver"),
     "linear solver steps": (lambda: mx.imaml(PROBLEM, EXACT[0], 5, LAM), TypeError, "linear_solver"),

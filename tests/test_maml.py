@@ -279,6 +279,28 @@ BAD = {
         ValueError,
         "adapts",
     ),
+    "adapt: a rate": (lambda: mx.adapt(MLP, lambda m: 0.1).init(*INIT), TypeError, "make_tx.meta_params. must give"),
+    "meta_sgd: plain parameters": (lambda: mx.meta_sgd(MLP).init(*INIT), ValueError, "metajax.with_rates"),
+    "meta_sgd: rates of steps": (
+        lambda: mx.meta_sgd(MLP).init(INIT[0], mx.with_step_rates(MLP_PARAMS, 0.1, 1), ()),
+        ValueError,
+        "meta_params.'rates'.* must be like",
+    ),
+    "maml_plus_plus: plain parameters": (
+        lambda: mx.maml_plus_plus(MLP, [1.0]).init(*INIT),
+        ValueError,
+        "metajax.with_step_rates",
+    ),
+    "maml_plus_plus: rates of parameters": (
+        lambda: mx.evaluate(
+            mx.inner(mx.maml_plus_plus(MLP, [1.0]), mx.tasks.with_query(mx.tasks.minibatches(2)), 1),
+            jax.random.key(0),
+            mx.with_rates(MLP_PARAMS, 0.1),
+            {"image": np.ones((2, 4), np.float32), "label": np.zeros(2, int)},
+        ),
+        ValueError,
+        "rates .steps., as metajax.with_step_rates makes them",
+    ),
     "adapt: a transformation": (lambda: mx.adapt(MLP, optax.sgd(0.1)), TypeError, "make_tx"),
     "finetune: a rate": (lambda: mx.finetune(MLP, 0.1), TypeError, "tx must be an optax"),
     "reptile: a rate": (lambda: mx.reptile(MLP, 0.1), TypeError, "tx must be an optax"),

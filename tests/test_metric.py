@@ -115,6 +115,11 @@ BAD = {
         ValueError,
         r"embed must give \[batch, size\] = \[2, 7\], got \[2, 4\]",
     ),
+    "ridge: plain parameters": (
+        lambda: mx.ridge(embed, 3, 4).step(None, NET, mx.ridge(embed, 3, 4).init(None, NET, ()), BATCH),
+        ValueError,
+        "metajax.with_ridge",
+    ),
     "ridge: no class": (lambda: mx.ridge(embed, 0, 4), ValueError, "ways"),
     "ridge: size zero": (lambda: mx.ridge(embed, 3, 0), ValueError, "size"),
     "ridge: lam zero": (lambda: mx.with_ridge(NET, lam=0.0), ValueError, "lam"),

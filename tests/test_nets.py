@@ -232,6 +232,8 @@ def test_adapting_the_head_alone(key):
 
 
 BAD = {
+    "conv: channels": (lambda: mx.nets.conv(jnp.ones((2, 8, 8, 2)), jnp.ones((3, 3, 1, 4))), ValueError, r"x must be"),
+    "conv: kernel": (lambda: mx.nets.conv(jnp.ones((2, 8, 8, 1)), jnp.ones((3, 1, 1, 4))), ValueError, r"w \[k, k"),
     "no ways": (lambda: mx.nets.conv4(0), ValueError, "ways"),
     "shape without channels": (lambda: mx.nets.conv4(5, (28, 28)), ValueError, "height, width, channels"),
     "shape a number": (lambda: mx.nets.dense4(5, 784), ValueError, "height, width, channels"),

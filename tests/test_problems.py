@@ -269,6 +269,7 @@ BAD = {
     "random_mlp: activations": (lambda: random_mlp(activations=()), ValueError, "activations is empty"),
     "scaling: tasks": (lambda: mx.problems.random_scaling(QUADRATIC, QUADRATIC), TypeError, "tasks"),
     "scaling: spread": (lambda: mx.problems.random_scaling(QUADRATIC, QUADRATICS, 0.0), ValueError, "spread"),
+    "quadratic: no task": (lambda: QUADRATIC.init(jax.random.key(0), ()), ValueError, "tasks.quadratics"),
     "imitate: teacher": (lambda: mx.learners.imitate(optax.sgd, optax.adam, QUADRATIC), TypeError, "teacher"),
     "imitate: problem": (lambda: mx.learners.imitate(optax.sgd, optax.adam(0.1), QUADRATICS), TypeError, "problem"),
     "convnet: image": (
@@ -281,6 +282,15 @@ BAD = {
         "an image is",
     ),
 }
+
+
+@pytest.mark.parametrize("label", [-1, 3])
+def test_a_label_out_of_range_is_an_error_and_nan_where_it_is_traced(label):
+    problem, key = mx.problems.logistic(4, 3), jax.random.key(0)
+    args = key, problem.init(key, ()), {"image": jnp.ones((1, 4)), "label": np.array([label])}
+    with pytest.raises(ValueError, match=rf"label must be in 0..2, got \[{label}\]"):
+        problem.loss(*args)
+    assert np.isnan(jax.jit(problem.loss)(*args)[0])
 
 
 @pytest.mark.parametrize(("call", "error", "message"), BAD.values(), ids=BAD)

@@ -238,6 +238,7 @@ def guided_es(
         moved = _move(meta_params, noise)
         _, losses, metrics = _unroll(inner, moved, _fresh(inner, k_start, moved, data), data, length)
         result = _estimate(meta_params, noise, losses, metrics, std)
+        checks.unused_names("guided_es", result.metrics, ("surrogate_loss",))
         result = result._replace(metrics=result.metrics | {"surrogate_loss": guess.loss})
         return result, GuidedState(surrogate_state, recent)
 

@@ -71,6 +71,7 @@ def imaml(
     def step(key, meta_params, state, batch):
         loss, metrics = problem.loss(key, state.params, batch)
         params, solved = solve(state.params, *args(meta_params), key, batch)
+        checks.unused_names("imaml", metrics, tuple(solved))
         return Solved(params), loss, metrics | solved
 
     def loss(key, meta_params, state, batch):

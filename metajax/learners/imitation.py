@@ -60,6 +60,7 @@ def imitate(
     def step(key, meta_params, state, batch):
         value_and_grad = jax.value_and_grad(lambda params: problem.loss(key, params, batch), has_aux=True)
         (objective, metrics), grads = lax.stop_gradient(value_and_grad(state.params))
+        checks.unused_names("imitate", metrics, ("objective",))
         student = transformation(make_tx, meta_params)
         got, after = student.update(grads, state.student, state.params, value=objective)
         want, taught = teacher.update(grads, state.teacher, state.params, value=objective)

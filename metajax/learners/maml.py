@@ -14,6 +14,7 @@ import optax
 from jax import lax
 
 from metajax import checks
+from metajax.learners.l2l import transformation
 from metajax.tasks.query import pair
 from metajax.types import Array, Learner, Problem, PyTree
 
@@ -80,7 +81,7 @@ def adapt(
         params = jax.tree.map(lambda x, chosen: jnp.asarray(x) if chosen else None, given, adapts(given))
         if not jax.tree.leaves(params):
             raise ValueError("adapts must choose at least one of the parameters, got none")
-        return Adapted(params, make_tx(meta_params).init(params))
+        return Adapted(params, transformation(make_tx, meta_params).init(params))
 
     def step(key, meta_params, state, batch):
         def objective(params):
@@ -89,7 +90,7 @@ def adapt(
         (loss, metrics), grads = jax.value_and_grad(objective, has_aux=True)(state.params)
         if not second_order:
             grads = lax.stop_gradient(grads)
-        tx = optax.with_extra_args_support(make_tx(meta_params))
+        tx = transformation(make_tx, meta_params)
         updates, opt_state = tx.update(grads, state.opt_state, state.params, value=loss)
         return Adapted(optax.apply_updates(state.params, updates), opt_state), loss, metrics
 
@@ -197,9 +198,14 @@ def meta_sgd(problem: Problem) -> Learner:
     """
 
     def make_tx(meta_params):
-        return optax.stateless(lambda grads, _: jax.tree.map(_scale, meta_params["rates"], grads))
+        params, rates = meta_params["params"], meta_params["rates"]
+        checks.same_structure("meta_params['rates']", rates, params, "meta_params['params']")
+        return optax.stateless(lambda grads, _: jax.tree.map(_scale, rates, grads))
 
-    return adapt(problem, make_tx, start=lambda meta_params: meta_params["params"])
+    def start(meta_params):
+        return checks.entries("meta_params", meta_params, ("params", "rates"), "with_rates")["params"]
+
+    return adapt(problem, make_tx, start=start)
 
 
 def with_rates(params: PyTree, rate: float) -> dict[str, PyTree]:
@@ -389,13 +395,21 @@ def maml_plus_plus(problem: Problem, weights: Any, second_order: bool = True) ->
             del params
 
             def scale(rates, grads):
+                if rates.ndim != 1:
+                    raise ValueError(
+                        f"meta_params['rates'] must hold rates [steps], as metajax.with_step_rates makes them, got "
+                        f"{list(rates.shape)}"
+                    )
                 return _scale(rates[jnp.minimum(state, len(rates) - 1)], grads)
 
             return jax.tree.map(scale, meta_params["rates"], updates), state + 1
 
         return optax.GradientTransformation(lambda params: jnp.int32(0), update)
 
-    learner = adapt(problem, make_tx, start=lambda meta_params: meta_params["params"], second_order=second_order)
+    def start(meta_params):
+        return checks.entries("meta_params", meta_params, ("params", "rates"), "with_step_rates")["params"]
+
+    learner = adapt(problem, make_tx, start=start, second_order=second_order)
     return multi_step(learner, weights)
 
 

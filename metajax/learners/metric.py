@@ -5,10 +5,10 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-import optax
 from jax import lax
 
 from metajax import checks
+from metajax._judge import judge
 from metajax.types import Array, Learner
 
 
@@ -96,6 +96,7 @@ def ridge(embed: Callable[..., Array], ways: int, size: int) -> Learner:
     ways = checks.positive_int("ways", ways)
 
     def features(meta_params, batch):
+        checks.entries("meta_params", meta_params, ("params", "log_lam", "scale"), "with_ridge")
         x = embed(meta_params["params"], batch["image"])
         return jnp.concatenate([x, jnp.ones_like(x[:, :1])], 1)
 
@@ -132,20 +133,17 @@ def with_ridge(params, lam: float = 1.0, scale: float = 1.0) -> dict:
 def _classifier(init: Callable, learn: Callable, logits: Callable) -> Learner:
     """A learner whose step predicts its batch and then learns from it."""
 
-    def judge(meta_params, state, batch):
-        scores = logits(meta_params, state, batch)
-        losses = optax.softmax_cross_entropy_with_integer_labels(scores, batch["label"])
-        return losses.mean(), {"accuracy": (scores.argmax(-1) == batch["label"]).mean()}
+    def test(meta_params, state, batch):
+        return judge(logits(meta_params, state, batch), batch["label"])
 
     def step(key, meta_params, state, batch):
-        loss, metrics = judge(meta_params, state, batch)
-        return learn(meta_params, state, batch), loss, metrics
+        return learn(meta_params, state, batch), *test(meta_params, state, batch)
 
     def loss(key, meta_params, state, batch):
-        return judge(meta_params, state, batch)[0]
+        return test(meta_params, state, batch)[0]
 
     def metrics(key, meta_params, state, batch):
-        return judge(meta_params, state, batch)[1]
+        return test(meta_params, state, batch)[1]
 
     return Learner(init, step, loss, metrics)
 

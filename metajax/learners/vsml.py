@@ -15,8 +15,8 @@ import jax.numpy as jnp
 from jax import lax
 
 from metajax import checks
+from metajax._judge import judge
 from metajax.learners.grid import Cell, Layer, dense, lstm_cell
-from metajax.learners.in_context import judge
 from metajax.types import Array, InContext, Learner, PyTree
 
 
