@@ -63,6 +63,8 @@ def main() -> int:
     if args.command == "report":
         print(harness.report(args.results, args.page))
     elif args.command == "run":
+        if args.json is not None and args.json.suffix != ".json":  # the table and the chart get this name with theirs
+            parser.error(f"--json must end in .json, got {args.json}")
         return measure(args)
     elif args.list:
         width = max(map(len, harness.names()))
@@ -109,7 +111,7 @@ def measure(args: argparse.Namespace) -> int:
     path.parent.mkdir(parents=True, exist_ok=True)
     head = {"scale": args.scale, **machine(), "limits": limits._asdict()}
     path.write_text(json.dumps({**head, "rows": [row.record() for row in rows]}, indent=1) + "\n")
-    path.with_suffix(".md").write_text(table.markdown(rows))
+    path.with_suffix(".md").write_text(table.markdown(rows, verdicts=not smoke))
     table.chart(rows, path.with_suffix(".png"))
     print(f"written: {path}, and .md and .png beside it")
     return 0

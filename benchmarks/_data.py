@@ -5,12 +5,12 @@ import numpy as np
 import metajax as mx
 
 
-def standardised(name: str, size: int, like: str | None = None) -> tuple[dict, dict]:
+def standardised(name: str, size: int) -> tuple[dict, dict]:
     """The training and the test split, ``size`` by ``size``, flat, of zero mean and unit variance.
 
-    Both are shifted and scaled by the constants of the training split, or of that of the set ``like``.
+    Both are shifted and scaled by the constants of the training split.
     """
-    source = mx.data.resize(mx.data.load(like or name, "train"), size)["image"] / np.float32(255)
+    source = mx.data.resize(mx.data.load(name, "train"), size)["image"] / np.float32(255)
     mean, std = source.mean(), source.std()
 
     def prepare(split):

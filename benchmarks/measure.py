@@ -155,7 +155,7 @@ def compiled(program: Program, limits: Limits) -> tuple[Callable[[], Any], Measu
 
 
 def machine_limits(size: int | None = None, megabytes: int = 256) -> Limits:
-    """Times a product of two float32 matrices ``[size, size]`` and a copy, the best of five each.
+    """Times a product of two float32 matrices ``[size, size]`` and a copy, the best of six each.
 
     The copy turns the sign, so that the compiler can neither leave it out nor hand it to one thread.
     """

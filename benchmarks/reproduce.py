@@ -8,7 +8,6 @@ import importlib
 import json
 import math
 import pkgutil
-import resource
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -18,6 +17,7 @@ import jax
 import numpy as np
 
 from benchmarks.machine import machine
+from benchmarks.measure import peak_resident, reset_peak
 
 SCALES = ("smoke", "small", "full")
 Results = Sequence[dict[str, np.ndarray]]
@@ -117,12 +117,13 @@ def reproduce(name: str, scale: str, out: Path, seeds: int | None = None, first:
                 _same_settings(begun, json.loads(begun.read_text()), settings)
             begun.write_text(json.dumps(settings))
             print(f"{name}, {scale}, seed {seed}", flush=True)
+            reset_peak()
             begin = time.monotonic()
             result = {k: np.asarray(v) for k, v in experiment.run(seed, settings, folder).items()}
             stored = {
                 "settings": settings,
                 "seconds": None if interrupted else time.monotonic() - begin,
-                "peak_resident_mib": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024),
+                "peak_resident_mib": round(peak_resident() / 2**20),
                 "result": {k: _short(v) for k, v in result.items()},
             }
             part = done.with_suffix(".part")

@@ -118,9 +118,9 @@ def text(rows: Sequence[Row], verdicts: bool = True) -> str:
     return "\n".join("  ".join(x.ljust(w) for x, w in zip(line, widths, strict=True)).rstrip() for line in cells)
 
 
-def markdown(rows: Sequence[Row]) -> str:
+def markdown(rows: Sequence[Row], verdicts: bool = True) -> str:
     """The same as a page includes it."""
-    head, *body = _cells(rows, verdicts=True)
+    head, *body = _cells(rows, verdicts)
     return "\n".join("| " + " | ".join(line) + " |" for line in (head, ("---",) * len(head), *body)) + "\n"
 
 

@@ -44,8 +44,8 @@ best by validation. Run it again and it goes on from the last checkpoint.
 
 examples:
   metajax train examples/vsml-digits.toml
-  metajax train examples/l2l-digits.toml --steps 1000    further than the file says
-  metajax train out/l2l-digits                           on with the run in a folder"""
+  metajax train out/vsml-digits                   on with the run in a folder, to the steps of its config
+  metajax train out/vsml-digits --steps 1000      further than that"""
 
 _EVALUATE = """examples:
   metajax evaluate out/l2l-digits
@@ -285,7 +285,9 @@ def _same(path: Path, out: Path) -> None:
     if not (out / "config.toml").exists() or (out / "config.toml") == path:
         return
     old, new = config.read(out / "config.toml"), config.read(path)
-    old["run"], new["run"] = ({"seed": x["run"].get("seed", 0)} for x in (old, new))
+    judged = ("seed", "validation_tasks")  # losses of other tasks do not compare
+    for x in (old, new):
+        x["run"] = {k: x.get("run", {}).get(k, config.Run._field_defaults[k]) for k in judged}
     changed = sorted(k for k in old.keys() | new.keys() if old.get(k) != new.get(k))
     if changed:
         raise config.ConfigError(

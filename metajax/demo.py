@@ -30,6 +30,12 @@ def main(arguments: Sequence[str] | None = None, prog: str = "python -m metajax.
     parser.add_argument("--es_steps", type=int, default=80, help="generations of the evolution strategy")
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args(arguments)
+    for name in ("bptt_steps", "es_steps"):
+        if getattr(args, name) < 1:
+            parser.error(f"--{name} must be at least 1, got {getattr(args, name)}")
+    import matplotlib.figure  # noqa: F401  what is missing is missed now, not after the training
+
+    args.out.mkdir(parents=True, exist_ok=True)
     begin = time.monotonic()
 
     images, unseen = mx.data.load("digits", "train"), mx.data.load("digits", "test")
@@ -81,7 +87,6 @@ def main(arguments: Sequence[str] | None = None, prog: str = "python -m metajax.
         print(f"\n{name}: {'-'.join(map(str, sizes))}, {steps} steps, 16 unseen tasks, mean ± standard error")
         print(results[name], flush=True)
 
-    args.out.mkdir(parents=True, exist_ok=True)
     mx.save(args.out / "l2l.npz", by_es.meta_params)
     _picture(args.out / "curves.png", results)
     seconds = time.monotonic() - begin
@@ -114,7 +119,10 @@ def _verdict(results: dict[str, mx.Comparison]) -> str:
     lines = []
     for case, result in results.items():
         ours, *_ = result.final
-        best = min(mx.BASELINES, key=lambda n: result.final[n].mean())
+        if not np.isfinite(result.final[ours]).all():
+            lines.append(f"{case}: {ours} diverges")
+            continue
+        best = min(mx.BASELINES, key=lambda n: np.nan_to_num(result.final[n].mean(), nan=np.inf))
         difference = result.final[best] - result.final[ours]
         error = difference.std(ddof=1) / len(difference) ** 0.5
         word = "wins" if difference.mean() > 2 * error else "loses" if difference.mean() < -2 * error else "is level"

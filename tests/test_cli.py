@@ -107,6 +107,12 @@ def test_training_going_on_and_evaluating(tmp_path, capsys):
     path.write_text(path.read_text().replace("[2]", "[3]"))
     assert main(["train", str(path)]) == 2, "another config in the same folder"
     assert "differ in [learner]" in capsys.readouterr().err
+    path = write(tmp_path, SMALL.replace("validation_tasks = 2", "validation_tasks = 5"))
+    assert main(["train", str(path)]) == 2
+    assert "differ in [run]" in capsys.readouterr().err, "losses of other tasks do not compare"
+    (out / "config.toml").write_text("")  # as after a disk that was full
+    assert main(["train", str(path)]) == 2
+    assert "is the folder of another run" in capsys.readouterr().err
 
 
 # What is changed in the config, the line of the mistake, what is said of it.
@@ -293,6 +299,7 @@ def test_demo_and_data_get_their_arguments(monkeypatch):
         ["pretrained", "card", "gpt"],
         ["data", "prepare", "digits"],
         ["demo", "--fast"],
+        ["demo", "--es_steps", "0"],
     ],
 )
 def test_usage(arguments, capsys):
@@ -315,3 +322,18 @@ def test_help(command, capsys):
 def test_a_config_that_is_not_there(capsys):
     assert main(["train", "none.toml"]) == 2
     assert "none.toml: No such file or directory" in capsys.readouterr().err
+
+
+def test_the_demo_calls_neither_what_diverged_best_nor_level():
+    import metajax.demo
+
+    final = {name: np.full(3, 0.2) + np.arange(3) / 100 for name in ("ours", *mx.BASELINES)}
+    final["SGD"] = np.array([0.1, np.nan, 0.1])
+
+    def verdict(ours):
+        found = {**final, "ours": ours}
+        return metajax.demo._verdict({"case": mx.Comparison({}, found, {}, {})})
+
+    assert "ours wins against the best baseline, " in verdict(np.full(3, 0.1))
+    assert "SGD" not in verdict(np.full(3, 0.1))
+    assert "case: ours diverges" in verdict(np.array([0.1, np.inf, 0.1]))

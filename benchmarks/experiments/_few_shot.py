@@ -80,9 +80,7 @@ def run(
     for where, budget in s["budgets"].items():
         ways, shots = (int(part.split("-")[0]) for part in where.split())
         for method, (meta_steps, tasks) in budget.items():
-            p = s["methods"][method]
-            for kind in (where.split()[0], where):
-                p = p | s.get(f"methods, {kind}", {}).get(method, {})
+            p = options(s, where, method)
             here, meta_params = folder / f"{where}, {method}".replace(", ", "-").replace(" ", "-"), None
             for i, phase in enumerate(p.get("phases", [{"share": 1}])):
                 p = p | phase
@@ -120,6 +118,14 @@ def run(
             results[f"{where}, {method}: interval"] = 1.96 * found.std(ddof=1) / len(found) ** 0.5
         print(table(where, results, published), flush=True)
     return results
+
+
+def options(settings: dict[str, Any], where: str, method: str) -> dict[str, Any]:
+    """What a method is given in a setting such as ``"5-way 1-shot"``."""
+    p = settings["methods"][method]
+    for kind in (where.split()[0], where):
+        p = p | settings.get(f"methods, {kind}", {}).get(method, {})
+    return p
 
 
 def table(where: str, results: dict[str, Any], published: Published) -> str:
@@ -180,12 +186,10 @@ def picture(results: Results, settings: dict[str, Any], figure: Any, published: 
     figure.legend(*axes[0].get_legend_handles_labels(), loc="outside upper center", ncols=2, frameon=False, fontsize=8)
 
 
-def accuracy(
-    loop: mx.Inner, key: Any, meta_params: Any, data: Any, *, tasks: int, at_once: int, steps: int | None = None
-) -> np.ndarray:
+def accuracy(loop: mx.Inner, key: Any, meta_params: Any, data: Any, *, tasks: int, at_once: int) -> np.ndarray:
     """The accuracy on the query batch of each of ``tasks`` tasks, ``at_once`` at a time to bound the memory."""
     found = [
-        mx.evaluate(loop, k, meta_params, data, num_tasks=at_once, steps=steps).test_metrics["accuracy"]
+        mx.evaluate(loop, k, meta_params, data, num_tasks=at_once).test_metrics["accuracy"]
         for k in jax.random.split(key, -(-tasks // at_once))
     ]
     return np.concatenate(found)[:tasks]

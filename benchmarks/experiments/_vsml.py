@@ -60,8 +60,10 @@ def _pool(pixels: int, dims: int) -> np.ndarray:
 
 def meta_train(seed: int, data: Any, phases: Sequence[dict[str, Any]], folder: Path, estimator: str = "bptt") -> Any:
     """Goes through the phases; each resumes from its checkpoints, which experiments under one ``--out`` share."""
-    digest = hashlib.sha256(json.dumps([estimator, *phases], sort_keys=True).encode()).hexdigest()[:8]
-    folder = folder.parents[1] / "vsml" / digest / folder.name
+    digest = hashlib.sha256(json.dumps([estimator, *phases], sort_keys=True).encode())
+    for x in jax.tree.leaves(data):
+        digest.update(np.ascontiguousarray(x).tobytes())
+    folder = folder.parents[1] / "vsml" / digest.hexdigest()[:8] / folder.name
     meta_params = network(2, 2).init(jax.random.key(seed))
     for i, p in enumerate(phases):
         learner = network(p["dims"], p["classes"]).learner
@@ -103,11 +105,11 @@ def stream(
     return np.asarray(curves.metrics["accuracy"])
 
 
-def baselines(seed: int, data: Any, *, steps: int, runs: int, hidden: int = 160) -> dict[str, np.ndarray]:
+def baselines(seed: int, data: Any, *, steps: int, runs: int) -> dict[str, np.ndarray]:
     """Online SGD and Adam with no and one hidden layer at every rate: name -> ``[rates, runs, steps]``."""
     units = data["image"][0].size
     found = {}
-    for sizes in ((units, 10), (units, hidden, 10)):
+    for sizes in ((units, 10), (units, 160, 10)):
         problem = mx.problems.mlp(sizes, jnp.tanh)
         for name, tx in (("SGD", optax.sgd), ("Adam", optax.adam)):
             loop = mx.inner(mx.l2l(tx, problem), tasks(10), steps)
@@ -122,6 +124,6 @@ def baselines(seed: int, data: Any, *, steps: int, runs: int, hidden: int = 160)
     return found
 
 
-def points(steps: int, count: int = 40) -> np.ndarray:
+def points(steps: int) -> np.ndarray:
     """Where a curve is kept, about evenly on a logarithmic axis, the first and the last step included."""
-    return np.unique(np.geomspace(1, steps, count).round().astype(int))
+    return np.unique(np.geomspace(1, steps, 40).round().astype(int))

@@ -43,7 +43,7 @@ def claims(results: Results, settings: dict[str, Any]) -> list[Claim]:
     last = [float(r[f"{CASE}, LSTM"][-1]) for r in results]
     text = f"{CASE}: mean loss of the LSTM optimizer at the last of {settings['horizon']} steps <= 0.25"
     figure = f"{SOURCE}, figure 4"
-    best = [min(float(r[f"{CASE}, {b}"][-1]) for b in mx.BASELINES) for r in results]
+    best = [float(np.nanmin([r[f"{CASE}, {b}"][-1] for b in mx.BASELINES])) for r in results]
     ratio = [a / b for a, b in zip(last, best, strict=True)]
     return [
         claim(text, figure, None, last, lambda x: x <= 0.25),
