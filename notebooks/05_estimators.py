@@ -38,7 +38,7 @@ cases = {
     "forward mode": (mx.forward(loop, TASKS), 1),
     "es": (mx.es(loop, TASKS, STD), 1),
     "pes, windows": (mx.pes(loop, TASKS, STD, WINDOW), windows),
-    "noise-reuse es, windows": (mx.noise_reuse_es(loop, TASKS, STD, WINDOW), windows),
+    "noise-reuse es, windows": (mx.noise_reuse_es(loop, TASKS, STD, WINDOW, stagger=False), windows),
     "guided es": (mx.guided_es(loop, TASKS, STD, surrogate=mx.bptt(loop, TASKS, WINDOW)), 1),
 }
 found = {
