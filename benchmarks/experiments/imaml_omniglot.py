@@ -88,7 +88,7 @@ _LONG = {
 }
 # With 20 ways these phases, with their five short steps, stopped at a validation error of .4 and diverged; after 700
 # meta-steps it was .49 with 5 steps of descent, and .36 to .39 with 16, or with 8 and a weaker pull.
-# FOMAML has as many sets of queries, and the published steps, which were ahead of those for 5 ways after 800 meta-steps.
+# FOMAML has as many sets of queries, and the published steps, ahead of those for 5 ways after 800 meta-steps.
 _LONG_20_1 = {
     "iMAML, GD": {"lanczos": 3, "solver_steps": 16, "query_sets": 3, "damping": 1.0},
     "FOMAML": {"rate": 0.1, "steps": 5, "test_steps": 5, "query_sets": 3},
