@@ -43,7 +43,8 @@ def classifier(net_init: Callable, net_apply: Callable) -> Problem:
       net_apply: ``(params, images [B, ...]) -> logits [B, C]``.
 
     Returns:
-      A problem whose loss is the mean cross-entropy in nats and whose metric is ``accuracy``.
+      A problem whose loss is the mean cross-entropy in nats and whose metric is ``accuracy``. A label out of range is
+      an error or, where it is traced, a loss of NaN.
 
     >>> import jax, jax.numpy as jnp, metajax as mx
     >>> problem = mx.problems.classifier(lambda key: jnp.zeros((64, 10)), lambda w, x: x.reshape(len(x), -1) @ w)
