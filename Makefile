@@ -17,7 +17,7 @@ $(VENV)/installed: pyproject.toml
 	touch $@
 
 demo: install  ## meta-train an optimizer on real images, compare it, write out/demo/
-	$(BIN)/python -m metajax.demo --out out/demo
+	$(BIN)/metajax demo --out out/demo
 
 test: install lint  ## everything
 	$(BIN)/python -m pytest -n 2 --dist loadgroup -m 'not slow' --durations=10

@@ -1,7 +1,7 @@
 """Measurements and reproduced results.
 
-``python -m benchmarks run [CASE ...]`` measures; ``python -m benchmarks reproduce NAME`` runs an experiment of a paper;
-``python -m benchmarks report`` gathers what was reproduced.
+``python -m benchmarks run [CASE ...]`` measures; ``python -m benchmarks reproduce NAME`` runs an
+experiment of a paper; ``python -m benchmarks report`` gathers what was reproduced.
 """
 
 import argparse
@@ -26,17 +26,34 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
 
-    listed = "\n".join(f"{name}: {(case.__doc__ or '').splitlines()[0]}" for name, case in cases().items())
+    listed = "\n".join(
+        f"{name}: {(case.__doc__ or '').splitlines()[0]}" for name, case in cases().items()
+    )
     raw = argparse.RawDescriptionHelpFormatter
-    run = commands.add_parser("run", help="measure", epilog=f"cases, all by default:\n{listed}", formatter_class=raw)
+    run = commands.add_parser(
+        "run", help="measure", epilog=f"cases, all by default:\n{listed}", formatter_class=raw
+    )
     run.add_argument("case", nargs="*", choices=[*cases(), []], metavar="CASE", help="see below")
     run.add_argument(
-        "--json", type=Path, help="a file for all figures, table and chart beside it; OUT/run.json by default"
+        "--json",
+        type=Path,
+        help="a file for all figures, table and chart beside it; OUT/run.json by default",
     )
     run.add_argument("--device", choices=("cpu", "gpu"), help="by default what JAX takes")
-    run.add_argument("--against", choices=("peers",), help="compare with other packages: pip install 'metajax[peers]'")
-    run.add_argument("--out", type=Path, default=Path("out/benchmarks"), help="a folder for pictures")
-    run.add_argument("--scale", choices=("smoke", "full"), default="full", help="smoke: does it run; claims nothing")
+    run.add_argument(
+        "--against",
+        choices=("peers",),
+        help="compare with other packages: pip install 'metajax[peers]'",
+    )
+    run.add_argument(
+        "--out", type=Path, default=Path("out/benchmarks"), help="a folder for pictures"
+    )
+    run.add_argument(
+        "--scale",
+        choices=("smoke", "full"),
+        default="full",
+        help="smoke: does it run; claims nothing",
+    )
 
     again = commands.add_parser("reproduce", help="run an experiment of a paper")
     again.add_argument("name", nargs="?", choices=harness.names(), metavar="NAME")
@@ -47,13 +64,22 @@ def main() -> int:
         default="small",
         help="smoke: does it run, claims nothing; small: two cores; full: the published setting",
     )
-    again.add_argument("--out", type=Path, default=Path("out/reproduce"), help="folder for NAME.json and NAME.png")
-    again.add_argument("--seeds", type=int, help="how many")
-    again.add_argument("--first", type=int, default=0, help="the first seed (to share seeds among processes)")
     again.add_argument(
-        "--devices", type=int, default=1, help="CPU: devices to simulate, so that meta-training fills as many cores"
+        "--out", type=Path, default=Path("out/reproduce"), help="folder for NAME.json and NAME.png"
     )
-    again.add_argument("--resume", action="store_true", help="keep the seeds that are done and go on with the rest")
+    again.add_argument("--seeds", type=int, help="how many")
+    again.add_argument(
+        "--first", type=int, default=0, help="the first seed (to share seeds among processes)"
+    )
+    again.add_argument(
+        "--devices",
+        type=int,
+        default=1,
+        help="CPU: devices to simulate, so that meta-training fills as many cores",
+    )
+    again.add_argument(
+        "--resume", action="store_true", help="keep the seeds that are done and go on with the rest"
+    )
 
     report = commands.add_parser("report", help="gather the results into docs/reproduced.md")
     report.add_argument("--results", type=Path, default=RESULTS)
@@ -63,7 +89,9 @@ def main() -> int:
     if args.command == "report":
         print(harness.report(args.results, args.page))
     elif args.command == "run":
-        if args.json is not None and args.json.suffix != ".json":  # the table and the chart get this name with theirs
+        if (
+            args.json is not None and args.json.suffix != ".json"
+        ):  # the table and the chart get this name with theirs
             parser.error(f"--json must end in .json, got {args.json}")
         return measure(args)
     elif args.list:
@@ -97,7 +125,9 @@ def measure(args: argparse.Namespace) -> int:
     args.out.mkdir(parents=True, exist_ok=True)
     smoke, rows = args.scale == "smoke", []
     before = jax.config.jax_enable_compilation_cache  # pyright: ignore[reportAttributeAccessIssue]
-    jax.config.update("jax_enable_compilation_cache", False)  # compile times are those of a compiler at work
+    jax.config.update(
+        "jax_enable_compilation_cache", False
+    )  # compile times are those of a compiler at work
     try:
         limits = machine_limits(256, 1) if smoke else machine_limits()
         setting = table.Setting(smoke, args.out, limits, args.against == "peers")

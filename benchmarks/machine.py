@@ -15,6 +15,9 @@ def machine() -> dict:
         "platform": f"{platform.system()} {platform.machine()}",
         "versions": {
             "python": platform.python_version(),
-            **{name: importlib.metadata.version(name) for name in ("metajax", "jax", "optax", "evosax", "flax")},
+            **{
+                name: importlib.metadata.version(name)
+                for name in ("metajax", "jax", "optax", "evosax", "flax")
+            },
         },
     }

@@ -1,6 +1,7 @@
 """How long, how much memory, how much arithmetic; and how far that is from what the machine can do.
 
-Programs are compared before they are timed, and timed in turns, so that whatever else the machine does meets all alike.
+Programs are compared before they are timed, and timed in turns, so that whatever else the machine
+does meets all alike.
 """
 
 import contextlib
@@ -18,7 +19,9 @@ import numpy as np
 
 
 class Limits(NamedTuple):
-    """What the device does at best in this process: ``flop_per_second`` and ``bytes_per_second``, in float32."""
+    """What the device does at best in this process: ``flop_per_second`` and ``bytes_per_second``,
+    in float32.
+    """
 
     flop_per_second: float
     bytes_per_second: float
@@ -45,18 +48,14 @@ class Program(NamedTuple):
 class Measured(NamedTuple):
     """What `contest` found about a program. Those of the host have no phase but the last.
 
-    Attributes:
-      seconds: median run time.
-      spread: its interquartile range.
-      rounds: how often it ran.
-      trace: seconds from Python to jaxpr; ``lower``: to StableHLO; ``compile``: to the device's program.
-      temporary_bytes: memory beside arguments and results.
-      peak_resident_bytes: of the whole process while the program ran first; of the host, not of an accelerator.
-      flop: by `flop_of`.
-      moved_bytes: arguments and results, what any program for the purpose must read and write.
-      xla_flop: by XLA's cost analysis, which counts the body of a loop once; ``xla_bytes`` likewise.
-      limit_seconds: the least time that the limits allow, for that arithmetic and that traffic.
-      share: ``limit_seconds`` over ``seconds``.
+    Attributes: seconds: median run time. spread: its interquartile range. rounds: how often it ran.
+      trace: seconds from Python to jaxpr; ``lower``: to StableHLO; ``compile``: to the device's
+      program. temporary_bytes: memory beside arguments and results. peak_resident_bytes: of the
+      whole process while the program ran first; of the host, not of an accelerator. flop: by
+      `flop_of`. moved_bytes: arguments and results, what any program for the purpose must read and
+      write. xla_flop: by XLA's cost analysis, which counts the body of a loop once; ``xla_bytes``
+      likewise. limit_seconds: the least time that the limits allow, for that arithmetic and that
+      traffic. share: ``limit_seconds`` over ``seconds``.
     """
 
     seconds: float
@@ -76,9 +75,14 @@ class Measured(NamedTuple):
 
 
 def contest(
-    programs: Mapping[str, Program], limits: Limits, *, rtol: float = 1e-3, rounds: int | None = None
+    programs: Mapping[str, Program],
+    limits: Limits,
+    *,
+    rtol: float = 1e-3,
+    rounds: int | None = None,
 ) -> dict[str, Measured]:
-    """Compiles all, holds what they compute against the first one's result, then times them in turns.
+    """Compiles all, holds what they compute against the first one's result, then times them in
+    turns.
 
     Args:
       programs: by name.
@@ -109,10 +113,14 @@ def contest(
 
 
 def with_times(cost: Measured, seconds: list[float]) -> Measured:
-    """``cost`` with the median and spread of ``seconds``, and the share of the limit that they come to."""
+    """``cost`` with the median and spread of ``seconds``, and the share of the limit that they come
+    to.
+    """
     low, median, high = np.quantile(seconds, [0.25, 0.5, 0.75])
     share = cost.limit_seconds / median if cost.limit_seconds else None
-    return cost._replace(seconds=float(median), spread=float(high - low), rounds=len(seconds), share=share)
+    return cost._replace(
+        seconds=float(median), spread=float(high - low), rounds=len(seconds), share=share
+    )
 
 
 def timed(run: Callable[[], Any]) -> tuple[float, Any]:
@@ -157,7 +165,8 @@ def compiled(program: Program, limits: Limits) -> tuple[Callable[[], Any], Measu
 def machine_limits(size: int | None = None, megabytes: int = 256) -> Limits:
     """Times a product of two float32 matrices ``[size, size]`` and a copy, the best of six each.
 
-    The copy turns the sign, so that the compiler can neither leave it out nor hand it to one thread.
+    The copy turns the sign, so that the compiler can neither leave it out nor hand it to one
+    thread.
     """
     size = size or (2048 if jax.default_backend() == "cpu" else 8192)
     matrix, vector = jnp.ones((size, size)), jnp.ones(megabytes * 2**18)
@@ -166,7 +175,10 @@ def machine_limits(size: int | None = None, megabytes: int = 256) -> Limits:
         run = jax.jit(f).lower(*args).compile()
         return min(timed(lambda: run(*args))[0] for _ in range(6))
 
-    return Limits(2 * size**3 / best(jnp.matmul, matrix, matrix), 2 * vector.nbytes / best(jnp.negative, vector))
+    return Limits(
+        2 * size**3 / best(jnp.matmul, matrix, matrix),
+        2 * vector.nbytes / best(jnp.negative, vector),
+    )
 
 
 _ARITHMETIC = set(
@@ -176,10 +188,11 @@ _ARITHMETIC = set(
 
 
 def flop_of(jaxpr: Any) -> float:
-    """Floating-point operations of a jaxpr: two a multiply-add, one a value of any other arithmetic.
+    """Floating-point operations of a jaxpr: two a multiply-add, one a value of any other
+    arithmetic.
 
-    Loops count as often as they run, which XLA's analysis leaves out; one whose length is not known counts once. What
-    the compiler may remove since nobody reads it is counted.
+    Loops count as often as they run, which XLA's analysis leaves out; one whose length is not known
+    counts once. What the compiler may remove since nobody reads it is counted.
 
     >>> import jax, jax.numpy as jnp
     >>> x = jnp.ones((2, 3))
@@ -195,10 +208,17 @@ def _flop(eqn) -> float:
     if name == "dot_general":
         return 2 * size * float(np.prod([shapes[0][i] for i in params["dimension_numbers"][0][0]]))
     if name == "conv_general_dilated":
-        return 2 * size * float(np.prod(shapes[1])) / shapes[1][params["dimension_numbers"].rhs_spec[0]]
+        return (
+            2
+            * size
+            * float(np.prod(shapes[1]))
+            / shapes[1][params["dimension_numbers"].rhs_spec[0]]
+        )
     if name == "custom_linear_solve":
         return flop_of(params["jaxprs"].solve)
-    inside = [x for value in params.values() for x in (value if isinstance(value, tuple) else (value,))]
+    inside = [
+        x for value in params.values() for x in (value if isinstance(value, tuple) else (value,))
+    ]
     inside = [flop_of(x) for x in inside if hasattr(x, "eqns")]
     if name == "cond":
         return max(inside)
@@ -214,8 +234,8 @@ def _flop(eqn) -> float:
 def agree(name: str, got: Any, want: Any, rtol: float) -> float:
     """The largest relative distance between leaves, or says that ``name`` computes something else.
 
-    A leaf much smaller than the whole (such as the gradient of a bias before normalisation, which is rounding) is
-    held against a hundredth of the whole.
+    A leaf much smaller than the whole (such as the gradient of a bias before normalisation, which
+    is rounding) is held against a hundredth of the whole.
 
     Raises:
       ValueError: other shapes, or a distance above ``rtol``.
@@ -228,17 +248,23 @@ def agree(name: str, got: Any, want: Any, rtol: float) -> float:
     norm = np.sqrt(sum(np.sum(y**2) for _, y in pairs))
     errors = [np.linalg.norm(x - y) / max(np.linalg.norm(y), 1e-2 * norm, 1e-30) for x, y in pairs]
     if not np.max(errors) <= rtol:  # a NaN is no agreement
-        raise ValueError(f"{name} computes something else: relative distance {np.max(errors):.2g} > {rtol:.2g}")
+        raise ValueError(
+            f"{name} computes something else: relative distance {np.max(errors):.2g} > {rtol:.2g}"
+        )
     return float(np.max(errors))
 
 
 def peak_resident() -> int:
-    """The most memory in bytes that this process has had in use since `reset_peak`, or ever where that cannot be."""
+    """The most memory in bytes that this process has had in use since `reset_peak`, or ever where
+    that cannot be.
+    """
     with contextlib.suppress(OSError):
         found = re.search(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text())
         if found:
             return 1024 * int(found[1])
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (
+        1 if sys.platform == "darwin" else 1024
+    )
 
 
 def reset_peak() -> None:

@@ -1,7 +1,9 @@
-"""Other packages on the same meta-gradient: one process and one thread each, compared before any is timed.
+"""Other packages on the same meta-gradient: one process and one thread each, compared before any is
+timed.
 
-``python -m benchmarks.peers KIND NAME FOLDER`` is one of these processes: it writes its first gradient into the folder,
-says so, and then computes one more for each line it is sent, answering with the seconds that took.
+``python -m benchmarks.peers KIND NAME FOLDER`` is one of these processes: it writes its first
+gradient into the folder, says so, and then computes one more for each line it is sent, answering
+with the seconds that took.
 """
 
 # pyright: reportMissingImports=false
@@ -36,7 +38,9 @@ PACKAGES = {"torch.func": "torch", "higher": "higher", "TorchOpt": "torchopt", "
 
 
 def race(setting: Setting, w: Any, rtol: float, target: Target) -> list[Row]:
-    """A row for each peer; the fastest bears the target. A peer without figures has a note with the reason."""
+    """A row for each peer; the fastest bears the target. A peer without figures has a note with the
+    reason.
+    """
     what = f"{w.steps} steps, one thread"
     with tempfile.TemporaryDirectory() as folder:
         runners, notes, reference = {}, {}, None
@@ -61,9 +65,20 @@ def race(setting: Setting, w: Any, rtol: float, target: Target) -> list[Row]:
             for runner in runners.values():
                 runner.close()
     ours, rows = found.pop("ours"), []
-    for i, (name, (m, version)) in enumerate(sorted(found.items(), key=lambda item: item[1][0].seconds)):
+    for i, (name, (m, version)) in enumerate(
+        sorted(found.items(), key=lambda item: item[1][0].seconds)
+    ):
         detail = {"ours": ours[0]._asdict(), name: m._asdict(), "version": version}
-        row = Row(w.kind, what, "ms", 1e3 * ours[0].seconds, 1e3 * m.seconds, name, ours[0].share, detail=detail)
+        row = Row(
+            w.kind,
+            what,
+            "ms",
+            1e3 * ours[0].seconds,
+            1e3 * m.seconds,
+            name,
+            ours[0].share,
+            detail=detail,
+        )
         rows.append(row._replace(targets=() if i else (target,)))
     return rows + [Row(w.kind, what, against=name, note=note) for name, note in notes.items()]
 
@@ -74,7 +89,15 @@ class _Runner:
     def __init__(self, kind: str, name: str, folder: Path, smoke: bool):
         self.path = folder / f"{name}.npz"
         self.errors = (folder / f"{name}.txt").open("w+")
-        command = [sys.executable, "-m", "benchmarks.peers", kind, name, str(folder), *["smoke"] * smoke]
+        command = [
+            sys.executable,
+            "-m",
+            "benchmarks.peers",
+            kind,
+            name,
+            str(folder),
+            *["smoke"] * smoke,
+        ]
         environment = {**os.environ, "JAX_PLATFORMS": "cpu", "OMP_NUM_THREADS": "1"}
         pipe = subprocess.PIPE
         self.process = subprocess.Popen(
@@ -88,7 +111,9 @@ class _Runner:
         if not line:
             self.process.wait()
             self.errors.seek(0)
-            raise RuntimeError(([x.strip() for x in self.errors if x.strip()] or ["it died without a word"])[-1])
+            raise RuntimeError(
+                ([x.strip() for x in self.errors if x.strip()] or ["it died without a word"])[-1]
+            )
         return json.loads(line)
 
     def start(self) -> list[np.ndarray]:
@@ -103,7 +128,9 @@ class _Runner:
 
     def result(self) -> tuple[Measured, str]:
         cost = Measured(float("nan"), float("nan"), 0, limit_seconds=self.first["limit_seconds"])
-        return with_times(cost._replace(peak_resident_bytes=self.last["peak"]), self.seconds), self.first["version"]
+        return with_times(
+            cost._replace(peak_resident_bytes=self.last["peak"]), self.seconds
+        ), self.first["version"]
 
     def close(self) -> None:
         self.process.communicate()
@@ -113,7 +140,9 @@ class _Runner:
 def main(kind: str, name: str, folder: str, smoke: bool) -> None:
     """One contender, seen from inside."""
     if hasattr(os, "sched_setaffinity"):
-        os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})  # before any thread pool counts the cores
+        os.sched_setaffinity(
+            0, {min(os.sched_getaffinity(0))}
+        )  # before any thread pool counts the cores
     answers, sys.stdout = sys.stdout, sys.stderr  # what packages print is no answer
     package = PACKAGES.get(name, "metajax")
     try:
@@ -127,7 +156,11 @@ def main(kind: str, name: str, folder: str, smoke: bool) -> None:
     step, read, limit = _contender(name, w, smoke)
     reset_peak()  # ours has measured the machine
     np.savez(Path(folder) / f"{name}.npz", *read(step()))
-    print(json.dumps({"version": f"{package} {version}", "limit_seconds": limit}), file=answers, flush=True)
+    print(
+        json.dumps({"version": f"{package} {version}", "limit_seconds": limit}),
+        file=answers,
+        flush=True,
+    )
     for _ in sys.stdin:
         seconds, result = timed(step)
         del result
@@ -135,7 +168,9 @@ def main(kind: str, name: str, folder: str, smoke: bool) -> None:
 
 
 def _contender(name: str, w: Any, smoke: bool):
-    """A function that computes the meta-gradient, one that gives it as arrays like ours, and the limit's seconds."""
+    """A function that computes the meta-gradient, one that gives it as arrays like ours, and the
+    limit's seconds.
+    """
     import jax
 
     def leaves(tree):
@@ -154,14 +189,20 @@ def _contender(name: str, w: Any, smoke: bool):
     flat, treedef = jax.tree.flatten(w.args[1])
     params = [torch.from_numpy(_to_torch(np.array(x))).requires_grad_() for x in flat]
     batches = [torch.from_numpy(np.array(b)) for b in w.batches]
-    images, labels = [b.permute(0, 1, 4, 2, 3).contiguous() for b in batches[::2]], [b.long() for b in batches[1::2]]
+    images, labels = (
+        [b.permute(0, 1, 4, 2, 3).contiguous() for b in batches[::2]],
+        [b.long() for b in batches[1::2]],
+    )
     tasks = images[0], labels[0], images[1], labels[1]
     make = {"torch.func": _torch_func, "higher": _higher, "TorchOpt": _torchopt}[name]
     shapes = [x.shape for x in flat]
 
     def read(gradients):
         arrays = [g.detach().numpy() for g in gradients]
-        return [x.transpose(2, 3, 1, 0) if len(s) == 4 else x for x, s in zip(arrays, shapes, strict=True)]
+        return [
+            x.transpose(2, 3, 1, 0) if len(s) == 4 else x
+            for x, s in zip(arrays, shapes, strict=True)
+        ]
 
     return make(w, _torch_net(treedef, fused=name != "torch.func"), params, tasks), read, 0.0
 
@@ -171,9 +212,11 @@ def _to_torch(x: np.ndarray) -> np.ndarray:
 
 
 def _torch_net(treedef, fused: bool):
-    """Cross-entropy of conv-4 ``(params, images [B, C, H, W], labels [B])``, params in the order of our leaves.
+    """Cross-entropy of conv-4 ``(params, images [B, C, H, W], labels [B])``, params in the order of
+    our leaves.
 
-    ``fused`` takes PyTorch's batch normalisation, whose second derivatives were 1.5 % off under torch.func.vmap.
+    ``fused`` takes PyTorch's batch normalisation, whose second derivatives were 1.5 % off under
+    torch.func.vmap.
     """
     import jax
     from torch.nn import functional as F
@@ -186,7 +229,9 @@ def _torch_net(treedef, fused: bool):
             x = F.pad(x, [m for n in missing for m in (n // 2, n - n // 2)])
             x = F.conv2d(x, layer["w"], layer["b"], stride=2)
             if fused:
-                x = F.batch_norm(x, None, None, layer["scale"], layer["offset"], training=True, eps=1e-5)
+                x = F.batch_norm(
+                    x, None, None, layer["scale"], layer["offset"], training=True, eps=1e-5
+                )
             else:
                 x = x - x.mean((0, 2, 3), keepdim=True)
                 x = x * (x.square().mean((0, 2, 3), keepdim=True) + 1e-5).rsqrt()
@@ -201,7 +246,8 @@ def _torch_net(treedef, fused: bool):
 def _proximal(w, loss):
     """The inner objective of iMAML ``(phi, theta, x, y)``."""
     return lambda phi, theta, x, y: (
-        loss(phi, x, y) + w.lam / 2 * sum(((p - t) ** 2).sum() for p, t in zip(phi, theta, strict=True))
+        loss(phi, x, y)
+        + w.lam / 2 * sum(((p - t) ** 2).sum() for p, t in zip(phi, theta, strict=True))
     )
 
 
@@ -253,7 +299,9 @@ def _module(loss, params):
     class Net(torch.nn.Module):
         def __init__(self):
             super().__init__()
-            self.all = torch.nn.ParameterList([torch.nn.Parameter(p.detach().clone()) for p in params])
+            self.all = torch.nn.ParameterList(
+                [torch.nn.Parameter(p.detach().clone()) for p in params]
+            )
 
         def forward(self, x, y):
             return loss(list(self.all), x, y)

@@ -1,7 +1,7 @@
 """One command for each published result: seeds, claims, a JSON file and a picture.
 
-An experiment is a module in `benchmarks/experiments/` with an `EXPERIMENT`. What it claims is computed from what its
-seeds have returned and from nothing else.
+An experiment is a module in `benchmarks/experiments/` with an `EXPERIMENT`. What it claims is
+computed from what its seeds have returned and from nothing else.
 """
 
 import importlib
@@ -26,15 +26,12 @@ Results = Sequence[dict[str, np.ndarray]]
 class Claim(NamedTuple):
     """A statement of a paper and what was found.
 
-    Attributes:
-      claim: the statement, with its threshold.
-      source: where it stands, e.g. "Kirsch & Schmidhuber 2021, section 4.1".
-      published: the published figure in words or as a number, None where there is none.
-      measured: the mean over seeds, None where it was not run or is not finite, which does not hold.
-      spread: its standard deviation over seeds, None with one seed or with such a mean.
-      seeds: how many.
-      holds: whether it holds here, of the mean, None where it was not run.
-      alone: in how many seeds it holds by itself.
+    Attributes: claim: the statement, with its threshold. source: where it stands, e.g. "Kirsch &
+      Schmidhuber 2021, section 4.1". published: the published figure in words or as a number, None
+      where there is none. measured: the mean over seeds, None where it was not run or is not
+      finite, which does not hold. spread: its standard deviation over seeds, None with one seed or
+      with such a mean. seeds: how many. holds: whether it holds here, of the mean, None where it
+      was not run. alone: in how many seeds it holds by itself.
     """
 
     claim: str
@@ -47,8 +44,12 @@ class Claim(NamedTuple):
     alone: int
 
 
-def claim(text: str, source: str, published: Any, values: Sequence[Any], holds: Callable[[float], bool]) -> Claim:
-    """A claim about the mean of ``values``, one of each seed; no values mean that it was not run."""
+def claim(
+    text: str, source: str, published: Any, values: Sequence[Any], holds: Callable[[float], bool]
+) -> Claim:
+    """A claim about the mean of ``values``, one of each seed; no values mean that it was not
+    run.
+    """
     x = np.asarray(values, np.float64)
     if not x.size:
         return Claim(text, source, published, None, None, 0, None, 0)
@@ -56,21 +57,26 @@ def claim(text: str, source: str, published: Any, values: Sequence[Any], holds: 
     if not np.isfinite(x).all():
         return Claim(text, source, published, None, None, x.size, False, alone)
     spread = float(x.std(ddof=1)) if x.size > 1 else None
-    return Claim(text, source, published, float(x.mean()), spread, x.size, bool(holds(float(x.mean()))), alone)
+    return Claim(
+        text,
+        source,
+        published,
+        float(x.mean()),
+        spread,
+        x.size,
+        bool(holds(float(x.mean()))),
+        alone,
+    )
 
 
 class Experiment(NamedTuple):
     """What a module of `benchmarks.experiments` provides.
 
-    Attributes:
-      title: one line.
-      source: paper and figure or table.
-      settings: scale -> all that may differ between scales, as plain numbers and strings.
-      run: ``(seed, settings, folder) -> {name: array}``, arrays small enough for JSON; whatever takes long goes on
-        from checkpoints in ``folder``.
-      claims: ``(results, settings) -> [Claim]``.
-      picture: ``(results, settings, figure) -> None`` draws on a matplotlib figure.
-      seeds: how many by default.
+    Attributes: title: one line. source: paper and figure or table. settings: scale -> all that may
+      differ between scales, as plain numbers and strings. run: ``(seed, settings, folder) -> {name:
+      array}``, arrays small enough for JSON; whatever takes long goes on from checkpoints in
+      ``folder``. claims: ``(results, settings) -> [Claim]``. picture: ``(results, settings, figure)
+      -> None`` draws on a matplotlib figure. seeds: how many by default.
     """
 
     title: str
@@ -95,8 +101,12 @@ def load(name: str) -> Experiment:
     return importlib.import_module(f"benchmarks.experiments.{name.replace('-', '_')}").EXPERIMENT
 
 
-def reproduce(name: str, scale: str, out: Path, seeds: int | None = None, first: int = 0, resume: bool = False) -> dict:
-    """Runs the seeds ``first, first + 1, ...``, judges the claims, writes ``NAME.json`` and ``NAME.png`` to ``out``."""
+def reproduce(
+    name: str, scale: str, out: Path, seeds: int | None = None, first: int = 0, resume: bool = False
+) -> dict:
+    """Runs the seeds ``first, first + 1, ...``, judges the claims, writes ``NAME.json`` and
+    ``NAME.png`` to ``out``.
+    """
     experiment = load(name)
     settings = experiment.settings[scale]
     seeds = (1 if scale == "smoke" else experiment.seeds) if seeds is None else seeds
@@ -109,7 +119,9 @@ def reproduce(name: str, scale: str, out: Path, seeds: int | None = None, first:
             _same_settings(done, stored["settings"], settings)
         else:
             if not resume and folder.exists():
-                raise ValueError(f"{folder} holds an earlier run: add --resume to go on, or give another --out")
+                raise ValueError(
+                    f"{folder} holds an earlier run: add --resume to go on, or give another --out"
+                )
             interrupted = folder.exists()  # what went before was not timed
             folder.mkdir(parents=True, exist_ok=True)
             begun = folder / "settings.json"
@@ -133,7 +145,11 @@ def reproduce(name: str, scale: str, out: Path, seeds: int | None = None, first:
         seconds.append(stored["seconds"])
         peaks.append(stored.get("peak_resident_mib"))
     claims = experiment.claims(results, settings)
-    devices = f" --devices {jax.device_count()}" if jax.default_backend() == "cpu" and jax.device_count() > 1 else ""
+    devices = (
+        f" --devices {jax.device_count()}"
+        if jax.default_backend() == "cpu" and jax.device_count() > 1
+        else ""
+    )
     report = {
         "name": name,
         "title": experiment.title,
@@ -165,11 +181,16 @@ def table(claims: Sequence[dict[str, Any]]) -> str:
     rows = [(c["claim"], str(c["published"] or "-"), _value(c), _verdict(c)) for c in claims]
     rows.insert(0, ("claim", "published", "measured", "holds"))
     widths = [max(len(row[i]) for row in rows) for i in range(4)]
-    return "\n".join("  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)).rstrip() for row in rows)
+    return "\n".join(
+        "  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)).rstrip()
+        for row in rows
+    )
 
 
 def report(root: Path, page: Path) -> str:
-    """Gathers all results under ``root`` (``NAME/DEVICE.json``) into a Markdown page; returns it."""
+    """Gathers all results under ``root`` (``NAME/DEVICE.json``) into a Markdown page; returns
+    it.
+    """
     overview, sections = _markdown("experiment", "paper", "claims that hold", "run"), []
     for name in names():
         experiment = load(name)
@@ -186,16 +207,22 @@ def report(root: Path, page: Path) -> str:
             overview += _markdown_row(r["title"], r["source"], holding, run)
             claims = _markdown("paper", "claim", "published", "ours", "holds")
             for c in r["claims"]:
-                claims += _markdown_row(c["source"], c["claim"], c["published"], _value(c), _verdict(c))
+                claims += _markdown_row(
+                    c["source"], c["claim"], c["published"], _value(c), _verdict(c)
+                )
             link = "../" + path.with_suffix(".png").as_posix()
-            made = f"`{r['command']}`" + (f"\n\n{r['note']}" if "note" in r else "")  # of runs that were joined by hand
+            made = f"`{r['command']}`" + (
+                f"\n\n{r['note']}" if "note" in r else ""
+            )  # of runs that were joined by hand
             sections.append(f"## {r['title']}\n\n{made}\n\n![{r['title']}]({link})\n\n{claims}")
     head = (
         "# Reproduced figures\n\nMade by `python -m benchmarks report` from what `python -m benchmarks reproduce` has "
         "measured. Ours are means over seeds ± their standard deviation. A claim is judged by the mean; where seeds "
         "disagree, in how many it holds is told too. A claim that does not hold is a result as well."
     )
-    text = "\n\n".join([head, overview.rstrip(), *(section.rstrip() for section in sections)]) + "\n"
+    text = (
+        "\n\n".join([head, overview.rstrip(), *(section.rstrip() for section in sections)]) + "\n"
+    )
     page.write_text(text)
     return text
 
@@ -239,14 +266,18 @@ def _json(report: dict[str, Any]) -> str:
     rows = report.pop("results")
     head = json.dumps(report, indent=1, allow_nan=False)
     body = ",\n".join(
-        "  {" + ",\n   ".join(f"{json.dumps(k)}: {json.dumps(v, allow_nan=False)}" for k, v in r.items()) + "}"
+        "  {"
+        + ",\n   ".join(f"{json.dumps(k)}: {json.dumps(v, allow_nan=False)}" for k, v in r.items())
+        + "}"
         for r in rows
     )
     report["results"] = rows
     return head[:-2] + ',\n "results": [\n' + body + "\n ]\n}\n"
 
 
-def _picture(experiment: Experiment, results: Results, settings: dict[str, Any], path: Path) -> None:
+def _picture(
+    experiment: Experiment, results: Results, settings: dict[str, Any], path: Path
+) -> None:
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(7, 3.2), layout="constrained")

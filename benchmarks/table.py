@@ -40,7 +40,8 @@ class Target(NamedTuple):
 
 
 class Row(NamedTuple):
-    """One comparison. All quantities are costs: the less the better, and a ratio above 1 says that ours is less.
+    """One comparison. All quantities are costs: the less the better, and a ratio above 1 says that
+    ours is less.
 
     Attributes:
       case: name of the case.
@@ -75,7 +76,11 @@ class Row(NamedTuple):
     def met(self) -> bool | None:
         """Whether a target is met; None if there is none, or no figure to hold against it."""
         known = [(getattr(self, t.field), t) for t in self.targets]
-        holds = [value >= t.bound if t.sense == ">=" else value <= t.bound for value, t in known if value is not None]
+        holds = [
+            value >= t.bound if t.sense == ">=" else value <= t.bound
+            for value, t in known
+            if value is not None
+        ]
         return any(holds) if holds else None
 
     def record(self) -> dict[str, Any]:
@@ -93,7 +98,9 @@ def compared(
     factor: float = 1e3,
     targets: Sequence[Target] = (),
 ) -> Row:
-    """The row of a contest: the first contender is ours, the second, if there is one, the alternative."""
+    """The row of a contest: the first contender is ours, the second, if there is one, the
+    alternative.
+    """
     (_, ours), *others = found.items()
     against, other = others[0] if others else ("", None)
     return Row(
@@ -106,7 +113,9 @@ def compared(
     )
 
 
-def memory(case: str, what: str, found: Mapping[str, Measured], targets: Sequence[Target] = ()) -> Row:
+def memory(
+    case: str, what: str, found: Mapping[str, Measured], targets: Sequence[Target] = ()
+) -> Row:
     """The same contest by temporary memory."""
     return compared(case, what, found, "MiB", "temporary_bytes", 2**-20, targets)
 
@@ -115,13 +124,18 @@ def text(rows: Sequence[Row], verdicts: bool = True) -> str:
     """One table; ``verdicts`` says which targets are met."""
     cells = _cells(rows, verdicts)
     widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
-    return "\n".join("  ".join(x.ljust(w) for x, w in zip(line, widths, strict=True)).rstrip() for line in cells)
+    return "\n".join(
+        "  ".join(x.ljust(w) for x, w in zip(line, widths, strict=True)).rstrip() for line in cells
+    )
 
 
 def markdown(rows: Sequence[Row], verdicts: bool = True) -> str:
     """The same as a page includes it."""
     head, *body = _cells(rows, verdicts)
-    return "\n".join("| " + " | ".join(line) + " |" for line in (head, ("---",) * len(head), *body)) + "\n"
+    return (
+        "\n".join("| " + " | ".join(line) + " |" for line in (head, ("---",) * len(head), *body))
+        + "\n"
+    )
 
 
 def _cells(rows: Sequence[Row], verdicts: bool) -> list[tuple[str, ...]]:
@@ -164,7 +178,11 @@ def chart(rows: Sequence[Row], path: Path) -> None:
                 ax.plot([target.bound] * 2, [y - 0.4, y + 0.4], color=COLOURS[4], linewidth=2)
     ax.axvline(1.0, color=COLOURS[0], linewidth=0.8)
     labels = [f"{row.case}, {row.what}\nagainst {row.against}" for row, _ in bars]
-    ax.set(yticks=range(len(bars)), xscale="log", xlabel="the alternative's cost over ours (orange: target)")
+    ax.set(
+        yticks=range(len(bars)),
+        xscale="log",
+        xlabel="the alternative's cost over ours (orange: target)",
+    )
     ax.set_yticklabels(labels, fontsize=6)
     ax.set_ylim(len(bars) - 0.4, -0.6)
     ax.spines[["top", "right"]].set_visible(False)

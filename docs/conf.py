@@ -50,6 +50,8 @@ def setup(app):
     """Leaves out what `collections.namedtuple` writes about fields."""
 
     def skip(app, what, name, obj, default, options):
-        return True if str(getattr(obj, "__doc__", "")).startswith("Alias for field number") else None
+        return (
+            True if str(getattr(obj, "__doc__", "")).startswith("Alias for field number") else None
+        )
 
     app.connect("autodoc-skip-member", skip)

@@ -1,11 +1,13 @@
-"""Implicit differentiation: the solution of an inner problem as a differentiable function of what defines it.
+"""Implicit differentiation: the solution of an inner problem as a differentiable function of what
+defines it.
 
-Three things are joined, each a plain function: an objective, a solver that minimises it, and a linear solver for the
-systems that the implicit function theorem leads to.
+Three things are joined, each a plain function: an objective, a solver that minimises it, and a
+linear solver for the systems that the implicit function theorem leads to.
 
-- A *solver* is ``(objective, init) -> (solution, metrics)`` with ``objective(solution)`` a scalar. It is never
-  differentiated, so that it may loop, branch and search lines as it likes.
-- A *linear solver* is ``(matvec, b) -> LinearSolution`` for a symmetric ``matvec`` over trees like ``b``.
+- A *solver* is ``(objective, init) -> (solution, metrics)`` with ``objective(solution)`` a scalar.
+  It is never differentiated, so that it may loop, branch and search lines as it likes.
+- A *linear solver* is ``(matvec, b) -> LinearSolution`` for a symmetric ``matvec`` over trees like
+``b``.
 """
 
 from collections.abc import Callable
@@ -17,20 +19,19 @@ import optax
 from jax import lax
 from jax.flatten_util import ravel_pytree
 
-from metajax import checks
+from metajax import _checks
 from metajax.types import Array, PyTree
 
 
 class LinearSolution(NamedTuple):
     """What a linear solver returns.
 
-    Attributes:
-      x: an approximate solution of ``A x = b``, a tree like ``b``.
-      residual: ``|b - A x| / |b|``, a scalar, 0 where ``b`` is; with damping, ``A`` has it in it. That of `cg` is the
-        one that it carries along, which in float32 falls below the true one after many steps on an ill-conditioned
-        ``A``.
-      negative_curvature: a bool, whether a direction with ``p^T A p <= 0`` was met: ``A`` is then not positive definite
-        and the point that it belongs to is no strict minimum.
+    Attributes: x: an approximate solution of ``A x = b``, a tree like ``b``. residual: ``|b - A x|
+      / |b|``, a scalar, 0 where ``b`` is; with damping, ``A`` has it in it. That of `cg` is the one
+      that it carries along, which in float32 falls below the true one after many steps on an
+      ill-conditioned ``A``. negative_curvature: a bool, whether a direction with ``p^T A p <= 0``
+      was met: ``A`` is then not positive definite and the point that it belongs to is no strict
+      minimum.
     """
 
     x: PyTree
@@ -38,29 +39,31 @@ class LinearSolution(NamedTuple):
     negative_curvature: Array
 
 
-def argmin(objective: Callable[..., Any], solver: Callable[..., Any], linear_solver: Callable[..., Any]) -> Callable:
+def argmin(
+    objective: Callable[..., Any], solver: Callable[..., Any], linear_solver: Callable[..., Any]
+) -> Callable:
     """A differentiable argmin, by the implicit function theorem.
 
-    At ``phi(args) = argmin_phi objective(phi, *args)`` the gradient vanishes, hence ``dphi = -A^{-1} d(grad)`` with
-    ``A`` the Hessian in ``phi``, a product with which costs about two gradients. The solver itself is not
-    differentiated: memory does not grow with its steps, and ``phi`` does not depend on where it starts. Forward mode,
-    reverse mode and higher orders work, under `jax.jit`, `jax.vmap` and `jax.lax.scan`.
+    At ``phi(args) = argmin_phi objective(phi, *args)`` the gradient vanishes, hence ``dphi =
+    -A^{-1} d(grad)`` with ``A`` the Hessian in ``phi``, a product with which costs about two
+    gradients. The solver itself is not differentiated: memory does not grow with its steps, and
+    ``phi`` does not depend on where it starts. Forward mode, reverse mode and higher orders work,
+    under `jax.jit`, `jax.vmap` and `jax.lax.scan`.
 
-    The derivative is that of the exact solution, taken at the one that was found: its error is of the order of the
-    gradient that is left (the metric ``inner_grad_norm``) plus the residual of the linear solve (see `inverse_hvp`).
+    The derivative is that of the exact solution, taken at the one that was found: its error is of
+    the order of the gradient that is left (the metric ``inner_grad_norm``) plus the residual of the
+    linear solve (see `inverse_hvp`).
 
-    Args:
-      objective: ``(phi, *args) -> scalar``, twice differentiable. What it closes over is differentiated too.
-      solver: ``(objective, init) -> (phi, metrics)``, e.g. `descend` or `newton`.
-      linear_solver: ``(matvec, b) -> LinearSolution``, e.g. `cg`, `neumann` or `dense`.
+    Args: objective: ``(phi, *args) -> scalar``, twice differentiable. What it closes over is
+      differentiated too. solver: ``(objective, init) -> (phi, metrics)``, e.g. `descend` or
+      `newton`. linear_solver: ``(matvec, b) -> LinearSolution``, e.g. `cg`, `neumann` or `direct`.
 
-    Returns:
-      ``solve(init, *args) -> (phi, metrics)``: a tree like ``init`` and a dict of scalars, ``inner_grad_norm`` (the
-      norm of the objective's gradient at ``phi``) and those of the solver.
+    Returns: ``solve(init, *args) -> (phi, metrics)``: a tree like ``init`` and a dict of scalars,
+      ``inner_grad_norm`` (the norm of the objective's gradient at ``phi``) and those of the solver.
 
-    Raises:
-      TypeError, ValueError: an argument that is no function, an ``init`` that is not floating-point, an objective that
-        is no scalar, or a solver whose solution is no tree like ``init``.
+    Raises: TypeError, ValueError: an argument that is no function, an ``init`` that is not
+      floating-point, an objective that is no scalar, or a solver whose solution is no tree like
+      ``init``.
 
     Ridge regression, differentiated with respect to its penalty:
 
@@ -74,25 +77,25 @@ def argmin(objective: Callable[..., Any], solver: Callable[..., Any], linear_sol
     >>> bool(jnp.allclose(slope, exact, rtol=1e-3))
     True
     """
-    checks.function("objective", objective)
-    checks.function("solver", solver)
-    checks.function("linear_solver", linear_solver)
+    _checks.function("objective", objective)
+    _checks.function("solver", solver)
+    _checks.function("linear_solver", linear_solver)
 
     def solve(init: PyTree, *args: Any) -> tuple[PyTree, dict[str, Array]]:
-        checks.floating("init", init)
+        _checks.floating("init", init)
         # Gradients have no weak types, and a solution must be of the type of its gradient.
         init = jax.tree.map(lambda x: lax.convert_element_type(x, jnp.result_type(x)), init)
 
         def value(phi):
             result = objective(phi, *args)
-            checks.scalar("the value of objective", result)
+            _checks.scalar("the value of objective", result)
             return result
 
         def minimise(grad, init):
             found = solver(value, init)
-            checks.returned("solver", found, "solution, metrics")
+            _checks.returned("solver", found, "solution, metrics")
             phi, metrics = found
-            checks.same_structure("the solution of solver", phi, init, "init")
+            _checks.same_structure("the solution of solver", phi, init, "init")
             metrics = {"inner_grad_norm": optax.tree.norm(grad(phi))} | metrics
             return phi, {name: jnp.asarray(x, float) for name, x in metrics.items()}
 
@@ -100,7 +103,9 @@ def argmin(objective: Callable[..., Any], solver: Callable[..., Any], linear_sol
             solution = linear_solver(hvp, b)
             if not isinstance(solution, LinearSolution):
                 kind = type(solution).__name__
-                raise TypeError(f"linear_solver must return a LinearSolution, as implicit.cg does, got {kind}")
+                raise TypeError(
+                    f"linear_solver must return a LinearSolution, as implicit.cg does, got {kind}"
+                )
             return solution.x
 
         def tangent_solve(hvp, b):
@@ -114,15 +119,16 @@ def argmin(objective: Callable[..., Any], solver: Callable[..., Any], linear_sol
 def inverse_hvp(objective: Callable[..., Any], linear_solver: Callable[..., Any]) -> Callable:
     """The linear system that differentiating `argmin` comes down to, with what became of it.
 
-    With ``phi`` from `argmin` and ``vector`` the gradient of an outer loss there, this is the very solve of reverse
-    mode: its residual and whether the curvature was negative say how good the implicit gradient is.
+    With ``phi`` from `argmin` and ``vector`` the gradient of an outer loss there, this is the very
+    solve of reverse mode: its residual and whether the curvature was negative say how good the
+    implicit gradient is.
 
     Args:
       objective: ``(phi, *args) -> scalar``.
       linear_solver: e.g. `cg`.
 
-    Returns:
-      ``(phi, vector, *args) -> LinearSolution``: the inverse Hessian at ``phi`` times ``vector``, a tree like ``phi``.
+    Returns: ``(phi, vector, *args) -> LinearSolution``: the inverse Hessian at ``phi`` times
+      ``vector``, a tree like ``phi``.
 
     Raises:
       TypeError: an argument that is no function.
@@ -133,8 +139,8 @@ def inverse_hvp(objective: Callable[..., Any], linear_solver: Callable[..., Any]
     >>> [round(float(x), 3) for x in solution.x], round(float(solution.residual), 3), bool(solution.negative_curvature)
     ([1.0, 2.0], 0.0, False)
     """
-    checks.function("objective", objective)
-    checks.function("linear_solver", linear_solver)
+    _checks.function("objective", objective)
+    _checks.function("linear_solver", linear_solver)
 
     def solve(phi: PyTree, vector: PyTree, *args: Any) -> LinearSolution:
         _, hvp = jax.linearize(jax.grad(lambda phi: objective(phi, *args)), phi)
@@ -144,17 +150,19 @@ def inverse_hvp(objective: Callable[..., Any], linear_solver: Callable[..., Any]
 
 
 def proximal(loss: Callable[..., Any]) -> Callable:
-    """``loss(phi, *args) + 1/2 sum lam (phi - theta)^2``, the inner problem of iMAML (Rajeswaran et al. 2019).
+    """``loss(phi, *args) + 1/2 sum lam (phi - theta)^2``, the inner problem of iMAML (Rajeswaran et
+    al. 2019).
 
-    Its solution depends on ``theta`` through the second term alone, on ``lam`` too, and on no starting point.
+    Its solution depends on ``theta`` through the second term alone, on ``lam`` too, and on no
+    starting point.
 
     Args:
       loss: ``(phi, *args) -> scalar``.
 
-    Returns:
-      ``objective(phi, theta, lam, *args)``; ``theta`` is a tree like ``phi`` and ``lam > 0`` a scalar, a tree with a
-      scalar a layer (any prefix of ``phi``), or a tree like ``phi`` with a value a parameter; traced, it can be
-      learned. A value that is traced cannot be checked: keep it above 0, e.g. as an exponential.
+    Returns: ``objective(phi, theta, lam, *args)``; ``theta`` is a tree like ``phi`` and ``lam > 0``
+      a scalar, a tree with a scalar a layer (any prefix of ``phi``), or a tree like ``phi`` with a
+      value a parameter; traced, it can be learned. A value that is traced cannot be checked: keep
+      it above 0, e.g. as an exponential.
 
     Raises:
       ValueError: a ``lam`` that is not traced and not above 0.
@@ -166,14 +174,16 @@ def proximal(loss: Callable[..., Any]) -> Callable:
     >>> round(float(phi[0]), 3)
     2.0
     """
-    checks.function("loss", loss)
+    _checks.function("loss", loss)
 
     def objective(phi: PyTree, theta: PyTree, lam: PyTree, *args: Any) -> Array:
-        checks.positive("lam", lam)
-        checks.same_structure("theta", theta, phi, "phi")
+        _checks.positive("lam", lam)
+        _checks.same_structure("theta", theta, phi, "phi")
 
         def pull(lam, phi, theta):  # of all the leaves that one of lam stands for
-            square = jax.tree.map(lambda p, t: jnp.sum(jnp.broadcast_to(lam, p.shape) * (p - t) ** 2), phi, theta)
+            square = jax.tree.map(
+                lambda p, t: jnp.sum(jnp.broadcast_to(lam, p.shape) * (p - t) ** 2), phi, theta
+            )
             return sum(jax.tree.leaves(square))
 
         return loss(phi, *args) + 0.5 * sum(jax.tree.leaves(jax.tree.map(pull, lam, phi, theta)))
@@ -187,7 +197,8 @@ def proximal(loss: Callable[..., Any]) -> Callable:
 def descend(tx: optax.GradientTransformation, steps: int) -> Callable:
     """A solver: ``steps`` updates of any optax transformation, those that search a line included.
 
-    Gradient descent is ``descend(optax.sgd(rate), steps)``, L-BFGS ``descend(optax.lbfgs(), steps)``.
+    Gradient descent is ``descend(optax.sgd(rate), steps)``, L-BFGS ``descend(optax.lbfgs(),
+    steps)``.
 
     Raises:
       TypeError, ValueError: something else than a transformation, or no step.
@@ -199,15 +210,19 @@ def descend(tx: optax.GradientTransformation, steps: int) -> Callable:
     [0.41, 1.16]
     """
     if not (hasattr(tx, "init") and hasattr(tx, "update")):
-        raise TypeError(f"tx must be an optax.GradientTransformation, e.g. optax.sgd(0.1), got {type(tx).__name__}")
-    steps = checks.positive_int("steps", steps)
+        raise TypeError(
+            f"tx must be an optax.GradientTransformation, e.g. optax.sgd(0.1), got {type(tx).__name__}"
+        )
+    steps = _checks.positive_int("steps", steps)
     tx = optax.with_extra_args_support(tx)
 
     def solver(objective, init):
         def body(carry, _):
             params, state = carry
             value, grads = jax.value_and_grad(objective)(params)
-            updates, state = tx.update(grads, state, params, value=value, grad=grads, value_fn=objective)
+            updates, state = tx.update(
+                grads, state, params, value=value, grad=grads, value_fn=objective
+            )
             return (optax.apply_updates(params, updates), state), None
 
         return lax.scan(body, (init, tx.init(init)), None, length=steps)[0][0], {}
@@ -216,18 +231,20 @@ def descend(tx: optax.GradientTransformation, steps: int) -> Callable:
 
 
 def newton(steps: int, linear_solver: Callable[..., Any]) -> Callable:
-    """A solver: Newton's method without a Hessian (Martens 2010), its directions from a linear solver.
+    """A solver: Newton's method without a Hessian (Martens 2010), its directions from a linear
+    solver.
 
-    Each step solves ``H d = g`` and goes back along ``d``, from the full step by halves, until the objective has fallen
-    by 1e-4 of what its slope promises (Armijo). Where ``d`` does not descend, the gradient takes its place. Converges
-    quadratically to a minimum with a positive definite Hessian, once near it and given an accurate linear solver.
+    Each step solves ``H d = g`` and goes back along ``d``, from the full step by halves, until the
+    objective has fallen by 1e-4 of what its slope promises (Armijo). Where ``d`` does not descend,
+    the gradient takes its place. Converges quadratically to a minimum with a positive definite
+    Hessian, once near it and given an accurate linear solver.
 
     Args:
       steps: Newton steps.
       linear_solver: e.g. ``cg(10)``; its damping makes the steps shorter.
 
-    Returns:
-      A solver with the metric ``inner_negative_curvature``, the share of its steps that met negative curvature.
+    Returns: A solver with the metric ``inner_negative_curvature``, the share of its steps that met
+      negative curvature.
 
     Raises:
       TypeError, ValueError: no step, or a linear solver that is no function.
@@ -238,8 +255,8 @@ def newton(steps: int, linear_solver: Callable[..., Any]) -> Callable:
     >>> phi.round(3).tolist(), float(metrics["inner_negative_curvature"])
     ([1.0, -2.0], 0.0)
     """
-    steps = checks.positive_int("steps", steps)
-    checks.function("linear_solver", linear_solver)
+    steps = _checks.positive_int("steps", steps)
+    _checks.function("linear_solver", linear_solver)
 
     def solver(objective, init):
         x, unravel = ravel_pytree(init)
@@ -261,7 +278,8 @@ def newton(steps: int, linear_solver: Callable[..., Any]) -> Callable:
 
 def _backtrack(f: Callable, x: Array, d: Array, value: Array, slope: Array) -> Array:
     """The first of 1, 1/2, 1/4, ... with ``f(x - t d)`` low enough, or 0 if there is none."""
-    # Near a minimum a full step lowers f by less than f is rounded to; without slack none would be taken there.
+    # Near a minimum a full step lowers f by less than f is rounded to; without slack none would be
+    # taken there.
     slack = 10 * jnp.finfo(x.dtype).eps * jnp.abs(value)
     least = 2.0**-30
 
@@ -276,11 +294,12 @@ def _backtrack(f: Callable, x: Array, d: Array, value: Array, slope: Array) -> A
 
 
 def cg(steps: int, damping: float = 0.0) -> Callable:
-    """A linear solver: conjugate gradients (Hestenes & Stiefel 1952) on ``A + damping I``, a fixed number of steps.
+    """A linear solver: conjugate gradients (Hestenes & Stiefel 1952) on ``A + damping I``, a fixed
+    number of steps.
 
-    Exact after as many steps as ``A`` has distinct eigenvalues, up to rounding; it stops to move once the residual is
-    at the precision of the numbers. Where it meets ``p^T A p <= 0`` it stops too, and gives back its iterate with the
-    least residual, zero among them.
+    Exact after as many steps as ``A`` has distinct eigenvalues, up to rounding; it stops to move
+    once the residual is at the precision of the numbers. Where it meets ``p^T A p <= 0`` it stops
+    too, and gives back its iterate with the least residual, zero among them.
 
     Args:
       steps: products with ``A``.
@@ -295,8 +314,8 @@ def cg(steps: int, damping: float = 0.0) -> Callable:
     >>> solution.x.round(3).tolist(), bool(solution.residual < 1e-6)
     ([1.0, 1.0], True)
     """
-    steps = checks.positive_int("steps", steps)
-    damping = checks.at_least_zero("damping", damping)
+    steps = _checks.positive_int("steps", steps)
+    damping = _checks.at_least_zero("damping", damping)
 
     def solve(matvec, b):
         operator, b, restore = _operator(matvec, b, damping)
@@ -306,7 +325,8 @@ def cg(steps: int, damping: float = 0.0) -> Callable:
             x, r, p, rr, best, least, negative = carry
             q = operator(p)
             curvature = _dot(p, q)
-            # As comparisons with NaN are false, what is not a number goes on and comes out, instead of being frozen.
+            # As comparisons with NaN are false, what is not a number goes on and comes out, instead
+            # of being frozen.
             done = rr <= enough
             negative |= ~done & (curvature <= 0)
             moves = ~(done | negative)
@@ -328,10 +348,12 @@ def cg(steps: int, damping: float = 0.0) -> Callable:
 
 
 def neumann(steps: int, rate: float, damping: float = 0.0) -> Callable:
-    """A linear solver: the first ``steps`` terms of ``rate * sum_k (I - rate A)^k b`` (Lorraine et al. 2020).
+    """A linear solver: the first ``steps`` terms of ``rate * sum_k (I - rate A)^k b`` (Lorraine et
+    al. 2020).
 
-    The same as so many steps of gradient descent on ``1/2 x^T A x - b^T x``; converges if ``0 < A < 2 / rate``. For a
-    `proximal` objective with one ``lam``, the rate ``1 / lam`` gives the series of ``(I + H / lam)^{-1}``.
+    The same as so many steps of gradient descent on ``1/2 x^T A x - b^T x``; converges if ``0 < A <
+    2 / rate``. For a `proximal` objective with one ``lam``, the rate ``1 / lam`` gives the series
+    of ``(I + H / lam)^{-1}``.
 
     Args:
       steps: terms, and products with ``A``.
@@ -347,9 +369,9 @@ def neumann(steps: int, rate: float, damping: float = 0.0) -> Callable:
     >>> solution.x.round(3).tolist()
     [1.0, 1.0]
     """
-    steps = checks.positive_int("steps", steps)
-    rate = checks.positive_float("rate", rate)
-    damping = checks.at_least_zero("damping", damping)
+    steps = _checks.positive_int("steps", steps)
+    rate = _checks.positive_float("rate", rate)
+    damping = _checks.at_least_zero("damping", damping)
 
     def solve(matvec, b):
         operator, b, restore = _operator(matvec, b, damping)
@@ -372,28 +394,31 @@ def neumann(steps: int, rate: float, damping: float = 0.0) -> Callable:
     return solve
 
 
-def dense(damping: float = 0.0) -> Callable:
-    """A linear solver for small problems: the matrix of ``A + damping I`` and its eigenvalues, exact if it is regular.
+def direct(damping: float = 0.0) -> Callable:
+    """A linear solver for small problems: the matrix of ``A + damping I`` and its eigenvalues,
+    exact if it is regular.
 
-    An indefinite matrix is reported and solved all the same. Takes memory of the square and time of the cube of the
-    number of unknowns.
+    An indefinite matrix is reported and solved all the same. Takes memory of the square and time of
+    the cube of the number of unknowns.
 
     Raises:
       TypeError, ValueError: a damping below 0.
 
     >>> import jax.numpy as jnp, metajax as mx
     >>> matrix = jnp.array([[1.0, 2.0], [2.0, 1.0]])
-    >>> solution = mx.implicit.dense()(lambda v: matrix @ v, jnp.array([3.0, 3.0]))
+    >>> solution = mx.implicit.direct()(lambda v: matrix @ v, jnp.array([3.0, 3.0]))
     >>> solution.x.round(3).tolist(), bool(solution.negative_curvature)
     ([1.0, 1.0], True)
     """
-    damping = checks.at_least_zero("damping", damping)
+    damping = _checks.at_least_zero("damping", damping)
 
     def solve(matvec, b):
         operator, b, restore = _operator(matvec, b, damping)
         matrix = jax.vmap(operator)(jnp.eye(b.size, dtype=b.dtype))
         values, vectors = jnp.linalg.eigh(matrix)
-        x = jnp.sum(vectors * (jnp.sum(vectors * b[:, None], 0) / values), 1)  # V diag(1 / values) V^T b
+        x = jnp.sum(
+            vectors * (jnp.sum(vectors * b[:, None], 0) / values), 1
+        )  # V diag(1 / values) V^T b
         r = b - operator(x)
         return LinearSolution(restore(x), _relative(_dot(r, r), _dot(b, b)), (values <= 0).any())
 
@@ -401,13 +426,15 @@ def dense(damping: float = 0.0) -> Callable:
 
 
 def lanczos(steps: int, floor: float, damping: float = 0.0) -> Callable:
-    """A linear solver for what may be indefinite: eigenvalues of ``A`` below ``floor`` count as ``floor``.
+    """A linear solver for what may be indefinite: eigenvalues of ``A`` below ``floor`` count as
+    ``floor``.
 
-    The Lanczos process (1950) finds those of ``A`` on the space that `cg` searches too, and the solution is that of
-    `cg` where all of them are above the floor. Where curvature is negative, `cg` has to stop, or its damping has to
-    outweigh it and then shrinks everything else; here it counts as little curvature, in the spirit of saddle-free
-    Newton (Dauphin et al. 2014). In `metajax.imaml` a ``floor`` of ``lam`` takes directions of negative curvature for
-    flat ones. Keeps ``steps`` vectors like ``b``.
+    The Lanczos process (1950) finds those of ``A`` on the space that `cg` searches too, and the
+    solution is that of `cg` where all of them are above the floor. Where curvature is negative,
+    `cg` has to stop, or its damping has to outweigh it and then shrinks everything else; here it
+    counts as little curvature, in the spirit of saddle-free Newton (Dauphin et al. 2014). In
+    `metajax.imaml` a ``floor`` of ``lam`` takes directions of negative curvature for flat ones.
+    Keeps ``steps`` vectors like ``b``.
 
     Args:
       steps: products with ``A``.
@@ -423,8 +450,11 @@ def lanczos(steps: int, floor: float, damping: float = 0.0) -> Callable:
     >>> solution.x.round().astype(int).tolist(), bool(solution.negative_curvature)  # 3 (1, 1) / 3 + (1, -1) / 0.5
     ([3, -1], True)
     """
-    steps = checks.positive_int("steps", steps)
-    floor, damping = checks.positive_float("floor", floor), checks.at_least_zero("damping", damping)
+    steps = _checks.positive_int("steps", steps)
+    floor, damping = (
+        _checks.positive_float("floor", floor),
+        _checks.at_least_zero("damping", damping),
+    )
 
     def solve(matvec, b):
         operator, b, restore = _operator(matvec, b, 0.0)
@@ -439,7 +469,10 @@ def lanczos(steps: int, floor: float, damping: float = 0.0) -> Callable:
             size = jnp.sqrt(_dot(rest, rest))
             ends = size <= 10 * jnp.finfo(b.dtype).eps * jnp.sqrt(_dot(image, image))
             size = jnp.where(ends, 0, size)
-            return basis.at[i + 1].set(rest / jnp.where(size == 0, jnp.inf, size)), (_dot(basis[i], image), size)
+            return basis.at[i + 1].set(rest / jnp.where(size == 0, jnp.inf, size)), (
+                _dot(basis[i], image),
+                size,
+            )
 
         basis, (diagonal, beside) = lax.scan(body, basis, jnp.arange(steps))
         diagonal = jnp.where((basis[:-1] == 0).all(1), floor, diagonal)  # where the space has ended
@@ -448,7 +481,9 @@ def lanczos(steps: int, floor: float, damping: float = 0.0) -> Callable:
         y = jnp.sum(vectors * vectors[0] / (jnp.maximum(values, floor) + damping), 1) * norm
         r = jnp.append(-jnp.sum(matrix * y, 1) - damping * y, beside[-1] * y[-1]).at[0].add(norm)
         x = jnp.sum(basis[:-1] * y[:, None], 0)
-        return LinearSolution(restore(x), _relative(_dot(r, r), _dot(b, b)), (values + damping <= 0).any())
+        return LinearSolution(
+            restore(x), _relative(_dot(r, r), _dot(b, b)), (values + damping <= 0).any()
+        )
 
     return solve
 
@@ -468,7 +503,9 @@ def _operator(matvec: Callable, b: PyTree, damping: float) -> tuple[Callable, Ar
 
 
 def _dot(a: Array, b: Array) -> Array:
-    return jnp.sum(a * b)  # no matrix product, which accelerators compute with fewer bits by default
+    return jnp.sum(
+        a * b
+    )  # no matrix product, which accelerators compute with fewer bits by default
 
 
 def _relative(rr: Array, bb: Array) -> Array:

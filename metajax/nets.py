@@ -1,12 +1,14 @@
-"""Networks of the few-shot literature as pairs of functions, made to run under `jax.vmap` over per-task weights.
+"""Networks of the few-shot literature as pairs of functions, made to run under `jax.vmap` over
+per-task weights.
 
-Parameters are ``{"body": [layer, ...], "head": layer}``: the head is the last, linear layer that gives the logits, the
-body all before it. Methods that adapt only a part pick it by name: ANIL (Raghu et al. 2020) adapts the head, BOIL (Oh
-et al. 2021) the body. Any other pair ``(init, apply)``, of `flax.linen` say, can take the place of these.
+Parameters are ``{"body": [layer, ...], "head": layer}``: the head is the last, linear layer that
+gives the logits, the body all before it. Methods that adapt only a part pick it by name: ANIL
+(Raghu et al. 2020) adapts the head, BOIL (Oh et al. 2021) the body. Any other pair ``(init,
+apply)``, of `flax.linen` say, can take the place of these.
 
 Normalisation is a function that is passed in, since what it may look at decides what is measured:
-`transductive_batch_norm`, the choice of MAML and iMAML, looks at all query images of a task together; `layer_norm` at
-one image at a time.
+`transductive_batch_norm`, the choice of MAML and iMAML, looks at all query images of a task
+together; `layer_norm` at one image at a time.
 """
 
 from collections.abc import Callable, Sequence
@@ -16,7 +18,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from metajax import checks
+from metajax import _checks
 from metajax.types import Array, PyTree
 
 Norm = Callable[[Array], Array]
@@ -36,10 +38,12 @@ class Net(NamedTuple):
 
 
 def transductive_batch_norm(x: Array) -> Array:
-    """Normalises ``x [B, ..., C]`` by the mean and variance of each channel over the batch, at test time too.
+    """Normalises ``x [B, ..., C]`` by the mean and variance of each channel over the batch, at test
+    time too.
 
-    Transductive: the prediction for an image depends on the other images it is shown with, so accuracies are not to be
-    compared with those of methods that see one query at a time (Nichol et al. 2018; Bronskill et al. 2020).
+    Transductive: the prediction for an image depends on the other images it is shown with, so
+    accuracies are not to be compared with those of methods that see one query at a time (Nichol et
+    al. 2018; Bronskill et al. 2020).
 
     >>> import jax.numpy as jnp, metajax as mx
     >>> mx.nets.transductive_batch_norm(jnp.array([[1.0], [3.0]])).round(3).tolist()
@@ -49,7 +53,8 @@ def transductive_batch_norm(x: Array) -> Array:
 
 
 def layer_norm(x: Array) -> Array:
-    """Normalises each example of ``x [B, ...]`` by its own mean and variance (Ba et al. 2016): not transductive.
+    """Normalises each example of ``x [B, ...]`` by its own mean and variance (Ba et al. 2016): not
+    transductive.
 
     >>> import jax.numpy as jnp, metajax as mx
     >>> mx.nets.layer_norm(jnp.array([[1.0, 3.0], [10.0, 30.0]])).round(3).tolist()
@@ -64,10 +69,11 @@ def _normalised(x, axes):
 
 
 def conv(x: Array, w: Array, stride: int = 1) -> Array:
-    """Convolution with ``SAME`` padding as a product of a matrix of patches with a matrix of weights.
+    """Convolution with ``SAME`` padding as a product of a matrix of patches with a matrix of
+    weights.
 
-    Equal to ``lax.conv_general_dilated``, which under `jax.vmap` over weights becomes a grouped convolution; for MAML
-    with `conv4` that took six times the processor time on a CPU.
+    Equal to ``lax.conv_general_dilated``, which under `jax.vmap` over weights becomes a grouped
+    convolution; for MAML with `conv4` that took six times the processor time on a CPU.
 
     Args:
       x: ``[B, H, W, C]``.
@@ -85,14 +91,22 @@ def conv(x: Array, w: Array, stride: int = 1) -> Array:
     (2, 14, 14, 64)
     """
     if not (x.ndim == w.ndim == 4 and w.shape[0] == w.shape[1] and x.shape[-1] == w.shape[2]):
-        raise ValueError(f"x must be [B, H, W, C] and w [k, k, C, F], got {list(x.shape)} and {list(w.shape)}")
+        raise ValueError(
+            f"x must be [B, H, W, C] and w [k, k, C, F], got {list(x.shape)} and {list(w.shape)}"
+        )
     k, _, channels, filters = w.shape
     height, width = (-(-size // stride) for size in x.shape[1:3])
-    missing = [max((out - 1) * stride + k - size, 0) for out, size in zip((height, width), x.shape[1:3], strict=True)]
+    missing = [
+        max((out - 1) * stride + k - size, 0)
+        for out, size in zip((height, width), x.shape[1:3], strict=True)
+    ]
     x = jnp.pad(x, ((0, 0), *((n // 2, n - n // 2) for n in missing), (0, 0)))
     ends = (height - 1) * stride + 1, (width - 1) * stride + 1
-    taps = [x[:, i : i + ends[0] : stride, j : j + ends[1] : stride] for i in range(k) for j in range(k)]
-    # In two dimensions, or XLA turns the derivatives around before it multiplies them with the patches.
+    taps = [
+        x[:, i : i + ends[0] : stride, j : j + ends[1] : stride] for i in range(k) for j in range(k)
+    ]
+    # In two dimensions, or XLA turns the derivatives around before it multiplies them with the
+    # patches.
     patches = jnp.concatenate(taps, -1).reshape(-1, k * k * channels)
     return (patches @ w.reshape(-1, filters)).reshape(-1, height, width, filters)
 
@@ -106,20 +120,20 @@ def conv4(
     norm: Norm = transductive_batch_norm,
     weights: Callable = GLOROT,
 ) -> Net:
-    """Four blocks of 3x3 convolution, normalisation and ReLU, and a linear layer (Vinyals et al. 2016).
+    """Four blocks of 3x3 convolution, normalisation and ReLU, and a linear layer (Vinyals et al.
+    2016).
 
-    The two variants of Finn et al. 2017 (section 5.2): for Omniglot 64 filters and strides of 2, the default; for
-    mini-ImageNet ``conv4(ways, (84, 84, 3), 32, downsample="max_pool")``. The features are flattened, as in the code
-    of Rajeswaran et al. 2019; the code of Finn et al. averages those of Omniglot over the positions.
+    The two variants of Finn et al. 2017 (section 5.2): for Omniglot 64 filters and strides of 2,
+    the default; for mini-ImageNet ``conv4(ways, (84, 84, 3), 32, downsample="max_pool")``. The
+    features are flattened, as in the code of Rajeswaran et al. 2019; the code of Finn et al.
+    averages those of Omniglot over the positions.
 
-    Args:
-      ways: classes.
-      shape: height, width and channels of an image.
-      filters: of each block.
-      downsample: ``"stride"``, or ``"max_pool"`` for 2x2 max-pooling at the end of each block, odd edges cut off.
-      norm: ``[B, H, W, C] ->`` the same; scale and offset of each channel are learned besides.
-      weights: an initializer of `jax.nn.initializers`: Glorot's uniform one, as in the code of Finn et al. 2017;
-        that of Rajeswaran et al. 2019 has ``variance_scaling(3.0, "fan_avg", "uniform")``.
+    Args: ways: classes. shape: height, width and channels of an image. filters: of each block.
+      downsample: ``"stride"``, or ``"max_pool"`` for 2x2 max-pooling at the end of each block, odd
+      edges cut off. norm: ``[B, H, W, C] ->`` the same; scale and offset of each channel are
+      learned besides. weights: an initializer of `jax.nn.initializers`: Glorot's uniform one, as in
+      the code of Finn et al. 2017; that of Rajeswaran et al. 2019 has ``variance_scaling(3.0,
+      "fan_avg", "uniform")``.
 
     Raises:
       TypeError, ValueError: a bad size, or images too small for four poolings.
@@ -131,20 +145,24 @@ def conv4(
     113221
     """
     height, width, channels = shape = _image_shape(shape)
-    ways, filters = checks.positive_int("ways", ways), checks.positive_int("filters", filters)
+    ways, filters = _checks.positive_int("ways", ways), _checks.positive_int("filters", filters)
     if downsample not in ("stride", "max_pool"):
         raise ValueError(f"downsample must be 'stride' or 'max_pool', got {downsample!r}")
-    checks.function("norm", norm)
-    checks.function("weights", weights)
+    _checks.function("norm", norm)
+    _checks.function("weights", weights)
     pooled = downsample == "max_pool"
     if pooled and min(height, width) < 16:
-        raise ValueError(f"shape must be at least 16x16 for four poolings, got {shape}; use downsample='stride'")
+        raise ValueError(
+            f"shape must be at least 16x16 for four poolings, got {shape}; use downsample='stride'"
+        )
     left = (height // 16) * (width // 16) if pooled else -(-height // 16) * -(-width // 16)
 
     def init(key):
         keys = jax.random.split(key, 5)
         sizes = [(3, 3, m, filters) for m in (channels, filters, filters, filters)]
-        body = [_normed(weights, k, size, bias=True) for k, size in zip(keys[:4], sizes, strict=True)]
+        body = [
+            _normed(weights, k, size, bias=True) for k, size in zip(keys[:4], sizes, strict=True)
+        ]
         return {"body": body, "head": _linear(weights, keys[4], left * filters, ways)}
 
     def block(layer, x):
@@ -163,7 +181,8 @@ def dense4(
     norm: Norm = transductive_batch_norm,
     weights: Callable = GLOROT,
 ) -> Net:
-    """The fully connected network for Omniglot of Santoro et al. 2016 and Finn et al. 2017 (section 5.2).
+    """The fully connected network for Omniglot of Santoro et al. 2016 and Finn et al. 2017 (section
+    5.2).
 
     Linear layers, each followed by normalisation and ReLU, and a linear layer.
 
@@ -183,14 +202,17 @@ def dense4(
     (4, (64, 5))
     """
     height, width, channels = shape = _image_shape(shape)
-    ways = checks.positive_int("ways", ways)
-    sizes = (height * width * channels, *(checks.positive_int("hidden", n) for n in hidden))
-    checks.function("norm", norm)
-    checks.function("weights", weights)
+    ways = _checks.positive_int("ways", ways)
+    sizes = (height * width * channels, *(_checks.positive_int("hidden", n) for n in hidden))
+    _checks.function("norm", norm)
+    _checks.function("weights", weights)
 
     def init(key):
         keys = jax.random.split(key, len(sizes))
-        body = [_normed(weights, k, size, bias=True) for k, *size in zip(keys[:-1], sizes[:-1], sizes[1:], strict=True)]
+        body = [
+            _normed(weights, k, size, bias=True)
+            for k, *size in zip(keys[:-1], sizes[:-1], sizes[1:], strict=True)
+        ]
         return {"body": body, "head": _linear(weights, keys[-1], sizes[-1], ways)}
 
     def block(layer, x):
@@ -210,9 +232,9 @@ def resnet12(
 ) -> Net:
     """ResNet-12 with the sizes of Lee et al. 2019 (MetaOptNet), without its dropout and DropBlock.
 
-    Four residual blocks of three 3x3 convolutions with normalisation and leaky ReLU (slope 0.1), a 1x1 convolution with
-    normalisation as the shortcut, and 2x2 max-pooling; the mean over positions (as Oreshkin et al. 2018) and a linear
-    layer.
+    Four residual blocks of three 3x3 convolutions with normalisation and leaky ReLU (slope 0.1), a
+    1x1 convolution with normalisation as the shortcut, and 2x2 max-pooling; the mean over positions
+    (as Oreshkin et al. 2018) and a linear layer.
 
     Args:
       ways: classes.
@@ -230,19 +252,23 @@ def resnet12(
     12424320
     """
     height, width, channels = shape = _image_shape(shape)
-    ways = checks.positive_int("ways", ways)
-    sizes = (channels, *(checks.positive_int("filters", n) for n in filters))
-    checks.function("norm", norm)
-    checks.function("weights", weights)
+    ways = _checks.positive_int("ways", ways)
+    sizes = (channels, *(_checks.positive_int("filters", n) for n in filters))
+    _checks.function("norm", norm)
+    _checks.function("weights", weights)
     if min(height, width) < 2 ** (len(sizes) - 1):
-        raise ValueError(f"shape must be at least 2^blocks = {2 ** (len(sizes) - 1)} in height and width, got {shape}")
+        raise ValueError(
+            f"shape must be at least 2^blocks = {2 ** (len(sizes) - 1)} in height and width, got {shape}"
+        )
 
     def init(key):
         *keys, k_head = jax.random.split(key, len(sizes))
         body = []
         for key, m, n in zip(keys, sizes[:-1], sizes[1:], strict=True):
             *k_convs, k_shortcut = jax.random.split(key, 4)
-            convs = [_normed(weights, k, (3, 3, i, n)) for k, i in zip(k_convs, (m, n, n), strict=True)]
+            convs = [
+                _normed(weights, k, (3, 3, i, n)) for k, i in zip(k_convs, (m, n, n), strict=True)
+            ]
             body.append({"convs": convs, "shortcut": _normed(weights, k_shortcut, (1, 1, m, n))})
         return {"body": body, "head": _linear(weights, k_head, sizes[-1], ways)}
 
@@ -262,7 +288,9 @@ def resnet12(
 def _stacked(block, pool, shape):
     def apply(params, images):
         if images.shape[1:] != shape:
-            raise ValueError(f"shape is {shape}, but an image is {tuple(images.shape[1:])}; give that shape to the net")
+            raise ValueError(
+                f"shape is {shape}, but an image is {tuple(images.shape[1:])}; give that shape to the net"
+            )
         x = images
         for layer in params["body"]:
             x = block(layer, x)
@@ -278,8 +306,9 @@ def max_pool(x: Array) -> Array:
     >>> mx.nets.max_pool(jnp.ones((2, 5, 4, 3))).shape
     (2, 2, 2, 3)
     """
-    # By reshaping, whose gradient is cheaper than that of lax.reduce_window. By comparison of pairs, since the gradient
-    # of x.max looks for the maximum in x again, and divides by zero where a compiler has computed x twice, differently.
+    # By reshaping, whose gradient is cheaper than that of lax.reduce_window. By comparison of
+    # pairs, since the gradient of x.max looks for the maximum in x again, and divides by zero where
+    # a compiler has computed x twice, differently.
     b, h, w, c = x.shape
     x = x[:, : h // 2 * 2, : w // 2 * 2].reshape(b, h // 2, 2, w // 2, 2, c)
     rows = _larger(x[:, :, 0], x[:, :, 1])
@@ -295,13 +324,16 @@ def _linear(weights, key, m, n):
 
 
 def _normed(weights, key, size, bias=False):
-    # A layer that normalisation follows; a bias before it does nothing, and is there where the published net has it.
+    # A layer that normalisation follows; a bias before it does nothing, and is there where the
+    # published net has it.
     layer = {"w": weights(key, size), "scale": jnp.ones(size[-1]), "offset": jnp.zeros(size[-1])}
     return layer | {"b": jnp.zeros(size[-1])} if bias else layer
 
 
 def _image_shape(shape) -> tuple[int, int, int]:
     if not isinstance(shape, Sequence) or len(shape) != 3:
-        raise ValueError(f"shape must be (height, width, channels), e.g. (28, 28, 1), got {shape!r}")
-    height, width, channels = (checks.positive_int("shape", n) for n in shape)
+        raise ValueError(
+            f"shape must be (height, width, channels), e.g. (28, 28, 1), got {shape!r}"
+        )
+    height, width, channels = (_checks.positive_int("shape", n) for n in shape)
     return height, width, channels

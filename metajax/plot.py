@@ -1,17 +1,25 @@
-"""Pictures; needs matplotlib (``pip install 'metajax[plot]'``). Each function returns its matplotlib axes."""
+"""Pictures; needs matplotlib (``pip install 'metajax[plot]'``). Each function returns its
+matplotlib axes.
+"""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
-# Okabe & Ito's colours, told apart with any colour vision; black first, for what the picture is about.
+# Okabe & Ito's colours, told apart with any colour vision; black first, for what the picture is
+# about.
 COLOURS = ("#000000", "#E69F00", "#56B4E9", "#009E73", "#D55E00", "#CC79A7", "#0072B2", "#F0E442")
 STYLES = ("-", "--", "-.", ":", (0, (5, 1)), (0, (1, 1)), (0, (3, 1, 1, 1)), (0, (5, 5)))
 
 
 def curves(
-    losses: Mapping[str, Any], ax: Any = None, *, xlabel: str = "inner step", ylabel: str = "loss", log: bool = True
+    losses: Mapping[str, Any],
+    ax: Any = None,
+    *,
+    xlabel: str = "inner step",
+    ylabel: str = "loss",
+    log: bool = True,
 ) -> Any:
     """Learning curves: the mean over tasks, with a band of two standard errors.
 
@@ -31,9 +39,13 @@ def curves(
     for i, (name, values) in enumerate(losses.items()):
         values = np.atleast_2d(np.asarray(values, np.float64))
         steps, mean = np.arange(values.shape[1]), values.mean(0)
-        error = values.std(0, ddof=1) / len(values) ** 0.5 if len(values) > 1 else np.zeros_like(mean)
+        error = (
+            values.std(0, ddof=1) / len(values) ** 0.5 if len(values) > 1 else np.zeros_like(mean)
+        )
         colour, style = COLOURS[i % len(COLOURS)], STYLES[i % len(STYLES)]
-        ax.plot(steps, mean, color=colour, linestyle=style, linewidth=2.2 if i == 0 else 1.5, label=name)
+        ax.plot(
+            steps, mean, color=colour, linestyle=style, linewidth=2.2 if i == 0 else 1.5, label=name
+        )
         low = mean - 2 * error if not log else np.maximum(mean - 2 * error, mean * 0.1)
         ax.fill_between(steps, low, mean + 2 * error, color=colour, alpha=0.15, linewidth=0)
     ax.set(xlabel=xlabel, ylabel=ylabel, yscale="log" if log else "linear")
@@ -43,7 +55,8 @@ def curves(
 
 
 def estimators(diagnoses: Mapping[str, Any], axes: Any = None) -> Any:
-    """How good estimators are and what they cost: bias with two standard errors, cosine, inner steps.
+    """How good estimators are and what they cost: bias with two standard errors, cosine, inner
+    steps.
 
     Args:
       diagnoses: name -> `metajax.Diagnosis`, as `metajax.diagnose` gives it.
@@ -66,8 +79,12 @@ def estimators(diagnoses: Mapping[str, Any], axes: Any = None) -> Any:
     for ax, (field, label) in zip(axes, panels.items(), strict=True):
         values = [getattr(row, field) for row in rows]
         error = [2 * row.bias_error for row in rows] if field == "bias" else None
-        ax.barh(range(len(names)), values, xerr=error, color=COLOURS[2], ecolor=COLOURS[0], capsize=2)
-        ax.set(yticks=range(len(names)), yticklabels=names, xlabel=label, ylim=(len(names) - 0.5, -0.5))
+        ax.barh(
+            range(len(names)), values, xerr=error, color=COLOURS[2], ecolor=COLOURS[0], capsize=2
+        )
+        ax.set(
+            yticks=range(len(names)), yticklabels=names, xlabel=label, ylim=(len(names) - 0.5, -0.5)
+        )
         if field == "inner_steps" and np.isfinite(values).all():
             ax.set(xscale="log", xlim=(10.0 ** np.floor(np.log10(min(values))), None))
             ax.xaxis.set_minor_formatter(lambda *_: "")
@@ -76,15 +93,19 @@ def estimators(diagnoses: Mapping[str, Any], axes: Any = None) -> Any:
 
 
 def update_rule(
-    tx: Any, ax: Any = None, *, largest: float = 1.0, past: Sequence[float] = (-1.0, 0.0, 1.0), steps: int = 10
+    tx: Any,
+    ax: Any = None,
+    *,
+    largest: float = 1.0,
+    past: Sequence[float] = (-1.0, 0.0, 1.0),
+    steps: int = 10,
 ) -> Any:
-    """What an optimizer does to a coordinate: its update against the gradient, for several histories of it.
+    """What an optimizer does to a coordinate: its update against the gradient, for several
+    histories of it.
 
-    Args:
-      tx: an `optax.GradientTransformation`, e.g. ``optimizer.tx(meta_params)``, that treats coordinates alike.
-      ax: the axes to draw on; new ones by default.
-      largest: gradients are drawn from minus to plus this.
-      past: in each of the histories the gradient has had this value.
+    Args: tx: an `optax.GradientTransformation`, e.g. ``optimizer.tx(meta_params)``, that treats
+      coordinates alike. ax: the axes to draw on; new ones by default. largest: gradients are drawn
+      from minus to plus this. past: in each of the histories the gradient has had this value.
       steps: for so many steps.
 
     >>> import metajax as mx, optax
@@ -103,14 +124,21 @@ def update_rule(
             _, state = tx.update(jnp.full_like(gradient, value), state, params)
         update, _ = tx.update(gradient, state, params)
         label = f"{steps} gradients of {value:g} before"
-        ax.plot(gradient, update, color=COLOURS[i % len(COLOURS)], linestyle=STYLES[i % len(STYLES)], label=label)
+        ax.plot(
+            gradient,
+            update,
+            color=COLOURS[i % len(COLOURS)],
+            linestyle=STYLES[i % len(STYLES)],
+            label=label,
+        )
     ax.set(xlabel="gradient", ylabel="update")
     ax.legend(frameon=False, fontsize=8)
     return _tidy(ax)
 
 
 def state_map(states: Any, shape: tuple[int, int], ax: Any = None) -> Any:
-    """One feature of all cells of a VSML layer over an image: for each output, an image of the cells of its inputs.
+    """One feature of all cells of a VSML layer over an image: for each output, an image of the
+    cells of its inputs.
 
     Args:
       states: ``[A, B]``, one feature of the cells of a dense layer.
@@ -128,16 +156,27 @@ def state_map(states: Any, shape: tuple[int, int], ax: Any = None) -> Any:
     """
     states = np.asarray(states)
     if states.ndim != 2 or states.shape[0] != shape[0] * shape[1]:
-        raise ValueError(f"states must be [{shape[0] * shape[1]}, B] for the shape {shape}, got {list(states.shape)}")
+        raise ValueError(
+            f"states must be [{shape[0] * shape[1]}, B] for the shape {shape}, got {list(states.shape)}"
+        )
     outputs = states.shape[1]
     ax = _axes((0.8 * outputs + 1, 1.4)) if ax is None else ax
     top = np.abs(states).max() or 1.0
     for b in range(outputs):
         left = 1.1 * b
         extent = (left, left + 1, 0, 1)
-        drawn = ax.imshow(states[:, b].reshape(shape), extent=extent, cmap="PuOr", vmin=-top, vmax=top)
+        drawn = ax.imshow(
+            states[:, b].reshape(shape), extent=extent, cmap="PuOr", vmin=-top, vmax=top
+        )
         ax.text(left + 0.5, -0.1, str(b), ha="center", va="top", fontsize=8)
-    ax.set(xlim=(0, 1.1 * outputs), ylim=(-0.3, 1), aspect="equal", xticks=[], yticks=[], xlabel="output")
+    ax.set(
+        xlim=(0, 1.1 * outputs),
+        ylim=(-0.3, 1),
+        aspect="equal",
+        xticks=[],
+        yticks=[],
+        xlabel="output",
+    )
     ax.spines[:].set_visible(False)
     ax.figure.colorbar(drawn, ax=ax, fraction=0.02, pad=0.01).ax.tick_params(labelsize=7)
     return ax
@@ -162,7 +201,9 @@ def messages(values: Any, labels: Any = None, ax: Any = None, *, name: str = "me
         raise ValueError(f"values must be [steps, units], got {list(values.shape)}")
     ax = _axes((6, 2.4)) if ax is None else ax
     top = np.abs(values).max() or 1.0
-    drawn = ax.imshow(values.T, aspect="auto", cmap="PuOr", vmin=-top, vmax=top, interpolation="nearest")
+    drawn = ax.imshow(
+        values.T, aspect="auto", cmap="PuOr", vmin=-top, vmax=top, interpolation="nearest"
+    )
     if labels is not None:
         ax.plot(np.arange(len(values)), np.asarray(labels), ".", color=COLOURS[0], markersize=3)
     ax.set(xlabel="example", ylabel="unit")
@@ -194,7 +235,11 @@ def scaling(
     """
     ax = _axes() if ax is None else ax
     for i, (name, y) in enumerate(values.items()):
-        style = {"color": COLOURS[i % len(COLOURS)], "linestyle": STYLES[i % len(STYLES)], "marker": "os^Dv<>*"[i % 8]}
+        style = {
+            "color": COLOURS[i % len(COLOURS)],
+            "linestyle": STYLES[i % len(STYLES)],
+            "marker": "os^Dv<>*"[i % 8],
+        }
         ax.plot(x, np.asarray(y), markersize=4, linewidth=1.5, label=name, **style)
     ax.set(xscale="log", yscale="log", xlabel=xlabel, ylabel=ylabel)
     ax.set_xticks(list(x), [f"{v:g}" for v in x])
@@ -203,17 +248,19 @@ def scaling(
     return _tidy(ax)
 
 
-def episode(support: Mapping[str, Any], query: Mapping[str, Any], predicted: Any, ax: Any = None) -> Any:
-    """A few-shot episode, a row for each class: its support images, then its query images with what was predicted.
+def episode(
+    support: Mapping[str, Any], query: Mapping[str, Any], predicted: Any, ax: Any = None
+) -> Any:
+    """A few-shot episode, a row for each class: its support images, then its query images with what
+    was predicted.
 
-    Right predictions have a thin frame, wrong ones a thick one, and the class that was predicted instead.
+    Right predictions have a thin frame, wrong ones a thick one, and the class that was predicted
+    instead.
 
-    Args:
-      support: ``{"image": [N * K, height, width, channels], "label": [N * K]}``, as `metajax.tasks.episodes` gives it;
-        one channel or three, uint8 or in [0, 1].
-      query: likewise.
-      predicted: ``[N * Q]``, the predicted label of each query image.
-      ax: the axes to draw on; new ones by default.
+    Args: support: ``{"image": [N * K, height, width, channels], "label": [N * K]}``, as
+      `metajax.tasks.episodes` gives it; one channel or three, uint8 or in [0, 1]. query: likewise.
+      predicted: ``[N * Q]``, the predicted label of each query image. ax: the axes to draw on; new
+      ones by default.
 
     Raises:
       ValueError: images of another shape, or not one prediction a query image.
@@ -232,7 +279,9 @@ def episode(support: Mapping[str, Any], query: Mapping[str, Any], predicted: Any
             f"predicted must be one label a query image, {list(label.shape)}, got {list(predicted.shape)}; "
             f"for logits give logits.argmax(-1)"
         )
-    shots, queries = (_by_label(name, part) for name, part in (("support", support), ("query", query)))
+    shots, queries = (
+        _by_label(name, part) for name, part in (("support", support), ("query", query))
+    )
     columns, more = (max(len(images) for images, _ in part.values()) for part in (shots, queries))
     classes, width, none = sorted(shots.keys() | queries.keys()), columns + more + 0.5, ((), ())
     ax = _axes((0.6 * width + 0.6, 0.6 * len(classes) + 0.8)) if ax is None else ax
@@ -242,7 +291,14 @@ def episode(support: Mapping[str, Any], query: Mapping[str, Any], predicted: Any
             _picture(ax, image, x, row)
         for x, (image, i) in enumerate(zip(*queries.get(c, none), strict=True)):
             right = predicted[i] == c
-            _picture(ax, image, columns + 0.5 + x, row, COLOURS[3] if right else COLOURS[4], 1.2 if right else 3.0)
+            _picture(
+                ax,
+                image,
+                columns + 0.5 + x,
+                row,
+                COLOURS[3] if right else COLOURS[4],
+                1.2 if right else 3.0,
+            )
             if not right:
                 ax.text(columns + 1.4 + x, row + 0.9, str(predicted[i]), color=COLOURS[4], **_WRONG)
     for x, text in ((columns / 2, "support"), (columns + 0.5 + more / 2, "queries")):
@@ -260,7 +316,12 @@ _WRONG |= {"bbox": {"facecolor": "white", "edgecolor": "none", "pad": 0.8}}
 def _by_label(name: str, part: Mapping[str, Any]) -> dict[int, tuple[np.ndarray, np.ndarray]]:
     # label -> its images as matplotlib takes them, and their places in the batch
     image, label = np.asarray(part["image"]), np.asarray(part["label"])
-    if image.ndim != 4 or image.shape[3] not in (1, 3) or label.shape != image.shape[:1] or not label.size:
+    if (
+        image.ndim != 4
+        or image.shape[3] not in (1, 3)
+        or label.shape != image.shape[:1]
+        or not label.size
+    ):
         raise ValueError(
             f'{name}["image"] must be [B, height, width, 1 or 3] with one label each, got {list(image.shape)} and '
             f"{list(label.shape)} labels"

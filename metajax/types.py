@@ -1,13 +1,27 @@
 """The five nouns of metajax, each a NamedTuple of pure functions over pytrees.
 
-Argument order is the same everywhere: ``key``, ``meta_params``, state, ``data``. Whatever is large (``data``) is an
-argument and never a closure, so that it is not baked into the compiled program.
+Argument order is the same everywhere: ``key``, ``meta_params``, state, ``data``. Whatever is large
+(``data``) is an argument and never a closure, so that it is not baked into the compiled program.
 """
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
+
+__all__ = [
+    "Estimate",
+    "Estimator",
+    "InContext",
+    "Inner",
+    "InnerState",
+    "LearnedOptimizer",
+    "Learner",
+    "Problem",
+    "Tasks",
+    "TrainState",
+    "Trainer",
+]
 
 Array = jax.Array
 PyTree = Any
@@ -48,13 +62,11 @@ def no_metrics(*args: Any) -> dict[str, Array]:
 class Learner(NamedTuple):
     """An inner algorithm: anything that turns batches into better behaviour.
 
-    Attributes:
-      init: ``(key, meta_params, task) -> state``.
-      step: ``(key, meta_params, state, batch) -> (state, loss, metrics)``; the loss is that of the prediction made
-        *before* the batch is learned from.
-      loss: ``(key, meta_params, state, batch) -> loss``; evaluates and does not adapt.
-      metrics: ``(key, meta_params, state, batch) -> metrics``, a dict of scalars that go with that loss, such as the
-        accuracy; empty by default.
+    Attributes: init: ``(key, meta_params, task) -> state``. step: ``(key, meta_params, state,
+      batch) -> (state, loss, metrics)``; the loss is that of the prediction made *before* the batch
+      is learned from. loss: ``(key, meta_params, state, batch) -> loss``; evaluates and does not
+      adapt. metrics: ``(key, meta_params, state, batch) -> metrics``, a dict of scalars that go
+      with that loss, such as the accuracy; empty by default.
     """
 
     init: Callable[..., PyTree]
@@ -64,7 +76,9 @@ class Learner(NamedTuple):
 
 
 class InnerState(NamedTuple):
-    """The state of one episode: its own key, the inner step ``t`` (int32), the task and the learner's state."""
+    """The state of one episode: its own key, the inner step ``t`` (int32), the task and the
+    learner's state.
+    """
 
     key: Array
     t: Array
@@ -73,7 +87,9 @@ class InnerState(NamedTuple):
 
 
 def vmap(f: Callable, in_axes: Any = 0, *, whole: bool = False) -> Callable:
-    """`jax.vmap` over episodes; ``whole`` asks for all results on every device, should they be divided over several."""
+    """`jax.vmap` over episodes; ``whole`` asks for all results on every device, should they be
+    divided over several.
+    """
     del whole
     return jax.vmap(f, in_axes)
 
@@ -81,18 +97,17 @@ def vmap(f: Callable, in_axes: Any = 0, *, whole: bool = False) -> Callable:
 class Inner(NamedTuple):
     """A learner on a task distribution, made by `metajax.inner`.
 
-    Attributes:
-      init: ``(key, meta_params, data) -> InnerState``.
-      step: ``(meta_params, state, data) -> (state, (loss, metrics))``; randomness comes from ``state``.
-      loss: ``(meta_params, state, data) -> loss`` on the task's test batch, or None where the meta-loss is the mean
-        of the losses met on the way.
-      test: ``(meta_params, state, data) -> loss`` on the task's test batch, whatever the meta-loss is.
-      horizon: the number of inner steps in an episode, the longest if they differ.
-      shortest: the number of inner steps in the shortest episode, or None if all are equally long.
-      vmap: ``(f, in_axes, whole=False) -> f`` over a leading axis of episodes or of population members, `jax.vmap`
-        unless `metajax.sharding.split` put one in its place that divides the axis over devices. What ``f`` needs is
-        among its arguments; it closes over no traced value.
-      test_metrics: ``(meta_params, state, data) -> metrics`` on the task's test batch.
+    Attributes: init: ``(key, meta_params, data) -> InnerState``. step: ``(meta_params, state, data)
+      -> (state, (loss, metrics))``; randomness comes from ``state``. loss: ``(meta_params, state,
+      data) -> loss`` on the task's test batch, or None where the meta-loss is the mean of the
+      losses met on the way. test: ``(meta_params, state, data) -> loss`` on the task's test batch,
+      whatever the meta-loss is. horizon: the number of inner steps in an episode, the longest if
+      they differ. shortest: the number of inner steps in the shortest episode, or None if all are
+      equally long. vmap: ``(f, in_axes, whole=False) -> f`` over a leading axis of episodes or of
+      population members, `jax.vmap` unless `metajax.sharding.split` put one in its place that
+      divides the axis over devices. What ``f`` needs is among its arguments; it closes over no
+      traced value. test_metrics: ``(meta_params, state, data) -> metrics`` on the task's test
+      batch.
     """
 
     init: Callable[..., InnerState]
@@ -106,7 +121,9 @@ class Inner(NamedTuple):
 
 
 class Estimate(NamedTuple):
-    """A meta-gradient (or descent direction) as a pytree like ``meta_params``, the meta-loss and scalar metrics."""
+    """A meta-gradient (or descent direction) as a pytree like ``meta_params``, the meta-loss and
+    scalar metrics.
+    """
 
     updates: PyTree
     loss: Array
@@ -128,13 +145,10 @@ class Estimator(NamedTuple):
 class TrainState(NamedTuple):
     """All that a meta-training run is: save it and the run can go on from there.
 
-    Attributes:
-      key: the run's key; step ``i`` uses ``fold_in(key, i)``.
-      step: int32, meta-steps done.
-      meta_params: what is being learned.
-      opt_state: state of the outer optax transformation.
-      estimator: state of the estimator.
-      skipped: int32, steps *in a row* whose meta-gradient was not finite and was therefore not applied.
+    Attributes: key: the run's key; step ``i`` uses ``fold_in(key, i)``. step: int32, meta-steps
+      done. meta_params: what is being learned. opt_state: state of the outer optax transformation.
+      estimator: state of the estimator. skipped: int32, steps *in a row* whose meta-gradient was
+      not finite and was therefore not applied.
     """
 
     key: Array
@@ -170,11 +184,13 @@ class LearnedOptimizer(NamedTuple):
 
 
 class InContext(NamedTuple):
-    """A learner that learns in its own activations, not by gradients, and the meta-parameters it learns with.
+    """A learner that learns in its own activations, not by gradients, and the meta-parameters it
+    learns with.
 
-    Its batches are ``{"image": [B, ...], "label": [B]}``, usually ``B = 1``: each step predicts first, then takes the
-    label in. Its loss is the mean cross-entropy, in nats, of the prediction made before the label was seen, its metric
-    ``accuracy``; ``learner.loss`` predicts every example of a batch from the one state and changes nothing.
+    Its batches are ``{"image": [B, ...], "label": [B]}``, usually ``B = 1``: each step predicts
+    first, then takes the label in. Its loss is the mean cross-entropy, in nats, of the prediction
+    made before the label was seen, its metric ``accuracy``; ``learner.loss`` predicts every example
+    of a batch from the one state and changes nothing.
 
     Attributes:
       init: ``(key) -> meta_params``.

@@ -97,7 +97,10 @@ more = mx.fit(trainer, state, images, num_steps=max(2, META_STEPS // 10))
 # %%
 few, unseen = (mx.data.by_class(mx.data.load("digits", split)) for split in ("train", "test"))
 maml = mx.inner(
-    mx.maml(mx.problems.mlp((64, 32, 3)), rate=0.4), mx.tasks.episodes(ways=3, shots=1), 3, meta_loss="heldout"
+    mx.maml(mx.problems.mlp((64, 32, 3)), rate=0.4),
+    mx.tasks.episodes(ways=3, shots=1),
+    3,
+    meta_loss="heldout",
 )
 trainer = mx.trainer(mx.bptt(maml, num_tasks=8), optax.adam(3e-3))
 start = mx.problems.mlp((64, 32, 3)).init(jax.random.key(6), ())

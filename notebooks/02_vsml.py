@@ -37,7 +37,9 @@ print("meta-parameters:", sum(x.size for x in jax.tree.leaves(meta_params)))
 
 digits = mx.data.load("digits")
 digits = {**digits, "image": (digits["image"] - digits["image"].mean()) / digits["image"].std()}
-tasks = mx.tasks.classification(num_classes=10)  # one example a step, labels permuted at random in each task
+tasks = mx.tasks.classification(
+    num_classes=10
+)  # one example a step, labels permuted at random in each task
 digits = mx.data.by_class(digits)
 
 loop = mx.inner(net.learner, tasks, horizon=STEPS)
@@ -58,9 +60,15 @@ def accuracy(curves):
 
 
 shown = {"VSML": accuracy(vsml)}
-for name, tx, rates in (("SGD", optax.sgd, (0.003, 0.01, 0.03)), ("Adam", optax.adam, (0.001, 0.003, 0.01))):
+for name, tx, rates in (
+    ("SGD", optax.sgd, (0.003, 0.01, 0.03)),
+    ("Adam", optax.adam, (0.001, 0.003, 0.01)),
+):
     online = mx.inner(mx.l2l(tx, mx.problems.mlp((64, 10))), tasks, STEPS)
-    every = [accuracy(mx.evaluate(online, jax.random.key(1), rate, digits, num_tasks=RUNS)) for rate in rates]
+    every = [
+        accuracy(mx.evaluate(online, jax.random.key(1), rate, digits, num_tasks=RUNS))
+        for rate in rates
+    ]
     shown[name] = max(every, key=lambda a: a[:, -1].mean())
 ax = mx.plot.curves(shown, xlabel="examples seen", ylabel="accuracy so far", log=False)
 ax.figure
@@ -74,7 +82,9 @@ ax.figure
 # %%
 state = loop.init(jax.random.key(2), meta_params, digits)
 step = jax.jit(loop.step)
-before = np.tanh(state.learner.cells[0][0][0, 0])  # [pixels, outputs, features]: what an LSTM shows of its memory
+before = np.tanh(
+    state.learner.cells[0][0][0, 0]
+)  # [pixels, outputs, features]: what an LSTM shows of its memory
 errors = []
 for _ in range(STEPS):
     state, _ = step(meta_params, state, digits)
@@ -100,14 +110,16 @@ mx.plot.messages(np.stack(errors), name="error").figure
 # episodes leave this plateau first. `python -m benchmarks reproduce vsml-from-scratch` has the whole recipe.
 
 # %%
-small = mx.vsml((16, 3), mx.learners.lstm_cell(ticks=1), backward_pass=True)
+small = mx.vsml((16, 3), mx.cells.lstm(ticks=1), backward_pass=True)
 easy = mx.tasks.unit_spread(mx.tasks.project(mx.tasks.classification(num_classes=3), 16))
 short = mx.inner(small.learner, easy, horizon=40)
 outer = optax.chain(optax.clip_by_global_norm(1.0), optax.adam(1e-2))
 trainer = mx.trainer(mx.bptt(short, num_tasks=16), outer)
 start = trainer.init(jax.random.key(3), small.init(jax.random.key(4)), digits)
 result = mx.fit(trainer, start, digits, num_steps=STEPS)
-mx.plot.curves({"meta-training": result.history["loss"]}, xlabel="meta-step", ylabel="loss (nats)").figure
+mx.plot.curves(
+    {"meta-training": result.history["loss"]}, xlabel="meta-step", ylabel="loss (nats)"
+).figure
 
 # %% [markdown]
 # ## The same thing as one large recurrent network
@@ -116,6 +128,12 @@ mx.plot.curves({"meta-training": result.history["loss"]}, xlabel="meta-step", yl
 # 6 of the paper). The tests show both to be the same to rounding. The matrix of a small grid:
 
 # %%
-params = mx.learners.rnn_cell(2).init(jax.random.key(5))
-matrix = mx.learners.shared_matrix(params["W"], params["C"], inputs=3, outputs=2)
-print("3 x 2 cells of 2 features:", matrix.shape, "with", int((matrix != 0).sum()), "entries that are not zero")
+params = mx.cells.rnn(2).init(jax.random.key(5))
+matrix = mx.cells.shared_matrix(params["W"], params["C"], inputs=3, outputs=2)
+print(
+    "3 x 2 cells of 2 features:",
+    matrix.shape,
+    "with",
+    int((matrix != 0).sum()),
+    "entries that are not zero",
+)

@@ -54,7 +54,10 @@ train, test = (mx.data.by_class(mx.data.load("digits", split)) for split in ("tr
 tasks = mx.tasks.episodes(ways=3, shots=1, queries=5)
 problem = mx.problems.mlp((64, 32, 3), jnp.tanh)
 cg, solver = mx.implicit.cg(5), mx.implicit.descend(optax.sgd(0.4), 16)
-learners = {"MAML": (mx.maml(problem, rate=0.4), 5), "iMAML": (mx.imaml(problem, solver, cg, lam=0.1), 1)}
+learners = {
+    "MAML": (mx.maml(problem, rate=0.4), 5),
+    "iMAML": (mx.imaml(problem, solver, cg, lam=0.1), 1),
+}
 start = problem.init(jax.random.key(1), ())
 
 
@@ -100,12 +103,17 @@ def mib(learner, steps):
     loop = mx.inner(learner, tasks, steps, meta_loss="heldout")
     trainer = mx.trainer(mx.bptt(loop, num_tasks=8, remat=False), optax.adam(1e-3))
     state = trainer.init(jax.random.key(0), start, train)
-    return jax.jit(trainer.step).lower(state, train).compile().memory_analysis().temp_size_in_bytes / 2**20
+    return (
+        jax.jit(trainer.step).lower(state, train).compile().memory_analysis().temp_size_in_bytes
+        / 2**20
+    )
 
 
 memory = {
     "MAML": [mib(mx.maml(problem, 0.4), n) for n in counts],
-    "iMAML": [mib(mx.imaml(problem, mx.implicit.descend(optax.sgd(0.4), n), cg, 0.1), 1) for n in counts],
+    "iMAML": [
+        mib(mx.imaml(problem, mx.implicit.descend(optax.sgd(0.4), n), cg, 0.1), 1) for n in counts
+    ],
 }
 mx.plot.scaling(counts, memory).figure
 

@@ -21,8 +21,14 @@ HORIZON, WINDOW, TASKS, STD = 40, 10, 8, 0.02
 
 # %%
 optimizer = mx.optim.lstm(hidden=(4,), p=None)
-loop = mx.inner(mx.l2l(optimizer.tx, mx.problems.quadratic(), second_order=True), mx.tasks.quadratics(8), HORIZON)
-trainer = mx.trainer(mx.bptt(loop, 32), optax.chain(optax.clip_by_global_norm(1.0), optax.adam(1e-2)))
+loop = mx.inner(
+    mx.l2l(optimizer.tx, mx.problems.quadratic(), second_order=True),
+    mx.tasks.quadratics(8),
+    HORIZON,
+)
+trainer = mx.trainer(
+    mx.bptt(loop, 32), optax.chain(optax.clip_by_global_norm(1.0), optax.adam(1e-2))
+)
 state = trainer.init(jax.random.key(0), optimizer.init(jax.random.key(1)))
 meta_params = mx.fit(trainer, state, num_steps=60, progress=False).state.meta_params
 
@@ -38,12 +44,21 @@ cases = {
     "forward mode": (mx.forward(loop, TASKS), 1),
     "es": (mx.es(loop, TASKS, STD), 1),
     "pes, windows": (mx.pes(loop, TASKS, STD, WINDOW), windows),
-    "noise-reuse es, windows": (mx.noise_reuse_es(loop, TASKS, STD, WINDOW, stagger=False), windows),
+    "noise-reuse es, windows": (
+        mx.noise_reuse_es(loop, TASKS, STD, WINDOW, stagger=False),
+        windows,
+    ),
     "guided es": (mx.guided_es(loop, TASKS, STD, surrogate=mx.bptt(loop, TASKS, WINDOW)), 1),
 }
 found = {
     name: mx.diagnose(
-        estimator, jax.random.key(3), meta_params, reference=exact, inner=loop, samples=SAMPLES, windows=n
+        estimator,
+        jax.random.key(3),
+        meta_params,
+        reference=exact,
+        inner=loop,
+        samples=SAMPLES,
+        windows=n,
     )
     for name, (estimator, n) in cases.items()
 }
@@ -59,7 +74,9 @@ mx.plot.estimators(found)[0].figure
 # `mx.ask_tell` takes the distribution-based strategies of evosax as they are:
 
 # %%
-strategy = Open_ES(8, solution=meta_params, optimizer=optax.sgd(1.0), std_schedule=optax.constant_schedule(STD))
+strategy = Open_ES(
+    8, solution=meta_params, optimizer=optax.sgd(1.0), std_schedule=optax.constant_schedule(STD)
+)
 trainer = mx.trainer(mx.ask_tell(loop, strategy, num_tasks=4), optax.adam(3e-3))
 state = trainer.init(jax.random.key(4), meta_params)
 result = mx.fit(trainer, state, num_steps=20, progress=False)
@@ -71,7 +88,10 @@ print("loss", result.history["loss"][:3].mean(), "->", result.history["loss"][-3
 # `mx.mix` adds estimates with weights, over loops of different shapes if need be: here quadratics of two sizes.
 
 # %%
-loops = [mx.inner(mx.l2l(optimizer.tx, mx.problems.quadratic()), mx.tasks.quadratics(n), HORIZON) for n in (4, 16)]
+loops = [
+    mx.inner(mx.l2l(optimizer.tx, mx.problems.quadratic()), mx.tasks.quadratics(n), HORIZON)
+    for n in (4, 16)
+]
 estimator = mx.mix([mx.bptt(each, TASKS) for each in loops], weights=[0.5, 0.5])
 trainer = mx.trainer(estimator, optax.adam(1e-3))
 result = mx.fit(trainer, trainer.init(jax.random.key(5), meta_params), num_steps=20, progress=False)

@@ -34,7 +34,10 @@ def lines(noise: float) -> mx.Tasks:
     def draw(key, task, size):
         k_x, k_noise = jax.random.split(key)
         x = jax.random.uniform(k_x, (size,), minval=-1.0)
-        return {"x": x, "y": task["slope"] * x + task["offset"] + noise * jax.random.normal(k_noise, (size,))}
+        return {
+            "x": x,
+            "y": task["slope"] * x + task["offset"] + noise * jax.random.normal(k_noise, (size,)),
+        }
 
     return mx.Tasks(
         sample,
@@ -72,7 +75,9 @@ def forgetful() -> mx.Learner:
 
     def step(key, meta_params, state, batch):
         keep, a = jax.nn.sigmoid(meta_params["keep"]), features(batch["x"])
-        new = Forgetful(keep * state.precision + a.T @ a, keep * state.information + a.T @ batch["y"])
+        new = Forgetful(
+            keep * state.precision + a.T @ a, keep * state.information + a.T @ batch["y"]
+        )
         return new, error(state, batch), {}
 
     return mx.Learner(init, step, loss=lambda key, meta_params, state, batch: error(state, batch))
@@ -83,8 +88,12 @@ trainer = mx.trainer(mx.bptt(loop, num_tasks=32), optax.adam(1e-1))
 state = trainer.init(jax.random.key(0), {"prior": jnp.zeros(()), "keep": jnp.zeros(())})
 result = mx.fit(trainer, state, num_steps=META_STEPS, progress=False)
 learned = result.best
-print(f"prior precision {jnp.exp(learned['prior']):.2f} (noise variance over that of the lines: 0.25)")
-print(f"kept from one step to the next: {jax.nn.sigmoid(learned['keep']):.3f} (lines do not change: 1 is best)")
+print(
+    f"prior precision {jnp.exp(learned['prior']):.2f} (noise variance over that of the lines: 0.25)"
+)
+print(
+    f"kept from one step to the next: {jax.nn.sigmoid(learned['keep']):.3f} (lines do not change: 1 is best)"
+)
 
 # %% [markdown]
 # Meta-training found what statistics would have said.
@@ -111,7 +120,10 @@ opt = blend()
 learning = mx.inner(mx.l2l(opt.tx, mx.problems.quadratic()), mx.tasks.quadratics(5), horizon=20)
 trainer = mx.trainer(mx.bptt(learning, num_tasks=32), optax.adam(1e-2))
 result = mx.fit(
-    trainer, trainer.init(jax.random.key(1), opt.init(jax.random.key(2))), num_steps=META_STEPS, progress=False
+    trainer,
+    trainer.init(jax.random.key(1), opt.init(jax.random.key(2))),
+    num_steps=META_STEPS,
+    progress=False,
 )
 print("step along the gradient and along its sign:", jnp.exp(result.best))
 

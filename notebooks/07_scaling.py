@@ -8,7 +8,9 @@
 # %matplotlib inline
 import os
 
-os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=4"
+os.environ["XLA_FLAGS"] = (
+    os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=4"
+)
 
 import tempfile
 
@@ -24,7 +26,9 @@ print(jax.devices())
 mesh = mx.sharding.mesh()  # all devices
 optimizer = mx.optim.lstm(hidden=(8,))
 data = mx.data.load("digits")
-loop = mx.inner(mx.l2l(optimizer.tx, mx.problems.mlp((64, 4, 10))), mx.tasks.minibatches(16), horizon=20)
+loop = mx.inner(
+    mx.l2l(optimizer.tx, mx.problems.mlp((64, 4, 10))), mx.tasks.minibatches(16), horizon=20
+)
 loop = mx.sharding.split(loop, mesh)  # episodes over devices
 
 trainer = mx.trainer(mx.bptt(loop, num_tasks=8, truncation=10), optax.adam(1e-3))
@@ -49,14 +53,25 @@ half = mx.fit(
     progress=False,
 )
 whole = mx.fit(
-    trainer, state, data, num_steps=META_STEPS, checkpoint=mx.checkpoints(folder, every=META_STEPS // 4), progress=False
+    trainer,
+    state,
+    data,
+    num_steps=META_STEPS,
+    checkpoint=mx.checkpoints(folder, every=META_STEPS // 4),
+    progress=False,
 )
 print(
-    "the second call did", META_STEPS - int(half.state.step), "steps;", len(whole.history["loss"]), "are in its history"
+    "the second call did",
+    META_STEPS - int(half.state.step),
+    "steps;",
+    len(whole.history["loss"]),
+    "are in its history",
 )
 
 straight = mx.fit(trainer, state, data, num_steps=META_STEPS, progress=False)
-same = jax.tree.map(lambda a, b: bool((a == b).all()), whole.state.meta_params, straight.state.meta_params)
+same = jax.tree.map(
+    lambda a, b: bool((a == b).all()), whole.state.meta_params, straight.state.meta_params
+)
 print("bit for bit the same:", all(jax.tree.leaves(same)))
 
 # %% [markdown]

@@ -5,7 +5,8 @@ import itertools
 import os
 import signal
 
-# Tests compile a lot and compute little: the compiler is not to try hard. Set before the first `import jax`.
+# Tests compile a lot and compute little: the compiler is not to try hard. Set before the first
+# `import jax`.
 _QUICK = "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
 _JAXLIB = tuple(map(int, importlib.metadata.version("jaxlib").split(".")[:2]))
 if _JAXLIB < (0, 11):  # half the time again; an unknown flag would end the process
@@ -30,17 +31,24 @@ def key():
 
 @pytest.fixture
 def interruptible():
-    """Ctrl-C as in a terminal: a job in the background of a shell ignores it, and so would the run."""
+    """Ctrl-C as in a terminal: a job in the background of a shell ignores it, and so would the
+    run.
+    """
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     yield
     signal.signal(signal.SIGINT, before)
 
 
-collect_ignore = ["four_devices.py", "two_processes.py"]  # scripts, run by tests in processes of their own
+collect_ignore = [
+    "four_devices.py",
+    "two_processes.py",
+]  # scripts, run by tests in processes of their own
 
 
 def pytest_collection_modifyitems(items):
-    """What needs the run on four devices is slow, and is to be done by one worker, who then runs it once."""
+    """What needs the run on four devices is slow, and is to be done by one worker, who then runs it
+    once.
+    """
     for item in items:
         if "found" in getattr(item, "fixturenames", ()):
             item.add_marker(pytest.mark.slow)
@@ -48,6 +56,8 @@ def pytest_collection_modifyitems(items):
 
 
 def pytest_runtest_logfinish(_done=itertools.count(1)):  # noqa: B008
-    """Each compiled program keeps memory mappings; a process that has made thousands of them dies of their limit."""
+    """Each compiled program keeps memory mappings; a process that has made thousands of them dies
+    of their limit.
+    """
     if next(_done) % 200 == 0:
         jax.clear_caches()

@@ -1,4 +1,6 @@
-"""Run by test_sharding.py in a process that has four simulated devices; prints what it found as JSON."""
+"""Run by test_sharding.py in a process that has four simulated devices; prints what it found as
+JSON.
+"""
 
 import json
 import re
@@ -32,16 +34,27 @@ def collectives(text):
     out, entry = [], False
     for line in text.splitlines():
         entry = line.startswith("ENTRY") if line.endswith("{") else entry
-        found = re.search(r"= (.*?) (all-\w+|reduce-scatter|collective-\w+|ragged-\S+)(-start)?\(", line)
+        found = re.search(
+            r"= (.*?) (all-\w+|reduce-scatter|collective-\w+|ragged-\S+)(-start)?\(", line
+        )
         if found:
             shapes = re.findall(r"\w\d*\[([\d,]*)\]", found[1])
-            out.append([found[2], int(sum(np.prod([int(d) for d in s.split(",") if d]) for s in shapes)), entry])
+            out.append(
+                [
+                    found[2],
+                    int(sum(np.prod([int(d) for d in s.split(",") if d]) for s in shapes)),
+                    entry,
+                ]
+            )
     return out
 
 
 def numbers(tree):
     leaves = jax.tree.leaves(tree)
-    keyless = [jax.random.key_data(x) if jnp.issubdtype(x.dtype, jax.dtypes.prng_key) else x for x in leaves]
+    keyless = [
+        jax.random.key_data(x) if jnp.issubdtype(x.dtype, jax.dtypes.prng_key) else x
+        for x in leaves
+    ]
     return [np.asarray(x, np.float64) for x in keyless]
 
 
@@ -52,7 +65,9 @@ def difference(a, b):
 
 
 def trained(name, inner, make, meta_params, data=(), devices=(4,), shapes=None):
-    """Three meta-steps on one device and on several: the numbers, and the compiled program of the latter."""
+    """Three meta-steps on one device and on several: the numbers, and the compiled program of the
+    latter.
+    """
 
     def run(inner, place):
         trainer = mx.trainer(make(inner), optax.adam(1e-2))
@@ -81,10 +96,20 @@ def trained(name, inner, make, meta_params, data=(), devices=(4,), shapes=None):
 def train_all():
     FOUND["trained"] = {}
     _, _, images = LEARNERS["l2l_lstm"]("online")
-    mlp = mx.inner(mx.l2l(optax.sgd, mx.problems.mlp((4, 3))), mx.tasks.minibatches(5), 2, "heldout")
+    mlp = mx.inner(
+        mx.l2l(optax.sgd, mx.problems.mlp((4, 3))), mx.tasks.minibatches(5), 2, "heldout"
+    )
     trained("bptt", mlp, lambda inner: mx.bptt(inner, 8), RATE, images, (4,), ("8,4,3", "2,4,3"))
     shapes = ("8,3,3", "2,3,3")
-    trained("truncated", quadratics(), lambda inner: mx.bptt(inner, 8, 2, stagger=True), RATE, (), (4,), shapes)
+    trained(
+        "truncated",
+        quadratics(),
+        lambda inner: mx.bptt(inner, 8, 2, stagger=True),
+        RATE,
+        (),
+        (4,),
+        shapes,
+    )
     trained("pes", quadratics(), lambda inner: mx.pes(inner, 8, 0.001, 2), RATE, (), (4,), shapes)
     trained("forward", quadratics(), lambda inner: mx.forward(inner, 8), RATE, (), (4,), shapes)
     many, m = many_rates()
@@ -99,8 +124,8 @@ def many_rates():
 
 
 def fit():
-    """The state comes back placed as it went in: the second call compiles nothing. And a checkpoint of the first goes
-    on on two devices."""
+    """The state comes back placed as it went in: the second call compiles nothing. And a checkpoint
+    of the first goes on on two devices."""
 
     def trainer_and_state(mesh):
         trainer = mx.trainer(mx.bptt(mx.sharding.split(quadratics(), mesh), 8), optax.adam(1e-2))
@@ -113,10 +138,16 @@ def fit():
         state, *_ = mx.fit(trainer, state, num_steps=3, chunk=2, progress=False, checkpoint=store)
         first = len(COMPILED)
         state, *_ = mx.fit(trainer, state, num_steps=6, chunk=2, progress=False)
-        FOUND["fit"] = {"first": first - before, "second": len(COMPILED) - first, "step": int(state.step)}
+        FOUND["fit"] = {
+            "first": first - before,
+            "second": len(COMPILED) - first,
+            "step": int(state.step),
+        }
         trainer, placed = trainer_and_state(mx.sharding.mesh(2))
         rows = []
-        result = mx.fit(trainer, placed, num_steps=6, progress=False, checkpoint=store, callbacks=[rows.extend])
+        result = mx.fit(
+            trainer, placed, num_steps=6, progress=False, checkpoint=store, callbacks=[rows.extend]
+        )
     FOUND["fewer devices"] = {
         "difference": difference(state, result.state),
         "trained": [row["step"] for row in rows],
@@ -129,7 +160,9 @@ def evaluate():
     split = mx.sharding.split(inner, mesh)
     want = mx.evaluate(inner, KEY, RATE, num_tasks=8, steps=6)
     got = mx.evaluate(split, KEY, RATE, num_tasks=8, steps=6)
-    evaluated = jax.jit(lambda key, m: mx.evaluate(split, key, m, num_tasks=8, steps=6)).lower(KEY, RATE)
+    evaluated = jax.jit(lambda key, m: mx.evaluate(split, key, m, num_tasks=8, steps=6)).lower(
+        KEY, RATE
+    )
     FOUND["evaluate"] = {
         "difference": difference(want, got),
         "collectives": collectives(evaluated.compile().as_text()),
@@ -146,9 +179,12 @@ def there_and_back():
     for n in (4, 2):
         again = mx.sharding.gather(mx.sharding.place(again, mx.sharding.mesh(n)))
     FOUND["there and back"] = {
-        "equal": all(np.array_equal(x, y) for x, y in zip(numbers(state), numbers(again), strict=True)),
+        "equal": all(
+            np.array_equal(x, y) for x, y in zip(numbers(state), numbers(again), strict=True)
+        ),
         "one device": all(len(x.sharding.device_set) == 1 for x in jax.tree.leaves(again)),
-        "same types": [str(x.dtype) for x in jax.tree.leaves(state)] == [str(x.dtype) for x in jax.tree.leaves(again)],
+        "same types": [str(x.dtype) for x in jax.tree.leaves(state)]
+        == [str(x.dtype) for x in jax.tree.leaves(again)],
     }
 
 
@@ -157,7 +193,9 @@ def mistakes():
     explicit = jax.make_mesh((4,), ("tasks",), axis_types=(AxisType.Explicit,))
     loop = mx.sharding.split(inner, mesh)
     many, m = many_rates()
-    members = mx.trainer(mx.ask_tell(mx.sharding.split(many, mesh), Open_ES(6, solution=m), 3), optax.sgd(1.0))
+    members = mx.trainer(
+        mx.ask_tell(mx.sharding.split(many, mesh), Open_ES(6, solution=m), 3), optax.sgd(1.0)
+    )
     two = mx.sharding.mesh(2)
     trainer = mx.trainer(mx.bptt(loop, 8), optax.sgd(0.1))
     elsewhere = mx.sharding.place(trainer.init(KEY, RATE), two)
@@ -188,13 +226,18 @@ def document(path):
     for block in blocks:
         if "initialize(" not in block:
             exec(compile(block, str(path), "exec"), namespace)
-    FOUND["document"] = {"blocks": len(blocks), "sharding": str(namespace["state"].estimator.t.sharding.spec)}
+    FOUND["document"] = {
+        "blocks": len(blocks),
+        "sharding": str(namespace["state"].estimator.t.sharding.spec),
+    }
 
 
 if __name__ == "__main__":
     assert jax.device_count() == 4
     jax.monitoring.register_event_duration_secs_listener(
-        lambda event, _, **__: COMPILED.append(event) if event.endswith("backend_compile_duration") else None
+        lambda event, _, **__: (
+            COMPILED.append(event) if event.endswith("backend_compile_duration") else None
+        )
     )
     for part in (train_all, fit, evaluate, there_and_back, mistakes):
         part()

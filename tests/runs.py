@@ -11,7 +11,9 @@ import metajax as mx
 
 
 def make(clip=1.0):
-    inner = mx.inner(mx.l2l(optax.sgd, mx.problems.quadratic(), second_order=True), mx.tasks.quadratics(2), 4)
+    inner = mx.inner(
+        mx.l2l(optax.sgd, mx.problems.quadratic(), second_order=True), mx.tasks.quadratics(2), 4
+    )
     tx = optax.chain(optax.clip_by_global_norm(clip), optax.adam(1e-3))
     trainer = mx.trainer(mx.bptt(inner, 2, 2, stagger=True), tx)
     return inner, trainer, trainer.init(jax.random.key(0), jnp.float32(1e-3))
@@ -61,7 +63,9 @@ def same(a, b):
 
 
 def process(folder, cache):
-    """The body of a process that is killed from outside; its marks are files, since a lock would die with it."""
+    """The body of a process that is killed from outside; its marks are files, since a lock would
+    die with it.
+    """
     jax.config.update("jax_compilation_cache_dir", cache)
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
     run(folder, callbacks=[lambda rows: (folder / "started").touch()])
@@ -69,7 +73,9 @@ def process(folder, cache):
 
 
 def counter(metrics=lambda step: {}):
-    """A trainer that does nothing: its meta-parameter is the step, its loss what ``metrics`` says."""
+    """A trainer that does nothing: its meta-parameter is the step, its loss what ``metrics``
+    says.
+    """
 
     def step(state, data):
         new = state.step + 1

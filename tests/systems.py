@@ -1,4 +1,5 @@
-"""Small examples of every learner and every estimator: a new one is added here and is covered by the contract.
+"""Small examples of every learner and every estimator: a new one is added here and is covered by
+the contract.
 
 A learner is a function ``meta_loss -> (inner of horizon 4, meta_params, data)``.
 """
@@ -20,7 +21,11 @@ IMAGES = {
 def l2l_lstm(meta_loss):
     opt = mx.optim.lstm(hidden=(3,))
     learner = mx.l2l(opt.tx, mx.problems.mlp((4, 3)))
-    return mx.inner(learner, mx.tasks.minibatches(5), 4, meta_loss), opt.init(jax.random.key(7)), IMAGES
+    return (
+        mx.inner(learner, mx.tasks.minibatches(5), 4, meta_loss),
+        opt.init(jax.random.key(7)),
+        IMAGES,
+    )
 
 
 def l2l_lstm_second_order(meta_loss):
@@ -37,13 +42,19 @@ def sgd_rate(meta_loss):
 def in_context(net):
     def example(meta_loss):
         tasks = mx.tasks.permute_labels(mx.tasks.classification(2, test_size=4), 3)
-        return mx.inner(net.learner, tasks, 4, meta_loss), net.init(jax.random.key(7)), mx.data.by_class(IMAGES)
+        return (
+            mx.inner(net.learner, tasks, 4, meta_loss),
+            net.init(jax.random.key(7)),
+            mx.data.by_class(IMAGES),
+        )
 
     return example
 
 
 def few_shot(make, with_meta_params=lambda params: params, arrange=lambda tasks: tasks):
-    """A learner on minibatches, made from a problem with the parameters ``with_meta_params`` is given."""
+    """A learner on minibatches, made from a problem with the parameters ``with_meta_params`` is
+    given.
+    """
     problem = mx.problems.mlp((4, 3))
 
     def system(meta_loss):
@@ -61,7 +72,7 @@ LEARNERS = {
     "l2l_lstm": l2l_lstm,
     "l2l_lstm_second_order": l2l_lstm_second_order,
     "sgd_rate": sgd_rate,
-    "vsml": in_context(mx.vsml((4, 3), mx.learners.lstm_cell(2, 2, ticks=1))),
+    "vsml": in_context(mx.vsml((4, 3), mx.cells.lstm(2, 2, ticks=1))),
     "meta_rnn": in_context(mx.meta_rnn(4, 3, hidden=2, ticks=1)),
     "hebbian": in_context(mx.hebbian(4, 3)),
     "fast_weight_memory": in_context(mx.fast_weight_memory(4, 3, hidden=2, size=2)),
@@ -75,7 +86,9 @@ LEARNERS = {
         mx.tasks.with_query,
     ),
     "reptile": few_shot(lambda problem: mx.reptile(problem, optax.sgd(0.1))),
-    "imaml": few_shot(lambda p: mx.imaml(p, mx.implicit.descend(optax.sgd(0.1), 2), mx.implicit.cg(2), 1.0)),
+    "imaml": few_shot(
+        lambda p: mx.imaml(p, mx.implicit.descend(optax.sgd(0.1), 2), mx.implicit.cg(2), 1.0)
+    ),
     "protonet": few_shot(lambda _: mx.protonet(embed, 3, 3)),
     "ridge": few_shot(lambda _: mx.ridge(embed, 3, 3), mx.with_ridge),
 }
@@ -95,6 +108,6 @@ ESTIMATORS = {
     "cma_es": lambda inner, m: mx.ask_tell(inner, CMA_ES(4, solution=m), 2),
 }
 HELDOUT = {"bptt", "es", "open_es"}  # one of each kind, with the loss on the test batch
-# Every pair is traced. What is more is compiled and run: all estimators on these learners, all learners with these
-# estimators, one of each kind.
+# Every pair is traced. What is more is compiled and run: all estimators on these learners, all
+# learners with these estimators, one of each kind.
 RUN = {"sgd_rate", "l2l_lstm", "vsml", "maml", "imaml"} | HELDOUT

@@ -12,26 +12,14 @@ import safetensors.numpy
 
 import metajax as mx
 
-MODULES = [
-    mx,
-    mx.art,
-    mx.data,
-    mx.implicit,
-    mx.learners,
-    mx.nets,
-    mx.optim,
-    mx.plot,
-    mx.pretrained,
-    mx.problems,
-    mx.sharding,
-    mx.tasks,
-]
+MODULES = [mx, *(x for x in map(mx.__dict__.get, mx.__all__) if inspect.ismodule(x))]
 FUNCTIONS = {
     f"{module.__name__}.{name}": value
     for module in MODULES
     for name, value in vars(module).items()
-    if not name.startswith("_") and inspect.isfunction(value) and value.__module__.startswith("metajax")
-    if "._" not in value.__module__  # a helper that the module imports
+    if not name.startswith("_")
+    and inspect.isfunction(value)
+    and value.__module__.startswith("metajax")
     if name in module.__dict__.get("__all__", [name])
 }
 
@@ -80,13 +68,21 @@ def test_safetensors_are_what_others_read(tmp_path):
 
 @pytest.mark.parametrize("suffix", ["npz", "safetensors"])
 def test_dtypes_and_names_that_numpy_does_not_know_or_keeps_for_itself(tmp_path, suffix):
-    tree = {"file": jnp.arange(3.0, dtype=jnp.bfloat16), "allow_pickle": jnp.float16(2), "n": jnp.arange(2)}
+    tree = {
+        "file": jnp.arange(3.0, dtype=jnp.bfloat16),
+        "allow_pickle": jnp.float16(2),
+        "n": jnp.arange(2),
+    }
     mx.save(tmp_path / f"a.{suffix}", tree)
     again = mx.load(tmp_path / f"a.{suffix}", like=tree)
-    assert jax.tree.map(lambda x: (x.dtype, x.tolist()), again) == jax.tree.map(lambda x: (x.dtype, x.tolist()), tree)
+    assert jax.tree.map(lambda x: (x.dtype, x.tolist()), again) == jax.tree.map(
+        lambda x: (x.dtype, x.tolist()), tree
+    )
     eight = {"x": jnp.arange(3.0).astype(jnp.float8_e4m3fn)}
     if suffix == "safetensors":
-        with pytest.raises(ValueError, match=r"float8_e4m3fn, which safetensors does not read back; write"):
+        with pytest.raises(
+            ValueError, match=r"float8_e4m3fn, which safetensors does not read back; write"
+        ):
             mx.save(tmp_path / f"b.{suffix}", eight)
     else:
         mx.save(tmp_path / f"b.{suffix}", eight)
@@ -107,7 +103,9 @@ def test_loading_what_does_not_fit(tmp_path, suffix):
     opt = mx.optim.lstm(hidden=(3,))
     path = tmp_path / f"l2l.{suffix}"
     mx.save(path, opt.init(jax.random.key(0)))
-    with pytest.raises(ValueError, match=r"out/w in .* has the shape \(3,\), like has \(4,\)|lstm/0/b"):
+    with pytest.raises(
+        ValueError, match=r"out/w in .* has the shape \(3,\), like has \(4,\)|lstm/0/b"
+    ):
         mx.load(path, like=mx.optim.lstm(hidden=(4,)).init(jax.random.key(0)))
     with pytest.raises(ValueError, match="missing"):
         mx.load(path, like={"a": np.zeros(3)})

@@ -46,7 +46,11 @@ def trained(step, estimator=mx.bptt, **kwargs):
 
 CASES = {
     # inner and evaluate
-    "inner: learner is a class instance": (lambda: mx.inner(object(), TASKS, 4), TypeError, "learner"),
+    "inner: learner is a class instance": (
+        lambda: mx.inner(object(), TASKS, 4),
+        TypeError,
+        "learner",
+    ),
     "inner: tasks and learner swapped": (lambda: mx.inner(TASKS, LEARNER, 4), TypeError, "learner"),
     "inner: horizon zero": (lambda: mx.inner(LEARNER, TASKS, 0), ValueError, "horizon"),
     "inner: horizon a float": (lambda: mx.inner(LEARNER, TASKS, 4.0), TypeError, "horizon"),
@@ -61,7 +65,11 @@ CASES = {
         TypeError,
         r"data\['name'\] must be an array, got 'digits'",
     ),
-    "inner: unknown meta-loss": (lambda: mx.inner(LEARNER, TASKS, 4, "final"), ValueError, "meta_loss"),
+    "inner: unknown meta-loss": (
+        lambda: mx.inner(LEARNER, TASKS, 4, "final"),
+        ValueError,
+        "meta_loss",
+    ),
     "inner: loss not scalar": (
         lambda: custom(step=lambda k, m, s, b: (s, jnp.ones(3), {})),
         ValueError,
@@ -78,7 +86,9 @@ CASES = {
         r"the metric 'accuracy' returned by learner.step must be a scalar, got float32\[3\]; reduce it",
     ),
     "inner: a metric without a name": (
-        lambda: mx.evaluate(mx.inner(LEARNER._replace(metrics=lambda *_: jnp.float32(0)), TASKS, 1), KEY, META, DATA),
+        lambda: mx.evaluate(
+            mx.inner(LEARNER._replace(metrics=lambda *_: jnp.float32(0)), TASKS, 1), KEY, META, DATA
+        ),
         TypeError,
         "the metrics returned by learner.metrics must be a dict of scalars",
     ),
@@ -93,12 +103,29 @@ CASES = {
         for name, make in {
             "l2l": lambda problem: mx.l2l(lambda _: optax.sgd(0.1), problem),
             "maml": lambda problem: mx.maml(problem, 0.1),
-            "imaml": lambda problem: mx.imaml(problem, mx.implicit.descend(optax.sgd(0.1), 2), mx.implicit.cg(2), 1.0),
+            "imaml": lambda problem: mx.imaml(
+                problem, mx.implicit.descend(optax.sgd(0.1), 2), mx.implicit.cg(2), 1.0
+            ),
         }.items()
         for what, found, error, message in (
-            ("a loss without metrics", jnp.float32(0), TypeError, r"problem.loss must return \(loss, metrics\)"),
-            ("a loss for each example", (jnp.zeros(3), {}), ValueError, "the loss returned by problem.loss"),
-            ("a metric for each example", (jnp.float32(0), {"hit": jnp.zeros(3)}), ValueError, "the metric 'hit'"),
+            (
+                "a loss without metrics",
+                jnp.float32(0),
+                TypeError,
+                r"problem.loss must return \(loss, metrics\)",
+            ),
+            (
+                "a loss for each example",
+                (jnp.zeros(3), {}),
+                ValueError,
+                "the loss returned by problem.loss",
+            ),
+            (
+                "a metric for each example",
+                (jnp.float32(0), {"hit": jnp.zeros(3)}),
+                ValueError,
+                "the metric 'hit'",
+            ),
         )
     },
     "inner: state changes its tree": (
@@ -108,14 +135,18 @@ CASES = {
     ),
     **{
         f"trainer: a metric called {name}": (
-            lambda name=name: trained(lambda k, m, s, b: (s, jnp.float32(0), {name: jnp.float32(7)})),
+            lambda name=name: trained(
+                lambda k, m, s, b: (s, jnp.float32(0), {name: jnp.float32(7)})
+            ),
             ValueError,
             f"the metric '{name}' has the name of one that a run reports itself",
         )
         for name in ("loss", "skipped", "step", "validation")
     },
     "es: a metric called diverged": (
-        lambda: trained(lambda k, m, s, b: (s, jnp.float32(0), {"diverged": jnp.float32(7)}), mx.es, std=0.1),
+        lambda: trained(
+            lambda k, m, s, b: (s, jnp.float32(0), {"diverged": jnp.float32(7)}), mx.es, std=0.1
+        ),
         ValueError,
         "the metric 'diverged' has the name of one that an evolution strategy reports itself",
     ),
@@ -129,21 +160,41 @@ CASES = {
         TypeError,
         "key must be a typed key",
     ),
-    "evaluate: a seed for a key": (lambda: mx.evaluate(INNER, 0, META, DATA), TypeError, "jax.random.key"),
+    "evaluate: a seed for a key": (
+        lambda: mx.evaluate(INNER, 0, META, DATA),
+        TypeError,
+        "jax.random.key",
+    ),
     "evaluate: several keys": (
         lambda: mx.evaluate(INNER, jax.random.split(KEY, 2), META, DATA),
         ValueError,
         "single key",
     ),
-    "evaluate: no steps": (lambda: mx.evaluate(INNER, KEY, META, DATA, steps=0), ValueError, "steps"),
-    "evaluate: no tasks": (lambda: mx.evaluate(INNER, KEY, META, DATA, num_tasks=0), ValueError, "num_tasks"),
-    "evaluate: NaN in the data": (lambda: mx.evaluate(INNER, KEY, META, NAN), ValueError, r"data\['image'\] holds 32"),
+    "evaluate: no steps": (
+        lambda: mx.evaluate(INNER, KEY, META, DATA, steps=0),
+        ValueError,
+        "steps",
+    ),
+    "evaluate: no tasks": (
+        lambda: mx.evaluate(INNER, KEY, META, DATA, num_tasks=0),
+        ValueError,
+        "num_tasks",
+    ),
+    "evaluate: NaN in the data": (
+        lambda: mx.evaluate(INNER, KEY, META, NAN),
+        ValueError,
+        r"data\['image'\] holds 32",
+    ),
     "evaluate: NaN in the parameters": (
         lambda: mx.evaluate(QUADRATIC, KEY, float("nan")),
         ValueError,
         "meta_params holds 1 NaN",
     ),
-    "evaluate: learner for inner": (lambda: mx.evaluate(LEARNER, KEY, META, DATA), TypeError, "inner"),
+    "evaluate: learner for inner": (
+        lambda: mx.evaluate(LEARNER, KEY, META, DATA),
+        TypeError,
+        "inner",
+    ),
     # tasks and data
     "minibatches: batch of none": (lambda: mx.tasks.minibatches(0), ValueError, "batch_size"),
     "minibatches: data a tuple": (
@@ -151,7 +202,11 @@ CASES = {
         TypeError,
         'a dict with "image" and "label"',
     ),
-    "minibatches: data without labels": (lambda: step({"image": DATA["image"]}), TypeError, "label"),
+    "minibatches: data without labels": (
+        lambda: step({"image": DATA["image"]}),
+        TypeError,
+        "label",
+    ),
     "minibatches: a label too few": (
         lambda: step({"image": DATA["image"], "label": DATA["label"][:-1]}),
         ValueError,
@@ -182,11 +237,17 @@ CASES = {
         r"sizes\[0\] is 4",
     ),
     "classifier: logits of another shape": (
-        lambda: mx.problems.classifier(lambda k: jnp.zeros(()), lambda p, x: p).loss(KEY, jnp.zeros(()), DATA),
+        lambda: mx.problems.classifier(lambda k: jnp.zeros(()), lambda p, x: p).loss(
+            KEY, jnp.zeros(()), DATA
+        ),
         ValueError,
         "net_apply",
     ),
-    "classifier: net no function": (lambda: mx.problems.classifier(None, None), TypeError, "net_init"),
+    "classifier: net no function": (
+        lambda: mx.problems.classifier(None, None),
+        TypeError,
+        "net_init",
+    ),
     # l2l
     "l2l: the learned optimizer itself": (lambda: mx.l2l(OPT, MLP), TypeError, "make_tx"),
     "l2l: a transformation, not a function of parameters": (
@@ -203,24 +264,44 @@ CASES = {
     # the LSTM optimizer
     "lstm: scale negative": (lambda: mx.optim.lstm(scale=-1.0), ValueError, "scale"),
     "lstm: p NaN": (lambda: mx.optim.lstm(p=float("nan")), ValueError, "p must be finite"),
-    "lstm: p whose exponential overflows": (lambda: mx.optim.lstm(p=95.0), ValueError, "p must be at most 80"),
-    "ntm_bfgs: p whose exponential overflows": (lambda: mx.optim.ntm_bfgs(p=95.0), ValueError, "p must be at most 80"),
+    "lstm: p whose exponential overflows": (
+        lambda: mx.optim.lstm(p=95.0),
+        ValueError,
+        "p must be at most 80",
+    ),
+    "ntm_bfgs: p whose exponential overflows": (
+        lambda: mx.optim.ntm_bfgs(p=95.0),
+        ValueError,
+        "p must be at most 80",
+    ),
     "lstm_cell: a norm over one slot": (
-        lambda: mx.learners.lstm_cell(slots=1, layer_norm=True),
+        lambda: mx.cells.lstm(slots=1, layer_norm=True),
         ValueError,
         "layer_norm needs slots of at least 2",
     ),
     "lstm: hidden an int": (lambda: mx.optim.lstm(hidden=20), TypeError, "hidden"),
     "lstm: hidden empty": (lambda: mx.optim.lstm(hidden=()), TypeError, "hidden"),
-    "lstm: state dtype an integer": (lambda: mx.optim.lstm(state_dtype=jnp.int32), TypeError, "state_dtype"),
+    "lstm: state dtype an integer": (
+        lambda: mx.optim.lstm(state_dtype=jnp.int32),
+        TypeError,
+        "state_dtype",
+    ),
     "lstm: parameters of another tree": (lambda: OPT.tx({"w": 1.0}), ValueError, "meta_params"),
     "lstm: parameters of another size": (
         lambda: OPT.tx(mx.optim.lstm(hidden=(4,)).init(KEY)),
         ValueError,
         "meta_params.*shape",
     ),
-    "lstm: integer parameters to train": (lambda: TX.init({"w": jnp.ones(3, int)}), TypeError, r"params\['w'\]"),
-    "lstm: complex parameters to train": (lambda: TX.init(jnp.ones(3, complex)), TypeError, "params"),
+    "lstm: integer parameters to train": (
+        lambda: TX.init({"w": jnp.ones(3, int)}),
+        TypeError,
+        r"params\['w'\]",
+    ),
+    "lstm: complex parameters to train": (
+        lambda: TX.init(jnp.ones(3, complex)),
+        TypeError,
+        "params",
+    ),
     "lstm: updates of another size": (
         lambda: TX.update({"w": jnp.ones(4)}, TX.init(PARAMS)),
         ValueError,
@@ -228,8 +309,16 @@ CASES = {
     ),
     "lstm: seed for a key": (lambda: OPT.init(0), TypeError, "key"),
     # estimators
-    "bptt: window does not divide": (lambda: mx.bptt(INNER, 2, truncation=3), ValueError, "truncation.*take 2"),
-    "bptt: window and held-out loss": (lambda: mx.bptt(HELDOUT, 2, truncation=2), ValueError, "truncation.*online"),
+    "bptt: window does not divide": (
+        lambda: mx.bptt(INNER, 2, truncation=3),
+        ValueError,
+        "truncation.*take 2",
+    ),
+    "bptt: window and held-out loss": (
+        lambda: mx.bptt(HELDOUT, 2, truncation=2),
+        ValueError,
+        "truncation.*online",
+    ),
     "bptt: no tasks": (lambda: mx.bptt(INNER, 0), ValueError, "num_tasks"),
     "bptt: learner for inner": (lambda: mx.bptt(LEARNER, 2), TypeError, "inner"),
     "ask_tell: a genetic algorithm": (
@@ -237,24 +326,52 @@ CASES = {
         TypeError,
         "strategy.*SimpleGA",
     ),
-    "ask_tell: the class of a strategy": (lambda: mx.ask_tell(INNER, Open_ES, 2), TypeError, "class Open_ES"),
+    "ask_tell: the class of a strategy": (
+        lambda: mx.ask_tell(INNER, Open_ES, 2),
+        TypeError,
+        "class Open_ES",
+    ),
     "ask_tell: strategy for another tree": (
         lambda: mx.ask_tell(INNER, Open_ES(4, solution=PARAMS), 2).init(KEY, META, DATA),
         ValueError,
         "strategy",
     ),
     # training
-    "trainer: inner for estimator": (lambda: mx.trainer(INNER, optax.adam(1e-3)), TypeError, "estimator"),
+    "trainer: inner for estimator": (
+        lambda: mx.trainer(INNER, optax.adam(1e-3)),
+        TypeError,
+        "estimator",
+    ),
     "trainer: a rate for tx": (lambda: mx.trainer(mx.bptt(INNER, 2), 1e-3), TypeError, "tx"),
-    "trainer: integer meta-parameters": (lambda: TRAINER.init(KEY, {"a": 1}, DATA), TypeError, r"meta_params\['a'\]"),
+    "trainer: integer meta-parameters": (
+        lambda: TRAINER.init(KEY, {"a": 1}, DATA),
+        TypeError,
+        r"meta_params\['a'\]",
+    ),
     "trainer: NaN in the data": (lambda: TRAINER.init(KEY, META, NAN), ValueError, "data.*NaN"),
-    "trainer: estimator state for state": (lambda: TRAINER.step(STATE.estimator, DATA), TypeError, "state"),
+    "trainer: estimator state for state": (
+        lambda: TRAINER.step(STATE.estimator, DATA),
+        TypeError,
+        "state",
+    ),
     "fit: no steps": (lambda: mx.fit(TRAINER, STATE, DATA, num_steps=0), ValueError, "num_steps"),
-    "fit: chunk of none": (lambda: mx.fit(TRAINER, STATE, DATA, num_steps=1, chunk=0), ValueError, "chunk"),
-    "fit: parameters for state": (lambda: mx.fit(TRAINER, META, DATA, num_steps=1), TypeError, "state"),
+    "fit: chunk of none": (
+        lambda: mx.fit(TRAINER, STATE, DATA, num_steps=1, chunk=0),
+        ValueError,
+        "chunk",
+    ),
+    "fit: parameters for state": (
+        lambda: mx.fit(TRAINER, META, DATA, num_steps=1),
+        TypeError,
+        "state",
+    ),
     "fit: NaN in the data": (lambda: mx.fit(TRAINER, STATE, NAN, num_steps=1), ValueError, "NaN"),
     # comparison and files
-    "compare: nothing": (lambda: mx.compare({}, MLP, TASKS, KEY, DATA, steps=2), TypeError, "optimizers"),
+    "compare: nothing": (
+        lambda: mx.compare({}, MLP, TASKS, KEY, DATA, steps=2),
+        TypeError,
+        "optimizers",
+    ),
     "compare: rates negative": (
         lambda: mx.compare(mx.BASELINES, MLP, TASKS, KEY, DATA, steps=2, rates=[-1.0]),
         ValueError,
@@ -275,7 +392,11 @@ CASES = {
         TypeError,
         "key must be a typed key",
     ),
-    "save: a pickle": (lambda: mx.save("never.pkl", META), ValueError, "path must end in .npz or .safetensors"),
+    "save: a pickle": (
+        lambda: mx.save("never.pkl", META),
+        ValueError,
+        "path must end in .npz or .safetensors",
+    ),
     "save: NaN": (lambda: mx.save("never.npz", {"a": jnp.nan}), ValueError, r"tree\['a'\]"),
 }
 

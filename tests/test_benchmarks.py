@@ -1,4 +1,6 @@
-"""Figures are only as good as what measures them: oracles for that, and every case at its smallest size."""
+"""Figures are only as good as what measures them: oracles for that, and every case at its smallest
+size.
+"""
 
 import json
 import time
@@ -47,7 +49,9 @@ def test_flop_of_a_linear_solve_counts_the_solver_alone():
         def product(x):
             return X @ x
 
-        return jax.lax.custom_linear_solve(product, b, lambda product, b: product(b), symmetric=True)
+        return jax.lax.custom_linear_solve(
+            product, b, lambda product, b: product(b), symmetric=True
+        )
 
     assert measure.flop_of(jax.make_jaxpr(solve)(X[0])) == 2 * 48**2
 
@@ -62,13 +66,18 @@ def test_flop_agrees_with_the_compiler_where_there_is_no_loop():
 
 
 def test_a_program_of_known_memory_traffic_and_limit():
-    # The inner product is kept whole: 48 x 48 floats beside one argument and one result of that size.
-    run, cost = measure.compiled(measure.Program(lambda x: (x @ x) @ x, (X,)), measure.Limits(1e6, 1e9))
+    # The inner product is kept whole: 48 x 48 floats beside one argument and one result of that
+    # size.
+    run, cost = measure.compiled(
+        measure.Program(lambda x: (x @ x) @ x, (X,)), measure.Limits(1e6, 1e9)
+    )
     np.testing.assert_allclose(run(), X @ X @ X, rtol=1e-4, atol=1e-3)
     assert X.nbytes <= cost.temporary_bytes <= 1.2 * X.nbytes
     assert cost.moved_bytes == 2 * X.nbytes
     assert cost.limit_seconds == pytest.approx(4 * 48**3 / 1e6)
-    _, slow = measure.compiled(measure.Program(lambda x: (x @ x) @ x, (X,)), measure.Limits(1e9, 1e3))
+    _, slow = measure.compiled(
+        measure.Program(lambda x: (x @ x) @ x, (X,)), measure.Limits(1e9, 1e3)
+    )
     assert slow.limit_seconds == pytest.approx(2 * X.nbytes / 1e3)
     assert min(cost.trace, cost.lower, cost.compile) > 0
 
@@ -83,7 +92,9 @@ def test_median_spread_and_share():
 def test_seconds_are_those_of_the_run_and_not_of_its_dispatch():
     programs = {
         "asleep": measure.Program(lambda: time.sleep(0.02), (), lambda result: 0.0, jit=False),
-        "compiled": measure.Program(lambda: jax.pure_callback(lambda: np.float32(time.sleep(0.02) or 0), X[0, 0]), ()),
+        "compiled": measure.Program(
+            lambda: jax.pure_callback(lambda: np.float32(time.sleep(0.02) or 0), X[0, 0]), ()
+        ),
     }
     found = measure.contest(programs, LIMITS, rounds=2)
     assert all(0.02 <= m.seconds < 1 for m in found.values())
@@ -101,7 +112,9 @@ def test_contest_refuses_programs_that_differ():
 
 def test_agree():
     big, small = np.full(4, 100.0), np.full(4, 1e-6)
-    assert measure.agree("x", [big, small], [big, -small], 1e-3) < 1e-3  # rounding beside what is large
+    assert (
+        measure.agree("x", [big, small], [big, -small], 1e-3) < 1e-3
+    )  # rounding beside what is large
     assert measure.agree("x", {"a": 1.1}, {"a": 1.0}, 0.2) == pytest.approx(0.1)
     for wrong in (np.array([1.0, np.nan]), np.array([1.0, 3.0])):
         with pytest.raises(ValueError, match="something else"):
@@ -132,10 +145,25 @@ def test_rows():
     assert row._replace(other=None).ratio is None
     m = measure.Measured(2e-3, 0.0, 3, temporary_bytes=2**20, share=0.5)
     found = {"ours": m, "theirs": m._replace(seconds=6e-3, temporary_bytes=2**21)}
-    time_row, memory_row = table.compared("case", "what", found), table.memory("case", "what", found, [at_least])
-    assert (time_row.ours, time_row.other, time_row.against, time_row.share) == (2.0, 6.0, "theirs", 0.5)
-    assert (memory_row.ours, memory_row.ratio, memory_row.share, memory_row.met) == (1.0, 2.0, None, True)
-    lines = table.text([time_row, memory_row, table.Row("case", "what", against="gone", note="not there")]).splitlines()
+    time_row, memory_row = (
+        table.compared("case", "what", found),
+        table.memory("case", "what", found, [at_least]),
+    )
+    assert (time_row.ours, time_row.other, time_row.against, time_row.share) == (
+        2.0,
+        6.0,
+        "theirs",
+        0.5,
+    )
+    assert (memory_row.ours, memory_row.ratio, memory_row.share, memory_row.met) == (
+        1.0,
+        2.0,
+        None,
+        True,
+    )
+    lines = table.text(
+        [time_row, memory_row, table.Row("case", "what", against="gone", note="not there")]
+    ).splitlines()
     assert "3.00" in lines[1]
     assert "50%" in lines[1]
     assert "ratio >= 2: met" in lines[2]
@@ -152,7 +180,7 @@ def test_the_readme_has_the_examples():
 
 def test_plain_vsml_is_permuted_with_its_inputs():
     rng = np.random.default_rng(0)
-    from metajax.learners import lstm_cell
+    from metajax.cells import lstm as lstm_cell
 
     params, order = lstm_cell().init(jax.random.key(0)), np.array([2, 0, 1])
     c, h = rng.normal(size=(2, 3, 2, 16))
@@ -164,7 +192,9 @@ def test_plain_vsml_is_permuted_with_its_inputs():
 
 
 def run(monkeypatch, folder, *args):
-    monkeypatch.setattr("sys.argv", ["benchmarks", "run", *args, "--scale", "smoke", "--out", str(folder)])
+    monkeypatch.setattr(
+        "sys.argv", ["benchmarks", "run", *args, "--scale", "smoke", "--out", str(folder)]
+    )
     assert command.main() == 0
     return json.loads((folder / "run.json").read_text())
 

@@ -46,7 +46,9 @@ def store(tmp_path):
     """Two checkpoints of `TREE`, at steps 1 and 2."""
     store = mx.checkpoints(tmp_path / "store", every=1)
     for step in (1, 2):
-        store.save(mx.Snapshot(step, TREE | {"float": jnp.float32(step)}, {"loss": np.arange(float(step))}))
+        store.save(
+            mx.Snapshot(step, TREE | {"float": jnp.float32(step)}, {"loss": np.arange(float(step))})
+        )
         store.wait()
     store.close()
     yield store
@@ -98,11 +100,16 @@ def test_the_last_are_kept(tmp_path):
 
 @pytest.mark.slow
 def test_damage_anywhere_is_harmless_or_noticed(store, tmp_path):
-    # Every file of the newest checkpoint, cut in half and with one bit flipped: what loads is right, or the previous.
+    # Every file of the newest checkpoint, cut in half and with one bit flipped: what loads is
+    # right, or the previous.
     noticed = 0
     original = tmp_path / "original"
     shutil.copytree(store.where, original)
-    files = [p.relative_to(original) for p in sorted((original / "2").rglob("*")) if p.is_file() and p.stat().st_size]
+    files = [
+        p.relative_to(original)
+        for p in sorted((original / "2").rglob("*"))
+        if p.is_file() and p.stat().st_size
+    ]
     for file in files:
         for damage in (_cut, _flip):
             shutil.rmtree(store.where)
@@ -122,7 +129,9 @@ def test_damage_anywhere_is_harmless_or_noticed(store, tmp_path):
     assert noticed >= 6, f"of {len(files)} files, each damaged twice"
 
 
-@pytest.mark.parametrize(("item", "message"), [("data", "its data do not match"), ("meta", "its description does not")])
+@pytest.mark.parametrize(
+    ("item", "message"), [("data", "its data do not match"), ("meta", "its description does not")]
+)
 def test_a_digest_sees_what_the_file_format_does_not(item, message, store, monkeypatch):
     restore = ocp.CheckpointManager.restore
 
@@ -150,17 +159,32 @@ def test_half_a_checkpoint_is_swept_away(store):
 def test_no_whole_checkpoint_is_an_error_and_nothing_is_lost(store):
     for step in (1, 2):
         _cut(Path(store.where) / str(step) / "meta" / "metadata")
-    with pytest.raises(ValueError, match=r"(?s)no checkpoint in .* is whole; move the folder away.*step 2: .*step 1: "):
+    with pytest.raises(
+        ValueError,
+        match=r"(?s)no checkpoint in .* is whole; move the folder away.*step 2: .*step 1: ",
+    ):
         store.restore(TREE)
     assert _names(Path(store.where)) == ["1", "2"]
 
 
 REFUSED = {
-    "a shape": (TREE | {"half": jnp.zeros(4, jnp.bfloat16)}, "", r"half: got bfloat16\[3\], want bfloat16\[4\]"),
+    "a shape": (
+        TREE | {"half": jnp.zeros(4, jnp.bfloat16)},
+        "",
+        r"half: got bfloat16\[3\], want bfloat16\[4\]",
+    ),
     "a dtype": (TREE | {"half": jnp.zeros(3)}, "", r"half: got bfloat16\[3\], want float32\[3\]"),
-    "a key": (TREE | {"key": jnp.zeros(2, jnp.uint32)}, "", r"key: got key<fry>\[\], want uint32\[2\]"),
+    "a key": (
+        TREE | {"key": jnp.zeros(2, jnp.uint32)},
+        "",
+        r"key: got key<fry>\[\], want uint32\[2\]",
+    ),
     "a leaf more": (TREE | {"new": jnp.zeros(3)}, "", r"new: got nothing, want float32\[3\]"),
-    "a leaf less": ({k: v for k, v in TREE.items() if k != "mask"}, "", r"mask: got bool\[2\], want nothing"),
+    "a leaf less": (
+        {k: v for k, v in TREE.items() if k != "mask"},
+        "",
+        r"mask: got bool\[2\], want nothing",
+    ),
     "a tag": (TREE, "v2", "has the tag '', want 'v2'"),
 }
 
@@ -178,7 +202,11 @@ def test_a_checkpoint_of_something_else_is_refused(case, store):
 def test_loading_unpickles_nothing(store):
     unpickled = []
     watching = True
-    sys.addaudithook(lambda event, args: unpickled.append(args) if watching and event.startswith("pickle") else None)
+    sys.addaudithook(
+        lambda event, args: (
+            unpickled.append(args) if watching and event.startswith("pickle") else None
+        )
+    )
     assert store.restore(TREE).step == 2
     watching = False
     assert not unpickled
@@ -203,7 +231,9 @@ def test_going_on_after_an_error_and_with_another_total(whole, tmp_path):
         f.write('{"step": 26, "loss": 99.0}\n{"step": 27, "lo')
     rows = []
     runs.same(runs.run(tmp_path, num_steps=40, callbacks=[rows.extend]).state.step, jnp.int32(40))
-    assert [row["step"] for row in rows] == list(range(22, 41)), "those that the failed callback did not take, too"
+    assert [row["step"] for row in rows] == list(range(22, 41)), (
+        "those that the failed callback did not take, too"
+    )
     log.unlink()  # a log that is lost is written anew
     runs.same(runs.run(tmp_path), result)
     assert log.read_bytes() == (folder / "log.jsonl").read_bytes()
@@ -212,7 +242,9 @@ def test_going_on_after_an_error_and_with_another_total(whole, tmp_path):
 def test_a_finished_run_is_only_read(whole):
     result, folder = whole
     runs.same(runs.run(folder), result)
-    with pytest.raises(ValueError, match="the checkpoint is already at meta-step 60; give a larger num_steps"):
+    with pytest.raises(
+        ValueError, match="the checkpoint is already at meta-step 60; give a larger num_steps"
+    ):
         runs.run(folder, num_steps=50)
 
 
@@ -229,7 +261,10 @@ def test_a_signal_saves_and_ends(number, whole, tmp_path, capsys):
     with pytest.raises(SystemExit if number == signal.SIGTERM else KeyboardInterrupt) as end:
         runs.run(tmp_path, callbacks=[send])
     message = capsys.readouterr().err if number == signal.SIGTERM else str(end.value)
-    assert f"stopped by {number.name} at meta-step 15 of 60; saved at meta-step 15 in {tmp_path}" in message
+    assert (
+        f"stopped by {number.name} at meta-step 15 of 60; saved at meta-step 15 in {tmp_path}"
+        in message
+    )
     assert "run the same script again to go on" in message
     if number == signal.SIGTERM:
         assert end.value.code == 143
@@ -261,7 +296,9 @@ def test_fit_works_outside_the_main_thread(whole, tmp_path):
 def test_another_seed_is_refused(tmp_path, key):
     trainer = runs.counter()
     store = mx.checkpoints(tmp_path, every=5)
-    mx.fit(trainer, trainer.init(key, jnp.float32(0)), num_steps=5, checkpoint=store, progress=False)
+    mx.fit(
+        trainer, trainer.init(key, jnp.float32(0)), num_steps=5, checkpoint=store, progress=False
+    )
     other = trainer.init(jax.random.key(1), jnp.float32(0))
     with pytest.raises(ValueError, match="began with another key"):
         mx.fit(trainer, other, num_steps=10, checkpoint=store, progress=False)
@@ -273,7 +310,10 @@ def test_another_optimizer_is_refused(whole):
     trainer = mx.trainer(mx.bptt(inner, 2, 2, stagger=True), optax.sgd(1e-3))
     state = trainer.init(jax.random.key(0), jnp.float32(1e-3))
     store = mx.checkpoints(folder / "checkpoints", tag="test")
-    with pytest.raises(ValueError, match=r"(?s)of another run.*state/opt_state/1/0/count: got int32\[\], want nothing"):
+    with pytest.raises(
+        ValueError,
+        match=r"(?s)of another run.*state/opt_state/1/0/count: got int32\[\], want nothing",
+    ):
         mx.fit(trainer, state, num_steps=100, checkpoint=store, progress=False)
 
 
@@ -281,7 +321,9 @@ def test_a_resumed_run_reports_the_same_metrics_or_is_refused(tmp_path, key):
     store = mx.checkpoints(tmp_path, every=5)
     one, two = runs.counter(), runs.counter(lambda step: {"accuracy": 0.5 * step})
     mx.fit(one, one.init(key, jnp.float32(0)), num_steps=5, checkpoint=store, progress=False)
-    with pytest.raises(ValueError, match=r"metrics \['accuracy', 'loss', 'skipped'\].* has \['loss', 'skipped'\]"):
+    with pytest.raises(
+        ValueError, match=r"metrics \['accuracy', 'loss', 'skipped'\].* has \['loss', 'skipped'\]"
+    ):
         mx.fit(two, two.init(key, jnp.float32(0)), num_steps=10, checkpoint=store, progress=False)
     assert _names(tmp_path) == ["5"], "nothing of the other is saved"
 
@@ -289,7 +331,9 @@ def test_a_resumed_run_reports_the_same_metrics_or_is_refused(tmp_path, key):
 def test_a_state_beyond_the_last_checkpoint_is_saved_again(tmp_path, key):
     trainer, store = runs.counter(), mx.checkpoints(tmp_path, every=5)
     state = mx.fit(trainer, trainer.init(key, jnp.float32(0)), num_steps=10, progress=False).state
-    mx.fit(trainer, trainer.init(key, jnp.float32(0)), num_steps=5, checkpoint=store, progress=False)
+    mx.fit(
+        trainer, trainer.init(key, jnp.float32(0)), num_steps=5, checkpoint=store, progress=False
+    )
     mx.fit(trainer, state, num_steps=10, checkpoint=store, progress=False)
     assert sorted(_names(tmp_path), key=int) == ["5", "10"]
 
@@ -304,7 +348,13 @@ def test_what_is_not_finite_is_never_saved(tmp_path, key):
     trainer = mx.Trainer(healthy.init, step)  # a trainer of one's own, which does not skip
     store = mx.checkpoints(tmp_path, every=5)
     with _warnings() as caught:
-        mx.fit(trainer, trainer.init(key, jnp.float32(0)), num_steps=15, checkpoint=store, progress=False)
+        mx.fit(
+            trainer,
+            trainer.init(key, jnp.float32(0)),
+            num_steps=15,
+            checkpoint=store,
+            progress=False,
+        )
     assert [str(w.message).split(" was ")[0] for w in caught] == [
         "the checkpoint of meta-step 10",
         "the checkpoint of meta-step 15",
@@ -320,7 +370,10 @@ def test_a_run_that_stays_non_finite_saves_its_last_good_state(tmp_path, key):
     trainer = runs.counter(skipping)
     state = trainer.init(key, jnp.float32(0))
     store = mx.checkpoints(tmp_path, every=100)
-    with pytest.raises(FloatingPointError, match=r"5 steps in a row, up to meta-step 17;.*saved at meta-step 17.*nan"):
+    with pytest.raises(
+        FloatingPointError,
+        match=r"5 steps in a row, up to meta-step 17;.*saved at meta-step 17.*nan",
+    ):
         mx.fit(trainer, state, num_steps=100, checkpoint=store, max_skipped=5, progress=False)
     _, tree, arrays = store.restore({"state": state, "best": state.meta_params})
     store.close()
@@ -344,9 +397,12 @@ def test_a_failed_save_costs_a_checkpoint_and_not_the_run(whole, tmp_path, monke
     with _warnings() as caught:
         result = runs.run(tmp_path)
     steps = [21, 28, 35]
-    assert [str(w.message).split(" was ")[0] for w in caught] == [f"the checkpoint of meta-step {s}" for s in steps]
+    assert [str(w.message).split(" was ")[0] for w in caught] == [
+        f"the checkpoint of meta-step {s}" for s in steps
+    ]
     assert all(
-        "No space left on device. The run goes on; the last is of meta-step 14" in str(w.message) for w in caught
+        "No space left on device. The run goes on; the last is of meta-step 14" in str(w.message)
+        for w in caught
     )
     runs.same(result, whole[0])
     runs.same(runs.run(tmp_path), whole[0])
@@ -380,11 +436,19 @@ def test_a_disk_that_is_really_full(tmp_path, key):
     disk = tmp_path / "disk"
     disk.mkdir()
     mount = ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(disk)]
-    if not hasattr(os, "geteuid") or os.geteuid() or subprocess.run(mount, capture_output=True).returncode:
-        pytest.skip("needs root, to mount a small disk; without it a simulated full disk is tested above")
+    if (
+        not hasattr(os, "geteuid")
+        or os.geteuid()
+        or subprocess.run(mount, capture_output=True).returncode
+    ):
+        pytest.skip(
+            "needs root, to mount a small disk; without it a simulated full disk is tested above"
+        )
     try:
         trainer = runs.counter()
-        noise = jnp.asarray(np.random.default_rng(0).normal(size=(50, 1000)), jnp.float32)  # 0.2 MB that do not shrink
+        noise = jnp.asarray(
+            np.random.default_rng(0).normal(size=(50, 1000)), jnp.float32
+        )  # 0.2 MB that do not shrink
         state = trainer.init(key, jnp.float32(0))._replace(estimator=noise)
         store = mx.checkpoints(disk / "checkpoints", every=10, keep=1)
         ballast = disk / "ballast"
@@ -401,11 +465,21 @@ def test_a_disk_that_is_really_full(tmp_path, key):
                 ballast.unlink()
 
         with _warnings() as caught:
-            result = mx.fit(trainer, state, num_steps=60, checkpoint=store, callbacks=[fill], chunk=10, progress=False)
+            result = mx.fit(
+                trainer,
+                state,
+                num_steps=60,
+                checkpoint=store,
+                callbacks=[fill],
+                chunk=10,
+                progress=False,
+            )
         assert int(result.state.step) == 60
         assert caught
         assert all("No space left on device. The run goes on" in str(w.message) for w in caught)
-        assert store.restore({"state": state, "best": state.meta_params}).step == 60, "and once there is room it saves"
+        assert store.restore({"state": state, "best": state.meta_params}).step == 60, (
+            "and once there is room it saves"
+        )
         store.close()
         assert _names(disk / "checkpoints") == ["60"]
     finally:
@@ -428,7 +502,9 @@ def test_a_folder_is_for_one_run_at_a_time(tmp_path, key):
     trainer = runs.counter()
     state = trainer.init(key, jnp.float32(0))
     store = mx.checkpoints(tmp_path, every=5)
-    other = subprocess.Popen([sys.executable, "-c", HOLD, str(tmp_path)], stdout=subprocess.PIPE, text=True)
+    other = subprocess.Popen(
+        [sys.executable, "-c", HOLD, str(tmp_path)], stdout=subprocess.PIPE, text=True
+    )
     try:
         assert other.stdout.readline() == "held\n"
         (tmp_path / "4.orbax-checkpoint-tmp").mkdir()  # what the other is writing
@@ -437,7 +513,9 @@ def test_a_folder_is_for_one_run_at_a_time(tmp_path, key):
             mx.fit(trainer, state, num_steps=10, checkpoint=store, progress=False)
         with pytest.raises(RuntimeError, match=message):
             store.save(mx.Snapshot(9, jnp.float32(9), {}))
-        assert _names(tmp_path) == ["3", "4.orbax-checkpoint-tmp"], "nothing of the other is touched"
+        assert _names(tmp_path) == ["3", "4.orbax-checkpoint-tmp"], (
+            "nothing of the other is touched"
+        )
     finally:
         other.kill()
         other.communicate()
@@ -456,7 +534,9 @@ def test_a_folder_is_for_one_run_at_a_time(tmp_path, key):
 
 def _try_to_lock(folder):
     code = "import fcntl, sys; fcntl.flock(open(sys.argv[1], 'r+'), fcntl.LOCK_EX | fcntl.LOCK_NB)"
-    done = subprocess.run([sys.executable, "-c", code, folder / ".lock"], capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, "-c", code, folder / ".lock"], capture_output=True, text=True
+    )
     if done.returncode:
         raise BlockingIOError(done.stderr)
 
@@ -515,7 +595,9 @@ def test_killed_at_any_moment(launch, whole, tmp_path):
         assert (folder / "log.jsonl").read_bytes() == log
         if killed == 20:
             break
-    print(f"{killed} of {i + 1} killed within {duration:.2f} s, {half} of them while a checkpoint was written")
+    print(
+        f"{killed} of {i + 1} killed within {duration:.2f} s, {half} of them while a checkpoint was written"
+    )
     assert killed == 20
     assert half >= 1
 

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 import metajax as mx
-from metajax import config
+from metajax.cli import _config as config
 from metajax.cli import main
 
 EXAMPLES = sorted((Path(__file__).parents[1] / "examples").glob("*.toml"))
@@ -60,7 +60,9 @@ def test_training_going_on_and_evaluating(tmp_path, capsys):
     path, out = write(tmp_path), tmp_path / "run"
     assert main(["train", str(path)]) == 0
     assert f"metajax evaluate {out}" in capsys.readouterr().out
-    assert {"metrics.csv", "config.toml", "final.npz", "best.npz", "checkpoints"} == {p.name for p in out.iterdir()}
+    assert {"metrics.csv", "config.toml", "final.npz", "best.npz", "checkpoints"} == {
+        p.name for p in out.iterdir()
+    }
     assert (out / "config.toml").read_text() == path.read_text()
     assert main(["train", str(path), "--steps", "6"]) == 0
     assert "resumed at meta-step 4 of 6" in capsys.readouterr().err
@@ -79,7 +81,9 @@ def test_training_going_on_and_evaluating(tmp_path, capsys):
     jax.tree.map(np.testing.assert_array_equal, saved, final)
 
     picture = tmp_path / "pictures" / "a.png"
-    assert main(["evaluate", str(out), "--tasks", "3", "--steps", "12", "--params", "final.npz"]) == 0
+    assert (
+        main(["evaluate", str(out), "--tasks", "3", "--steps", "12", "--params", "final.npz"]) == 0
+    )
     table = capsys.readouterr().out
     curves = mx.evaluate(made.inner, made.keys["test"], saved, num_tasks=3, steps=12)
     first = np.asarray(curves.loss[:, :2].mean(1), np.float64)
@@ -124,18 +128,38 @@ MISTAKES = {
         r"unknown section \[iner\].*did you mean 'inner'",
     ),
     "no section": ("[inner]\nhorizon = 4\n", "", 28, r"\[inner\] is missing"),
-    "no problem": ('[problem]\nname = "quadratic"\n', "", 3, r"\[problem\] is missing; \[learner\] needs it"),
+    "no problem": (
+        '[problem]\nname = "quadratic"\n',
+        "",
+        3,
+        r"\[problem\] is missing; \[learner\] needs it",
+    ),
     "a problem too many": (
         'name = "l2l"\noptimizer = { name = "lstm", hidden = [2] }',
         'name = "vsml"\nlayers = [4, 2]',
         6,
         "has no problem",
     ),
-    "unknown learner": ('"l2l"', '"l2"', 3, "unknown name 'l2' in learner; there are l2l, .*did you mean 'l2l'"),
+    "unknown learner": (
+        '"l2l"',
+        '"l2"',
+        3,
+        "unknown name 'l2' in learner; there are l2l, .*did you mean 'l2l'",
+    ),
     "a name that is none": ('"bptt"', "[1]", 17, r"unknown name \[1\] in estimator"),
     "no name": ('name = "bptt"\n', "", 16, "estimator must have a name; there are bptt, "),
-    "unknown argument": ("num_tasks", "num_task", 18, "unknown argument 'num_task' .*did you mean 'num_tasks'"),
-    "unknown argument of an argument": ("hidden", "hiden", 4, "'hiden' in learner.optimizer.*did you mean 'hidden'"),
+    "unknown argument": (
+        "num_tasks",
+        "num_task",
+        18,
+        "unknown argument 'num_task' .*did you mean 'num_tasks'",
+    ),
+    "unknown argument of an argument": (
+        "hidden",
+        "hiden",
+        4,
+        "'hiden' in learner.optimizer.*did you mean 'hidden'",
+    ),
     "no argument": ("size = 2\n", "", 9, "tasks lacks the argument 'size', a whole number"),
     "a word for a number": (
         "horizon = 4",
@@ -143,17 +167,47 @@ MISTAKES = {
         14,
         "horizon must be a whole number or a list of numbers",
     ),
-    "a fraction for a whole number": ("size = 2", "size = 2.5", 11, "size must be a whole number, got 2.5"),
-    "a truth for a number": ("num_tasks = 2", "num_tasks = true", 18, "num_tasks must be a whole number, got True"),
+    "a fraction for a whole number": (
+        "size = 2",
+        "size = 2.5",
+        11,
+        "size must be a whole number, got 2.5",
+    ),
+    "a truth for a number": (
+        "num_tasks = 2",
+        "num_tasks = true",
+        18,
+        "num_tasks must be a whole number, got True",
+    ),
     "a number in a list": ("hidden = [2]", 'hidden = ["2"]', 4, "hidden must be a list of numbers"),
-    "unknown maker": ('"linear_schedule"', '"cosine"', 22, "unknown name 'cosine' in optimizer.learning_rate"),
+    "unknown maker": (
+        '"linear_schedule"',
+        '"cosine"',
+        22,
+        "unknown name 'cosine' in optimizer.learning_rate",
+    ),
     "what the library refuses": ("size = 2", "size = 0", 11, "size must be at least 1, got 0"),
-    "what the library refuses of [inner]": ("horizon = 4", "horizon = 0", 14, "horizon must be at least 1"),
-    "a window that does not fit": ("num_tasks = 2", "num_tasks = 2\ntruncation = 3", 19, "truncation"),
+    "what the library refuses of [inner]": (
+        "horizon = 4",
+        "horizon = 0",
+        14,
+        "horizon must be at least 1",
+    ),
+    "a window that does not fit": (
+        "num_tasks = 2",
+        "num_tasks = 2\ntruncation = 3",
+        19,
+        "truncation",
+    ),
     "clip": ("clip = 1.0", "clip = 0", 23, "clip must be finite and greater than 0"),
     "steps": ("steps = 4", "steps = 0", 26, "steps must be at least 1"),
     "patience": ("chunk = 2", "patience = 0", 30, "patience must be at least 1"),
-    "a slip of the fingers": ('"bptt"', '"btpp"', 17, "unknown name 'btpp' in estimator.*did you mean 'bptt'"),
+    "a slip of the fingers": (
+        '"bptt"',
+        '"btpp"',
+        17,
+        "unknown name 'btpp' in estimator.*did you mean 'bptt'",
+    ),
     "data for none": ("[inner]", '[data]\nname = "digits"\n[inner]', 13, "need no data"),
     "no data": (
         '"quadratics"\nsize = 2',
@@ -163,7 +217,12 @@ MISTAKES = {
     ),
     "no TOML": ("horizon = 4", "horizon = ", 14, "this is not TOML"),
     "augment": ("size = 2", 'size = 2\naugment = "flatten"', 12, "augment must be a list"),
-    "augmentation": ("size = 2", "size = 2\naugment = [{ name = 'project' }]", 12, "lacks the argument 'size'"),
+    "augmentation": (
+        "size = 2",
+        "size = 2\naugment = [{ name = 'project' }]",
+        12,
+        "lacks the argument 'size'",
+    ),
 }
 
 
@@ -182,16 +241,24 @@ def test_mistakes_are_named_with_their_line(tmp_path, capsys, name):
 def test_what_does_not_fit_together_is_said_before_anything_is_written(tmp_path, capsys):
     text = EXAMPLES[[p.stem for p in EXAMPLES].index("maml-digits")].read_text()
     path = write(
-        tmp_path, text.replace("sizes = [64,", "sizes = [60,").replace('out = "out/maml-digits"', 'out = "OUT"')
+        tmp_path,
+        text.replace("sizes = [64,", "sizes = [60,").replace(
+            'out = "out/maml-digits"', 'out = "OUT"'
+        ),
     )
     assert main(["train", str(path)]) == 2
-    assert "small.toml:11: sizes[0] is 60, but an image [8, 8, 1] has 64 values" in capsys.readouterr().err
+    assert (
+        "small.toml:11: sizes[0] is 60, but an image [8, 8, 1] has 64 values"
+        in capsys.readouterr().err
+    )
     assert not (tmp_path / "run").exists()
 
 
 def test_tasks_that_do_not_go_with_the_problem(tmp_path, capsys):
     text = EXAMPLES[[p.stem for p in EXAMPLES].index("l2l-digits")].read_text()
-    text = text.replace('name = "minibatches"', 'name = "quadratics"\nsize = 2').replace("batch_size = ", "# ")
+    text = text.replace('name = "minibatches"', 'name = "quadratics"\nsize = 2').replace(
+        "batch_size = ", "# "
+    )
     begin = text.index("[data]")
     path = write(tmp_path, text[:begin] + text[text.index("[", begin + 1) :])
     assert main(["train", str(path)]) == 2
@@ -200,7 +267,9 @@ def test_tasks_that_do_not_go_with_the_problem(tmp_path, capsys):
 
 def test_labels_stay_those_of_the_data_where_no_classes_are_drawn(monkeypatch):
     label = np.array([4, 0, 2], np.int32)  # a slice without the classes 1 and 3
-    monkeypatch.setattr(mx.data, "load", lambda *_: {"image": np.zeros((3, 2, 2, 1), np.uint8), "label": label})
+    monkeypatch.setattr(
+        mx.data, "load", lambda *_: {"image": np.zeros((3, 2, 2, 1), np.uint8), "label": label}
+    )
     data = config._Data("mnist")
     assert config._load(data, "train[:3]", "minibatches")["label"].tolist() == [4, 0, 2]
     assert config._load(data, "train[:3]", "classification")["start"].tolist() == [0, 1, 2, 3]
@@ -209,15 +278,22 @@ def test_labels_stay_those_of_the_data_where_no_classes_are_drawn(monkeypatch):
 @pytest.mark.slow
 def test_data_that_the_network_or_the_tasks_do_not_suit(tmp_path, capsys):
     text = EXAMPLES[[p.stem for p in EXAMPLES].index("maml-digits")].read_text()
-    text = text.replace('out = "out/maml-digits"', 'out = "OUT"').replace('"digits"', '"digits"\nfew_shot = true')
+    text = text.replace('out = "out/maml-digits"', 'out = "OUT"').replace(
+        '"digits"', '"digits"\nfew_shot = true'
+    )
     path = write(tmp_path, text.replace("64, 32, 3]", "64, 4, 2]"))  # no output for the third class
     with pytest.warns(RuntimeWarning, match="labels that the network has no output for"):
         assert main(["train", str(path), "--steps", "2"]) == 1
     assert "was finite, so that nothing is best" in capsys.readouterr().err
     assert not (tmp_path / "run" / "best.npz").exists()
 
-    path, out = write(tmp_path, text.replace("64, 32, 3]", "64, 4, 4]").replace("ways = 3", "ways = 4")), tmp_path / "4"
-    assert main(["train", str(path), "--steps", "1", "--out", str(out)]) == 0, "there are five classes for training"
+    path, out = (
+        write(tmp_path, text.replace("64, 32, 3]", "64, 4, 4]").replace("ways = 3", "ways = 4")),
+        tmp_path / "4",
+    )
+    assert main(["train", str(path), "--steps", "1", "--out", str(out)]) == 0, (
+        "there are five classes for training"
+    )
     assert main(["evaluate", str(out)]) == 2
     assert "on the test split: ways is 4" in capsys.readouterr().err
 
@@ -240,8 +316,13 @@ def test_examples_run(path, tmp_path, capsys):
 
 @pytest.mark.slow
 def test_a_run_that_fails(tmp_path, capsys):
-    schedule = '{ name = "linear_schedule", init_value = 1e-3, end_value = 0, transition_steps = 9 }'
-    path = write(tmp_path, SMALL.replace(schedule, "1e38").replace("clip = 1.0\n", "").replace('"adam"', '"sgd"'))
+    schedule = (
+        '{ name = "linear_schedule", init_value = 1e-3, end_value = 0, transition_steps = 9 }'
+    )
+    path = write(
+        tmp_path,
+        SMALL.replace(schedule, "1e38").replace("clip = 1.0\n", "").replace('"adam"', '"sgd"'),
+    )
     assert main(["train", str(path), "--steps", "60"]) == 1
     assert "FloatingPointError: the meta-gradient was not finite" in capsys.readouterr().err
     assert main(["evaluate", str(path)]) == 1
@@ -277,15 +358,18 @@ def test_pretrained(tmp_path, capsys):
 
 
 def test_demo_and_data_get_their_arguments(monkeypatch):
-    import metajax.data.__main__
-    import metajax.demo
+    import metajax.cli._data
+    import metajax.cli._demo
 
     got = []
-    for module in (metajax.demo, metajax.data.__main__):
+    for module in (metajax.cli._demo, metajax.cli._data):
         monkeypatch.setattr(module, "main", lambda arguments, prog: got.append((prog, arguments)))
     assert main(["demo", "--seed", "3"]) == 0
     assert main(["data", "prepare", "mnist", "--data_dir", "x"]) == 0
-    assert got == [("metajax demo", ["--seed", "3"]), ("metajax data prepare", ["mnist", "--data_dir", "x"])]
+    assert got == [
+        ("metajax demo", ["--seed", "3"]),
+        ("metajax data prepare", ["mnist", "--data_dir", "x"]),
+    ]
 
 
 @pytest.mark.parametrize(
@@ -310,7 +394,8 @@ def test_usage(arguments, capsys):
 
 
 @pytest.mark.parametrize(
-    "command", [[], ["train"], ["evaluate"], ["pretrained"], ["demo"], ["data"], ["data", "prepare"]]
+    "command",
+    [[], ["train"], ["evaluate"], ["pretrained"], ["demo"], ["data"], ["data", "prepare"]],
 )
 def test_help(command, capsys):
     with pytest.raises(SystemExit) as e:
@@ -325,14 +410,14 @@ def test_a_config_that_is_not_there(capsys):
 
 
 def test_the_demo_calls_neither_what_diverged_best_nor_level():
-    import metajax.demo
+    import metajax.cli._demo
 
     final = {name: np.full(3, 0.2) + np.arange(3) / 100 for name in ("ours", *mx.BASELINES)}
     final["SGD"] = np.array([0.1, np.nan, 0.1])
 
     def verdict(ours):
         found = {**final, "ours": ours}
-        return metajax.demo._verdict({"case": mx.Comparison({}, found, {}, {})})
+        return metajax.cli._demo._verdict({"case": mx.Comparison({}, found, {}, {})})
 
     assert "ours wins against the best baseline, " in verdict(np.full(3, 0.1))
     assert "SGD" not in verdict(np.full(3, 0.1))

@@ -1,4 +1,6 @@
-"""Cloning: a cell that computes backpropagation exactly has no loss, and a grid of them is a network under SGD."""
+"""Cloning: a cell that computes backpropagation exactly has no loss, and a grid of them is a
+network under SGD.
+"""
 
 import jax
 import jax.numpy as jnp
@@ -7,7 +9,9 @@ import optax
 import pytest
 
 import metajax as mx
-from metajax.learners import Cell, clone_backprop, lstm_cell, recall, store, with_weights
+from metajax.cells import Cell, recall, store, with_weights
+from metajax.cells import lstm as lstm_cell
+from metajax.learners import clone_backprop
 
 RATE = 0.05
 
@@ -70,7 +74,9 @@ def test_a_grid_of_ideal_cells_is_a_network_under_gradient_descent(sizes):
         y = jnp.int32(i % sizes[-1])
         (want, _), grads = jax.value_and_grad(loss, has_aux=True)(params, x, y)
         state, got, _ = net.learner.step(key, (), state, {"image": x[None], "label": y[None]})
-        np.testing.assert_allclose(got, want, rtol=1e-3)  # squashing at 100 changes logits in the fourth digit
+        np.testing.assert_allclose(
+            got, want, rtol=1e-3
+        )  # squashing at 100 changes logits in the fourth digit
         params = jax.tree.map(lambda p, g: p - RATE * g, params, grads)
         for cells, (w, b) in zip(state.cells, params, strict=True):
             np.testing.assert_allclose(recall(cells)[0][0, 0], w, atol=1e-4)
@@ -91,7 +97,9 @@ def test_only_weights_outlast_an_example():
     params, x, e = cell.init(jax.random.key(0)), jnp.ones((4, 1)), jnp.ones((3, 1))
     used = cell.step(params, cell.state(jax.random.key(1), (4, 3)), x, e)
     fresh = store(jax.tree.map(jnp.zeros_like, used), *recall(used))
-    for got, want in zip(cell.step(params, used, x, e[:, :0]), cell.step(params, fresh, x, e[:, :0]), strict=True):
+    for got, want in zip(
+        cell.step(params, used, x, e[:, :0]), cell.step(params, fresh, x, e[:, :0]), strict=True
+    ):
         np.testing.assert_array_equal(got, want)
     kept, cleared = (cell.step(params, s, x, e) for s in (used, fresh))
     assert np.abs(kept[0] - cleared[0]).max() > 1e-3, "within an example all is kept"
@@ -110,7 +118,7 @@ def test_fitting_an_lstm_brings_the_error_down():
 def test_bad_input():
     with pytest.raises(ValueError, match="messages of 1 slot"):
         clone_backprop(lstm_cell(8), RATE)
-    with pytest.raises(TypeError, match=r"metajax\.learners\.lstm_cell"):
+    with pytest.raises(TypeError, match=r"metajax\.cells\.lstm"):
         clone_backprop(mx.vsml((4, 2)), RATE)  # pyright: ignore[reportArgumentType]
     with pytest.raises(ValueError, match="rate must be finite and greater than 0"):
         clone_backprop(ideal_cell(), 0.0)

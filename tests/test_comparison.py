@@ -10,11 +10,15 @@ from benchmarks.experiments import _l2l
 def test_the_search_finds_the_best_rate_and_reports_other_tasks(key):
     problem, tasks = mx.problems.quadratic(), mx.tasks.quadratics(4)
     rates = [0.001, 0.003, 0.01, 0.03, 0.1]
-    result = mx.compare({"SGD": optax.sgd}, problem, tasks, key, steps=30, num_tasks=12, rates=rates)
+    result = mx.compare(
+        {"SGD": optax.sgd}, problem, tasks, key, steps=30, num_tasks=12, rates=rates
+    )
     # Every rate by itself, on the search tasks, in plain Python.
     inner = mx.inner(mx.l2l(optax.sgd, problem), tasks, 30)
     k_search, k_report = jax.random.split(key)
-    by_hand = [float(mx.evaluate(inner, k_search, r, num_tasks=12).loss[:, -3:].mean()) for r in rates]
+    by_hand = [
+        float(mx.evaluate(inner, k_search, r, num_tasks=12).loss[:, -3:].mean()) for r in rates
+    ]
     assert result.rate["SGD"] == rates[int(np.nanargmin(by_hand))]
     want = mx.evaluate(inner, k_report, result.rate["SGD"], num_tasks=12).loss
     np.testing.assert_allclose(result.loss["SGD"], want, rtol=1e-5)
@@ -24,7 +28,12 @@ def test_the_search_finds_the_best_rate_and_reports_other_tasks(key):
 def test_a_fixed_transformation_is_taken_as_it_is(key):
     problem, tasks = mx.problems.quadratic(), mx.tasks.quadratics(4)
     result = mx.compare(
-        {"fixed": optax.sgd(0.01), "searched": optax.sgd}, problem, tasks, key, steps=10, rates=[0.001, 0.01, 0.1]
+        {"fixed": optax.sgd(0.01), "searched": optax.sgd},
+        problem,
+        tasks,
+        key,
+        steps=10,
+        rates=[0.001, 0.01, 0.1],
     )
     assert result.rate["fixed"] is None
     assert result.rate["searched"] == 0.01
@@ -38,7 +47,9 @@ def test_what_diverged_comes_last_and_is_no_best_baseline(key):
     settings = dict(steps=50, rates=[0.001, 0.01, 0.1, 1.0, 10.0])
     optimizers = {"diverges": optax.sgd(1e11), **mx.BASELINES}
     with pytest.warns(UserWarning, match="diverges diverged on 16 of 16 tasks"):
-        result = mx.compare(optimizers, mx.problems.quadratic(), mx.tasks.quadratics(4), key, **settings)
+        result = mx.compare(
+            optimizers, mx.problems.quadratic(), mx.tasks.quadratics(4), key, **settings
+        )
     lines = str(result).splitlines()
     assert lines[-1].split()[:1] == ["diverges"]
     finals = {f"case, {b}: final": np.array(2.0 + i) for i, b in enumerate(mx.BASELINES)}
@@ -49,41 +60,72 @@ def test_what_diverged_comes_last_and_is_no_best_baseline(key):
 def test_a_rate_at_the_edge_is_warned_of(key):
     with pytest.warns(UserWarning, match="best rate of SGD, 0.001, is at the edge"):
         mx.compare(
-            {"SGD": optax.sgd}, mx.problems.quadratic(), mx.tasks.quadratics(4), key, steps=10, rates=[1e-4, 1e-3, 3e-4]
+            {"SGD": optax.sgd},
+            mx.problems.quadratic(),
+            mx.tasks.quadratics(4),
+            key,
+            steps=10,
+            rates=[1e-4, 1e-3, 3e-4],
         )
 
 
 @pytest.mark.parametrize(
     ("arguments", "error", "message"),
     [
-        ({"score": lambda curves: curves.test_loss}, ValueError, "what score returns must be a floating-point scalar"),
+        (
+            {"score": lambda curves: curves.test_loss},
+            ValueError,
+            "what score returns must be a floating-point scalar",
+        ),
         ({"rates": 0.1}, TypeError, "rates must be a sequence"),
     ],
 )
 def test_bad_input(key, arguments, error, message):
     with pytest.raises(error, match=message):
-        mx.compare({"SGD": optax.sgd}, mx.problems.quadratic(), mx.tasks.quadratics(4), key, steps=2, **arguments)
+        mx.compare(
+            {"SGD": optax.sgd},
+            mx.problems.quadratic(),
+            mx.tasks.quadratics(4),
+            key,
+            steps=2,
+            **arguments,
+        )
 
 
 def test_divergence_everywhere_is_an_error(key):
     with pytest.raises(ValueError, match="diverged at every rate"):
         mx.compare(
-            {"SGD": optax.sgd}, mx.problems.quadratic(), mx.tasks.quadratics(4), key, steps=50, rates=[1e10, 1e11]
+            {"SGD": optax.sgd},
+            mx.problems.quadratic(),
+            mx.tasks.quadratics(4),
+            key,
+            steps=50,
+            rates=[1e10, 1e11],
         )
 
 
 @pytest.mark.slow
 def test_the_search_minimises_the_score_it_is_given(key):
     problem, tasks = mx.problems.mlp((4, 3)), mx.tasks.prototypes(3, (4,))
-    rates = [0.1, 0.3, 1.0, 3.0]  # 0.3 has the best final loss, 1.0 makes the fewest errors on the way
+    rates = [
+        0.1,
+        0.3,
+        1.0,
+        3.0,
+    ]  # 0.3 has the best final loss, 1.0 makes the fewest errors on the way
 
     def search(score):
-        return mx.compare({"SGD": optax.sgd}, problem, tasks, key, steps=40, rates=rates, score=score)
+        return mx.compare(
+            {"SGD": optax.sgd}, problem, tasks, key, steps=40, rates=rates, score=score
+        )
 
     result = search(lambda curves: -curves.metrics["accuracy"].mean())
     inner = mx.inner(mx.l2l(optax.sgd, problem), tasks, 40)
     k_search, k_report = jax.random.split(key)
-    by_hand = [float(mx.evaluate(inner, k_search, r, num_tasks=16).metrics["accuracy"].mean()) for r in rates]
+    by_hand = [
+        float(mx.evaluate(inner, k_search, r, num_tasks=16).metrics["accuracy"].mean())
+        for r in rates
+    ]
     assert result.rate["SGD"] == rates[int(np.argmax(by_hand))] == 1.0
     want = mx.evaluate(inner, k_report, result.rate["SGD"], num_tasks=16).metrics["accuracy"]
     np.testing.assert_array_equal(result.metrics["SGD"]["accuracy"], want)

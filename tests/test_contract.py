@@ -31,10 +31,14 @@ def test_contract(learner, estimator, meta_loss, key):
     # The state is a fit carry of a scan, weak types included; nothing is compiled for that.
     first = jax.eval_shape(trainer.init, key, meta_params, data)
     scanned, metrics = jax.eval_shape(
-        lambda s, data: jax.lax.scan(lambda s, _: trainer.step(s, data), s, None, length=3), first, data
+        lambda s, data: jax.lax.scan(lambda s, _: trainer.step(s, data), s, None, length=3),
+        first,
+        data,
     )
     chex.assert_trees_all_equal_shapes_and_dtypes(scanned, first)
-    chex.assert_trees_all_equal_shapes_and_dtypes(scanned.meta_params, jax.eval_shape(lambda: meta_params))
+    chex.assert_trees_all_equal_shapes_and_dtypes(
+        scanned.meta_params, jax.eval_shape(lambda: meta_params)
+    )
     assert metrics["loss"].shape == (3,)
     if learner not in RUN and estimator not in RUN:
         return
@@ -54,7 +58,9 @@ def test_contract(learner, estimator, meta_loss, key):
     assert len(traces) == 1, "the second step was traced again"
     assert int(state.step) == 3
     assert int(state.skipped) == 0
-    assert float(optax.tree.norm(jax.tree.map(jnp.subtract, state.meta_params, first.meta_params))) > 0
+    assert (
+        float(optax.tree.norm(jax.tree.map(jnp.subtract, state.meta_params, first.meta_params))) > 0
+    )
 
 
 @pytest.mark.parametrize("estimator", ESTIMATORS)
@@ -66,7 +72,9 @@ def test_scan_equals_a_loop(estimator, key):
     step = jax.jit(trainer.step)
     for _ in range(3):
         state, _ = step(state, data)
-    scanned, _ = jax.jit(lambda s: jax.lax.scan(lambda s, _: trainer.step(s, data), s, None, length=3))(start)
+    scanned, _ = jax.jit(
+        lambda s: jax.lax.scan(lambda s, _: trainer.step(s, data), s, None, length=3)
+    )(start)
     chex.assert_trees_all_close(scanned.meta_params, state.meta_params, rtol=1e-5)
 
 
@@ -78,7 +86,9 @@ def test_an_estimator_needs_no_jit(estimator, key):
     state = trainer.init(key, meta_params, data)
     with jax.disable_jit():
         plain, _ = trainer.step(state, data)
-    chex.assert_trees_all_close(plain.meta_params, jax.jit(trainer.step)(state, data)[0].meta_params, rtol=1e-4)
+    chex.assert_trees_all_close(
+        plain.meta_params, jax.jit(trainer.step)(state, data)[0].meta_params, rtol=1e-4
+    )
 
 
 @pytest.mark.parametrize("learner", LEARNERS)
@@ -89,7 +99,9 @@ def test_a_learner_needs_no_jit(learner, key):
     with jax.disable_jit():
         plain, (loss, _) = inner.step(meta_params, state, data)
     compiled, (same, _) = jax.jit(inner.step)(meta_params, state, data)
-    chex.assert_trees_all_close((plain.learner, loss), (compiled.learner, same), rtol=1e-4, atol=1e-6)
+    chex.assert_trees_all_close(
+        (plain.learner, loss), (compiled.learner, same), rtol=1e-4, atol=1e-6
+    )
 
 
 @pytest.mark.parametrize("learner", LEARNERS)

@@ -1,4 +1,6 @@
-"""Data sets: the embedded one, prepared ones where they are at hand, and everything that can be wrong with a folder."""
+"""Data sets: the embedded one, prepared ones where they are at hand, and everything that can be
+wrong with a folder.
+"""
 
 import os
 import shutil
@@ -10,7 +12,7 @@ import numpy as np
 import pytest
 
 import metajax as mx
-from metajax import data as data_module
+from metajax.data import _prepared as data_module
 
 TFDS = os.environ.get("TFDS_DATA_DIR")
 
@@ -18,7 +20,8 @@ TFDS = os.environ.get("TFDS_DATA_DIR")
 def needs(name):
     there = TFDS is not None and (Path(TFDS) / name).is_dir()
     return pytest.mark.skipif(
-        not there, reason=f"{name} is not prepared: set TFDS_DATA_DIR to a tensorflow_datasets directory that has it"
+        not there,
+        reason=f"{name} is not prepared: set TFDS_DATA_DIR to a tensorflow_datasets directory that has it",
     )
 
 
@@ -56,7 +59,10 @@ def test_prepared_sets(name, split, shape, classes):
     assert data["image"].dtype == np.uint8
     assert data["label"].dtype == np.int32
     if classes:
-        assert np.bincount(data["label"]).tolist() == [shape[0] // classes] * classes or name == "mnist"
+        assert (
+            np.bincount(data["label"]).tolist() == [shape[0] // classes] * classes
+            or name == "mnist"
+        )
         assert set(data["label"]) == set(range(classes))
     else:
         assert set(np.unique(data["image"])) == {0, 255}
@@ -100,7 +106,7 @@ def test_a_missing_set_says_where_it_was_looked_for_and_how_to_get_it(name, tmp_
     with pytest.raises(FileNotFoundError) as e:
         mx.data.load(name, data_dir=tmp_path)
     assert str(tmp_path) in str(e.value)
-    assert f"python -m metajax.data {name} --data_dir {tmp_path}" in str(e.value)
+    assert f"metajax data prepare {name} --data_dir {tmp_path}" in str(e.value)
     assert not any(tmp_path.glob(name)), "looking must not download"
 
 
@@ -131,7 +137,7 @@ def test_damaged_files_are_named(damage, tmp_path):
         for at in range(size // 4, size // 4 + 4096):
             content[at] ^= 0xFF
         record.write_bytes(bytes(content))
-    with pytest.raises(ValueError, match=f"(?s){tmp_path}.*python -m metajax.data mnist"):
+    with pytest.raises(ValueError, match=f"(?s){tmp_path}.*metajax data prepare mnist"):
         mx.data.load("mnist", "test", data_dir=tmp_path)
 
 
@@ -139,22 +145,30 @@ def test_damaged_files_are_named(damage, tmp_path):
 def test_a_format_without_random_access_is_named(tmp_path):
     info = copied(tmp_path).parent / "dataset_info.json"
     info.write_text(info.read_text().replace('"array_record"', '"tfrecord"'))
-    with pytest.raises(ValueError, match=r"(?s)without random access.*TFRECORD.*python -m metajax.data mnist"):
+    with pytest.raises(
+        ValueError, match=r"(?s)without random access.*TFRECORD.*metajax data prepare mnist"
+    ):
         mx.data.load("mnist", "test", data_dir=tmp_path)
 
 
 def test_the_command_is_the_route_of_tfds(tmp_path, monkeypatch, capsys):
-    """`python -m metajax.data` builds through tfds; here with its download replaced, since tests have no network."""
+    """`metajax data prepare` builds through tfds; here with its download replaced, since tests
+    have no network.
+    """
     import tensorflow_datasets as tfds
 
-    from metajax.data import __main__ as command
+    from metajax.cli import _data as command
 
     calls = []
     monkeypatch.setattr(
-        tfds.core.DatasetBuilder, "download_and_prepare", lambda self: calls.append((self.name, str(self.data_dir)))
+        tfds.core.DatasetBuilder,
+        "download_and_prepare",
+        lambda self: calls.append((self.name, str(self.data_dir))),
     )
     monkeypatch.setattr(sys, "argv", ["data", "kmnist", "--data_dir", str(tmp_path)])
-    with pytest.raises(FileNotFoundError):  # nothing was prepared by the replacement, and that is noticed
+    with pytest.raises(
+        FileNotFoundError
+    ):  # nothing was prepared by the replacement, and that is noticed
         command.main()
     assert calls[0][0] == "kmnist"
     assert calls[0][1].startswith(str(tmp_path))
@@ -164,7 +178,11 @@ def test_the_command_is_the_route_of_tfds(tmp_path, monkeypatch, capsys):
 
 
 def test_the_command_rejects_unknown_names():
-    done = subprocess.run([sys.executable, "-m", "metajax.data", "imagenet"], capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, "-m", "metajax", "data", "prepare", "imagenet"],
+        capture_output=True,
+        text=True,
+    )
     assert done.returncode == 2
     assert "must be one of mnist" in done.stderr
 
@@ -177,7 +195,9 @@ def test_what_is_done_to_the_dict_is_not_done_to_the_next_one():
 
 def test_by_class_keeps_every_example_beside_its_label():
     data = mx.data.load("digits")
-    sorted_data = mx.data.by_class({"image": data["image"], "label": data["label"] * 3 + 2})  # labels with gaps
+    sorted_data = mx.data.by_class(
+        {"image": data["image"], "label": data["label"] * 3 + 2}
+    )  # labels with gaps
     assert sorted_data["start"].tolist() == [0, *np.bincount(data["label"]).cumsum().tolist()]
     for c in range(10):
         here = slice(sorted_data["start"][c], sorted_data["start"][c + 1])

@@ -66,8 +66,12 @@ def test_truncation_is_seen_as_bias_and_costs_are_measured():
     inner = mx.inner(learner, mx.tasks.quadratics(2), 8)
     rate = jnp.float32(0.02)
     exact = mx.mean_gradient(mx.bptt(inner, 64), jax.random.key(9), rate, samples=256)
-    full = mx.diagnose(mx.bptt(inner, 16), jax.random.key(1), rate, reference=exact, inner=inner, samples=256)
-    cut = mx.diagnose(mx.bptt(inner, 16, 1), jax.random.key(1), rate, reference=exact, samples=256, windows=8)
+    full = mx.diagnose(
+        mx.bptt(inner, 16), jax.random.key(1), rate, reference=exact, inner=inner, samples=256
+    )
+    cut = mx.diagnose(
+        mx.bptt(inner, 16, 1), jax.random.key(1), rate, reference=exact, samples=256, windows=8
+    )
     assert full.bias < 3 * full.bias_error
     assert cut.bias > 5 * cut.bias_error
     assert full.inner_steps > 1

@@ -1,4 +1,6 @@
-"""The documentation names all that is public, and its links lead somewhere; `make docs` builds it."""
+"""The documentation names all that is public, and its links lead somewhere; `make docs` builds
+it.
+"""
 
 import inspect
 import re
@@ -16,10 +18,14 @@ REFERENCE = "\n".join(page.read_text() for page in (ROOT / "docs" / "api").glob(
 
 @pytest.mark.parametrize("name", [n for n in mx.__all__ if not inspect.ismodule(getattr(mx, n))])
 def test_the_reference_has_every_name_of_the_package(name):
-    assert re.search(rf"^\.\. auto(function|class):: {name}$|`metajax\.{name}`", REFERENCE, re.MULTILINE), name
+    assert re.search(
+        rf"^\.\. auto(function|class):: {name}$|`metajax\.{name}`", REFERENCE, re.MULTILINE
+    ), name
 
 
-@pytest.mark.parametrize("module", sorted({name.rpartition(".")[0] for name in FUNCTIONS} - {"metajax"}))
+@pytest.mark.parametrize(
+    "module", sorted({name.rpartition(".")[0] for name in FUNCTIONS} - {"metajax"})
+)
 def test_the_reference_has_every_module(module):
     assert f".. automodule:: {module}\n" in REFERENCE
 
@@ -28,7 +34,9 @@ def test_the_reference_has_every_module(module):
 def test_links_lead_somewhere(page):
     for target in re.findall(r"\]\(((?!https?:)[^)#]+)\)", page.read_text()):
         path = page.parent / target
-        beside = ROOT / Path(target).with_suffix(".py")  # the site copies the notebooks; their scripts are in the tree
+        beside = ROOT / Path(target).with_suffix(
+            ".py"
+        )  # the site copies the notebooks; their scripts are in the tree
         assert path.exists() or beside.exists(), target
 
 

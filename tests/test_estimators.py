@@ -34,7 +34,9 @@ def test_second_order_bptt_equals_finite_differences(x64, meta_loss, remat):
     estimate = jax.jit(lambda m: estimator.estimate(jax.random.key(2), m, state, ())[0])
     grads = estimate(meta_params).updates
     for seed in range(3):
-        d = jax.tree.map(lambda x, s=seed: jax.random.normal(jax.random.key(s + x.size), x.shape), meta_params)
+        d = jax.tree.map(
+            lambda x, s=seed: jax.random.normal(jax.random.key(s + x.size), x.shape), meta_params
+        )
         want = directional(lambda m: estimate(m).loss, meta_params, d)
         got = optax.tree.vdot(grads, d)
         np.testing.assert_allclose(got, want, rtol=1e-6, atol=1e-9)
@@ -42,26 +44,43 @@ def test_second_order_bptt_equals_finite_differences(x64, meta_loss, remat):
 
 @pytest.mark.parametrize(
     "estimator",
-    [lambda inner: mx.bptt(inner, 3, 2), lambda inner: mx.forward(inner, 3, 2), lambda inner: mx.es(inner, 3, 0.1)],
+    [
+        lambda inner: mx.bptt(inner, 3, 2),
+        lambda inner: mx.forward(inner, 3, 2),
+        lambda inner: mx.es(inner, 3, 0.1),
+    ],
 )
 def test_an_estimate_does_not_see_what_the_episodes_held_before_they_began(estimator):
-    """The states of `init` are blanks that are marked as over; whatever stands there must give the same."""
+    """The states of `init` are blanks that are marked as over; whatever stands there must give the
+    same.
+    """
     inner, meta_params = lstm_on_quadratics(False)
     estimator = estimator(inner)
     state = estimator.init(jax.random.key(1), meta_params, ())
 
     def fill(episodes):
         held = jax.tree.map(lambda x: x + 3.0, (episodes.task, episodes.learner))
-        return episodes._replace(key=jax.random.split(jax.random.key(5), 3), task=held[0], learner=held[1])
+        return episodes._replace(
+            key=jax.random.split(jax.random.key(5), 3), task=held[0], learner=held[1]
+        )
 
-    began = fill(state) if isinstance(state, mx.InnerState) else state._replace(episodes=fill(state.episodes))
-    got, want = (jax.jit(estimator.estimate)(jax.random.key(2), meta_params, s, ())[0] for s in (state, began))
+    began = (
+        fill(state)
+        if isinstance(state, mx.InnerState)
+        else state._replace(episodes=fill(state.episodes))
+    )
+    got, want = (
+        jax.jit(estimator.estimate)(jax.random.key(2), meta_params, s, ())[0]
+        for s in (state, began)
+    )
     chex.assert_trees_all_equal(got, want)
     assert float(optax.tree.norm(got.updates)) > 0
 
 
 def test_first_order_bptt_equals_finite_differences_with_frozen_gradients(x64):
-    """The optimizee's gradients are recorded along one run and replayed while the meta-parameters are moved."""
+    """The optimizee's gradients are recorded along one run and replayed while the meta-parameters
+    are moved.
+    """
     inner, meta_params = lstm_on_quadratics(False)
     opt = mx.optim.lstm(hidden=(3, 2), p=None)
     start = inner.init(jax.random.key(1), meta_params, ())
@@ -83,7 +102,9 @@ def test_first_order_bptt_equals_finite_differences_with_frozen_gradients(x64):
     _, recorded = rollout(meta_params)
     got = jax.grad(lambda m: mx.unroll(inner, m, start, (), 6)[1])(meta_params)
     for seed in range(3):
-        d = jax.tree.map(lambda x, s=seed: jax.random.normal(jax.random.key(s + x.size), x.shape), meta_params)
+        d = jax.tree.map(
+            lambda x, s=seed: jax.random.normal(jax.random.key(s + x.size), x.shape), meta_params
+        )
         want = directional(lambda m: rollout(m, recorded)[0], meta_params, d)
         np.testing.assert_allclose(optax.tree.vdot(got, d), want, rtol=1e-6, atol=1e-9)
 
@@ -93,18 +114,25 @@ def test_first_and_second_order_differ(x64):
     for second_order in (False, True):
         inner, meta_params = lstm_on_quadratics(second_order)
         state = inner.init(jax.random.key(1), meta_params, ())
-        grads.append(ravel_pytree(jax.grad(lambda m: mx.unroll(inner, m, state, (), 6)[1])(meta_params))[0])  # noqa: B023
+        grads.append(
+            ravel_pytree(jax.grad(lambda m: mx.unroll(inner, m, state, (), 6)[1])(meta_params))[0]
+        )
     assert np.linalg.norm(grads[0] - grads[1]) > 1e-4 * np.linalg.norm(grads[0])
 
 
 def test_the_gradient_of_a_learning_rate_in_closed_form(x64):
     """One step of gradient descent on |Wx - y|^2: d loss / d rate = -grad(x') . grad(x)."""
     inner = mx.inner(
-        mx.l2l(optax.sgd, mx.problems.quadratic(), second_order=True), mx.tasks.quadratics(3), 1, "heldout"
+        mx.l2l(optax.sgd, mx.problems.quadratic(), second_order=True),
+        mx.tasks.quadratics(3),
+        1,
+        "heldout",
     )
     rate = jnp.float64(0.01)
     estimator = mx.bptt(inner, 1)
-    estimate, after = estimator.estimate(jax.random.key(5), rate, estimator.init(jax.random.key(1), rate, ()), ())
+    estimate, after = estimator.estimate(
+        jax.random.key(5), rate, estimator.init(jax.random.key(1), rate, ()), ()
+    )
     start = inner.init(jax.random.split(jax.random.key(5), 1)[0], rate, ())
     w, y, x = start.task["W"], start.task["y"], start.learner.params
     grad = lambda x: 2 * w.T @ (w @ x - y)  # noqa: E731
@@ -116,9 +144,15 @@ def test_the_gradient_of_a_learning_rate_in_closed_form(x64):
 def test_a_window_of_the_whole_horizon_is_no_truncation():
     inner, meta_params = lstm_on_quadratics(True)
     results = []
-    for estimator in (mx.bptt(inner, 2), mx.bptt(inner, 2, truncation=6), mx.bptt(inner, 2, 6, stagger=True)):
+    for estimator in (
+        mx.bptt(inner, 2),
+        mx.bptt(inner, 2, truncation=6),
+        mx.bptt(inner, 2, 6, stagger=True),
+    ):
         state = estimator.init(jax.random.key(1), meta_params, ())
-        results.append(jax.jit(estimator.estimate)(jax.random.key(2), meta_params, state, ())[0].updates)
+        results.append(
+            jax.jit(estimator.estimate)(jax.random.key(2), meta_params, state, ())[0].updates
+        )
     chex.assert_trees_all_equal(*results)
 
 
@@ -147,17 +181,25 @@ def test_staggered_episodes_are_at_different_phases():
 
 
 def _blowing_up():
-    """Half of the tasks, those below 0, become infinite in the second step; all states hold an infinity by design."""
+    """Half of the tasks, those below 0, become infinite in the second step; all states hold an
+    infinity by design.
+    """
 
     def step(key, meta_params, state, task):
         lost = (task < 0) & (state["t"] == 1)
-        new = {"t": state["t"] + 1, "x": jnp.where(lost, jnp.inf, state["x"]), "lowest": state["lowest"]}
+        new = {
+            "t": state["t"] + 1,
+            "x": jnp.where(lost, jnp.inf, state["x"]),
+            "lowest": state["lowest"],
+        }
         return new, (meta_params - task) ** 2, {}
 
     def init(key, meta_params, task):
         return {"t": jnp.int32(0), "x": jnp.float32(0), "lowest": jnp.float32(jnp.inf)}
 
-    tasks = mx.Tasks(lambda key, data: jax.random.normal(key), lambda key, data, task, t: task, lambda *_: None)
+    tasks = mx.Tasks(
+        lambda key, data: jax.random.normal(key), lambda key, data, task, t: task, lambda *_: None
+    )
     return mx.inner(mx.Learner(init, step, lambda *_: None), tasks, horizon=6)
 
 
@@ -190,7 +232,9 @@ def test_an_episode_that_blows_up_is_replaced_and_one_that_holds_infinity_is_not
 @pytest.mark.parametrize("strategy", [Open_ES, CMA_ES, SNES])
 @pytest.mark.slow
 def test_ask_tell_equals_the_loop_of_evosax(strategy):
-    """Generation by generation from one state: CMA-ES's eigenvectors of equal eigenvalues amplify any rounding."""
+    """Generation by generation from one state: CMA-ES's eigenvectors of equal eigenvalues amplify
+    any rounding.
+    """
     inner, meta_params = lstm_on_quadratics(False)
     meta_params = jax.tree.map(lambda x: x.astype(jnp.float32), meta_params)
     es = strategy(population_size=6, solution=meta_params)

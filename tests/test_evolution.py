@@ -1,8 +1,9 @@
-"""Evolution strategies against closed forms, loops and the reference library; mixtures and random horizons.
+"""Evolution strategies against closed forms, loops and the reference library; mixtures and random
+horizons.
 
-The toy: ``x_0 = m / 2``, ``x_{t+1} = RHO x_t + m``, and at step t a loss ``sum(CUBIC x^3 + (x - y_t)^2)`` with
-``y_t = task + sin(t)`` and ``E task = 1``. Its smoothed gradient is known exactly, the part of the noise included.
-"""
+The toy: ``x_0 = m / 2``, ``x_{t+1} = RHO x_t + m``, and at step t a loss ``sum(CUBIC x^3 + (x -
+y_t)^2)`` with ``y_t = task + sin(t)`` and ``E task = 1``. Its smoothed gradient is known exactly,
+the part of the noise included."""
 
 from statistics import NormalDist
 
@@ -28,7 +29,11 @@ TASKS = mx.Tasks(
 def toy_learner(cubic=CUBIC):
     return mx.Learner(
         init=lambda key, m, task: m / 2,
-        step=lambda key, m, x, y: (RHO * x + m, jnp.sum(cubic * x**3 + (x - y) ** 2), {"x": x.mean()}),
+        step=lambda key, m, x, y: (
+            RHO * x + m,
+            jnp.sum(cubic * x**3 + (x - y) ** 2),
+            {"x": x.mean()},
+        ),
         loss=lambda key, m, x, y: jnp.sum((x - y) ** 2),
     )
 
@@ -47,18 +52,26 @@ def influence(t, window):
 
 
 def smoothed_gradient(persistent, cubic=CUBIC, std=STD, theta=THETA):
-    """In closed form: ``E x_t^2`` has the variance of noise that is one for all windows or, persistent, independent."""
+    """In closed form: ``E x_t^2`` has the variance of noise that is one for all windows or,
+    persistent, independent.
+    """
     theta, total = np.asarray(theta, float), 0.0
     for t in range(HORIZON):
         c = influence(t, WINDOW)
         g = c.sum()
         variance = std**2 * ((c**2).sum() if persistent else g**2)
-        total = total + 2 * g * (g * theta - 1 - np.sin(t)) + 3 * cubic * g * ((g * theta) ** 2 + variance)
+        total = (
+            total
+            + 2 * g * (g * theta - 1 - np.sin(t))
+            + 3 * cubic * g * ((g * theta) ** 2 + variance)
+        )
     return total / HORIZON
 
 
 def estimates(estimator, num, take, after=0, meta_params=THETA):
-    """``[num, n]`` independent means over ``take`` estimates in a row, those that come after the first ``after``."""
+    """``[num, n]`` independent means over ``take`` estimates in a row, those that come after the
+    first ``after``.
+    """
 
     def one(key):
         k_init, k_run = jax.random.split(key)
@@ -74,7 +87,9 @@ def estimates(estimator, num, take, after=0, meta_params=THETA):
 
 
 def deviates(samples, want, false_alarm=1e-4):
-    """A z-test that the mean of ``samples [N, n]`` is ``want``, Bonferroni over n: right but for 1 seed in 10,000."""
+    """A z-test that the mean of ``samples [N, n]`` is ``want``, Bonferroni over n: right but for 1
+    seed in 10,000.
+    """
     z = (samples.mean(0) - want) / (samples.std(0, ddof=1) / len(samples) ** 0.5)
     return np.abs(z).max() > NormalDist().inv_cdf(1 - false_alarm / (2 * len(z)))
 
@@ -83,9 +98,21 @@ WINDOWS = HORIZON // WINDOW
 UNBIASED = {
     "es": (lambda: mx.es(toy(), 2, STD), dict(take=1), False),
     "pes": (lambda: mx.pes(toy(), 2, STD, WINDOW), dict(take=WINDOWS), True),
-    "pes, second episode": (lambda: mx.pes(toy(), 2, STD, WINDOW), dict(take=WINDOWS, after=WINDOWS), True),
-    "pes, staggered": (lambda: mx.pes(toy(), WINDOWS, STD, WINDOW, stagger=True), dict(take=1, after=WINDOWS), True),
-    "noise reuse": (lambda: mx.noise_reuse_es(toy(), WINDOWS, STD, WINDOW), dict(take=1, after=WINDOWS), False),
+    "pes, second episode": (
+        lambda: mx.pes(toy(), 2, STD, WINDOW),
+        dict(take=WINDOWS, after=WINDOWS),
+        True,
+    ),
+    "pes, staggered": (
+        lambda: mx.pes(toy(), WINDOWS, STD, WINDOW, stagger=True),
+        dict(take=1, after=WINDOWS),
+        True,
+    ),
+    "noise reuse": (
+        lambda: mx.noise_reuse_es(toy(), WINDOWS, STD, WINDOW),
+        dict(take=1, after=WINDOWS),
+        False,
+    ),
     "noise reuse, in step": (
         lambda: mx.noise_reuse_es(toy(), 2, STD, WINDOW, stagger=False),
         dict(take=WINDOWS, after=WINDOWS),
@@ -121,7 +148,9 @@ def test_truncated_bptt_shows_its_bias_and_pes_does_not():
 @pytest.mark.parametrize("kind", ["es", "pes", "noise_reuse_es"])
 @pytest.mark.slow
 def test_windows_equal_a_loop(x64, kind):
-    """Each pair simulated by itself in NumPy over two episodes; its noise is read off the states."""
+    """Each pair simulated by itself in NumPy over two episodes; its noise is read off the
+    states.
+    """
     theta, inner = THETA.astype(float), toy()
     estimator = {
         "es": lambda: mx.es(inner, 3, STD),
@@ -136,7 +165,9 @@ def test_windows_equal_a_loop(x64, kind):
         if first:
             x, noise = None, np.asarray(new.noise)
             tasks = np.asarray(new.episodes.task)
-            assert not (np.asarray(state.episodes.task) == tasks).any(), "a new episode has a new task"
+            assert not (np.asarray(state.episodes.task) == tasks).any(), (
+                "a new episode has a new task"
+            )
             assert not (np.asarray(state.noise) == noise).any(), "and new noise"
         elif kind == "pes":
             noise = np.asarray(new.noise - state.noise)
@@ -149,7 +180,9 @@ def test_windows_equal_a_loop(x64, kind):
         for t in range(i * length % HORIZON, i * length % HORIZON + length):
             losses += (CUBIC * x**3 + (x - tasks[:, None] - np.sin(t)) ** 2).sum(-1) / length
             x = RHO * x + moved
-        want = ((losses[:, 0] - losses[:, 1])[:, None] * np.asarray(new.noise)).mean(0) / (2 * STD**2)
+        want = ((losses[:, 0] - losses[:, 1])[:, None] * np.asarray(new.noise)).mean(0) / (
+            2 * STD**2
+        )
         np.testing.assert_allclose(result.updates, want, rtol=1e-9)
         np.testing.assert_allclose(result.loss, losses.mean(), rtol=1e-9)
         np.testing.assert_allclose(new.episodes.learner, x, rtol=1e-9)
@@ -188,12 +221,16 @@ def test_noise_reuse_starts_staggered():
 @pytest.mark.parametrize("kind", ["es", "pes", "noise_reuse_es"])
 @pytest.mark.slow
 def test_twins_share_all_randomness(kind):
-    """Where the meta-parameters change nothing, twins that met the same keys and batches have the same loss."""
+    """Where the meta-parameters change nothing, twins that met the same keys and batches have the
+    same loss.
+    """
 
     def step(key, m, x, batch):
         return x + jax.random.normal(key) + batch, x + batch + jax.random.normal(key), {}
 
-    learner = mx.Learner(lambda key, m, task: jax.random.normal(key) + task[0], step, lambda *args: 0.0)
+    learner = mx.Learner(
+        lambda key, m, task: jax.random.normal(key) + task[0], step, lambda *args: 0.0
+    )
     tasks = TASKS._replace(train=lambda key, data, task, t: jax.random.normal(key) + task[0])
     estimator = {
         "es": lambda i: mx.es(i, 5, STD),
@@ -233,7 +270,9 @@ def test_a_pair_with_an_infinite_loss_is_left_out_and_starts_anew():
 
     def loss(m):
         xs = [c[0] * m, c[1] * m]
-        return sum((CUBIC * x**3 + (x - task - np.sin(t)) ** 2).sum(-1) for t, x in enumerate(xs)) / 2
+        return (
+            sum((CUBIC * x**3 + (x - task - np.sin(t)) ** 2).sum(-1) for t, x in enumerate(xs)) / 2
+        )
 
     want = ((loss(THETA + noise) - loss(THETA - noise))[:, None] * noise).mean(0) / (2 * STD**2)
     np.testing.assert_allclose(result.updates, want, rtol=1e-3, atol=1e-4)
@@ -260,7 +299,9 @@ def test_a_pair_with_one_nonfinite_twin_starts_anew():
     chex.assert_tree_all_finite((result, after.noise))
     again = estimator.estimate(jax.random.key(2), THETA, after, ())[1]
     drawn = estimator.estimate(jax.random.key(2), THETA, state, ())[1].noise  # all of them begin
-    np.testing.assert_allclose(again.noise, drawn + np.where(lost[:, None], 0, after.noise), rtol=1e-6, atol=1e-6)
+    np.testing.assert_allclose(
+        again.noise, drawn + np.where(lost[:, None], 0, after.noise), rtol=1e-6, atol=1e-6
+    )
 
 
 def test_a_step_without_a_finite_pair_is_skipped():
@@ -283,7 +324,9 @@ def fixed_surrogate(guides=GUIDES):
     """Gives one guide after the other."""
 
     def estimate(key, meta_params, state, data):
-        return mx.Estimate(jnp.asarray(guides, jnp.float32)[state % len(guides)], jnp.float32(7), {}), state + 1
+        return mx.Estimate(
+            jnp.asarray(guides, jnp.float32)[state % len(guides)], jnp.float32(7), {}
+        ), state + 1
 
     return mx.Estimator(lambda key, meta_params, data: jnp.int32(0), estimate)
 
@@ -311,8 +354,12 @@ def test_guided_es_is_the_covariance_times_the_gradient(rank, alpha):
 
 
 def test_guided_es_follows_a_guide_whose_norm_overflows():
-    estimator = mx.guided_es(quadratic4(), 2, STD, fixed_surrogate(np.array([[0.0, 0.0, 1e30, 0.0]])), alpha=0.0)
-    result, state = estimator.estimate(jax.random.key(0), THETA4, estimator.init(jax.random.key(1), THETA4, ()), ())
+    estimator = mx.guided_es(
+        quadratic4(), 2, STD, fixed_surrogate(np.array([[0.0, 0.0, 1e30, 0.0]])), alpha=0.0
+    )
+    result, state = estimator.estimate(
+        jax.random.key(0), THETA4, estimator.init(jax.random.key(1), THETA4, ()), ()
+    )
     np.testing.assert_array_equal(state.recent, [[0, 0, 1, 0]])
     np.testing.assert_allclose(result.updates[jnp.array([0, 1, 3])], 0, atol=1e-5)
     assert abs(result.updates[2]) > 0.1
@@ -355,7 +402,9 @@ def make(name):
     return evosax.algorithms[name](population_size=8, solution=THETA4, **extra.get(name, {}))
 
 
-@pytest.mark.filterwarnings("ignore:optax.global_norm is deprecated:DeprecationWarning")  # evosax's PGPE calls it
+@pytest.mark.filterwarnings(
+    "ignore:optax.global_norm is deprecated:DeprecationWarning"
+)  # evosax's PGPE calls it
 @pytest.mark.parametrize("name", SERVED)
 @pytest.mark.slow
 def test_each_strategy_is_its_own_loop(name):
@@ -368,10 +417,14 @@ def test_each_strategy_is_its_own_loop(name):
         population, native = strategy.ask(k_ask, state.estimator, strategy.default_params)
         tasks = [TASKS4.sample(jax.random.split(k, 3)[0], ()) for k in jax.random.split(k_tasks, 2)]
         losses = np.mean([two_steps(np.asarray(population), np.asarray(task)) for task in tasks], 0)
-        native, _ = strategy.tell(k_tell, population, jnp.asarray(losses), native, strategy.default_params)
+        native, _ = strategy.tell(
+            k_tell, population, jnp.asarray(losses), native, strategy.default_params
+        )
         state, metrics = trainer.step(state)
         np.testing.assert_allclose(metrics["loss"], losses.mean(), rtol=1e-4)
-        chex.assert_trees_all_close(state.meta_params, strategy.get_mean(native), rtol=1e-3, atol=1e-4)
+        chex.assert_trees_all_close(
+            state.meta_params, strategy.get_mean(native), rtol=1e-3, atol=1e-4
+        )
         chex.assert_trees_all_close(state.estimator, native, rtol=1e-3, atol=1e-3)
 
 
@@ -403,22 +456,43 @@ def test_a_mixture_is_the_weighted_sum():
     weights = [0.5, 2.0, -1.0]
     mixed = mx.mix(parts, weights)
     state, key = mixed.init(jax.random.key(0), THETA, ()), jax.random.key(1)
-    states = [p.init(k, THETA, ()) for p, k in zip(parts, jax.random.split(jax.random.key(0), 3), strict=True)]
+    states = [
+        p.init(k, THETA, ())
+        for p, k in zip(parts, jax.random.split(jax.random.key(0), 3), strict=True)
+    ]
     for _ in range(2):
         result, state = mixed.estimate(key, THETA, state, ())
-        outs = [p.estimate(k, THETA, s, ()) for p, k, s in zip(parts, jax.random.split(key, 3), states, strict=True)]
+        outs = [
+            p.estimate(k, THETA, s, ())
+            for p, k, s in zip(parts, jax.random.split(key, 3), states, strict=True)
+        ]
         own, states = zip(*outs, strict=True)
         chex.assert_trees_all_equal(state, states)
-        np.testing.assert_array_equal(result.updates, sum(w * r.updates for w, r in zip(weights, own, strict=True)))
-        np.testing.assert_array_equal(result.loss, sum(w * r.loss for w, r in zip(weights, own, strict=True)))
-        assert sorted(result.metrics) == ["0/loss", "0/x", "1/diverged", "1/loss", "1/x", "2/diverged", "2/loss", "2/x"]
+        np.testing.assert_array_equal(
+            result.updates, sum(w * r.updates for w, r in zip(weights, own, strict=True))
+        )
+        np.testing.assert_array_equal(
+            result.loss, sum(w * r.loss for w, r in zip(weights, own, strict=True))
+        )
+        assert sorted(result.metrics) == [
+            "0/loss",
+            "0/x",
+            "1/diverged",
+            "1/loss",
+            "1/x",
+            "2/diverged",
+            "2/loss",
+            "2/x",
+        ]
         np.testing.assert_array_equal(result.metrics["1/loss"], own[1].loss)
         key = jax.random.key(2)
 
 
 def test_equal_weights_are_a_mean():
     part = mx.bptt(toy(2), 3)
-    one, _ = mx.mix([part]).estimate(jax.random.key(1), THETA, mx.mix([part]).init(jax.random.key(0), THETA, ()), ())
+    one, _ = mx.mix([part]).estimate(
+        jax.random.key(1), THETA, mx.mix([part]).init(jax.random.key(0), THETA, ()), ()
+    )
     two = mx.mix([part, part])
     result, _ = two.estimate(jax.random.key(1), THETA, two.init(jax.random.key(0), THETA, ()), ())
     keys = jax.random.split(jax.random.key(1), 2)
@@ -504,7 +578,10 @@ def test_whole_episodes_take_the_longest():
         state = estimator.init(jax.random.key(0), THETA, ())
         _, state = estimator.estimate(jax.random.key(1), THETA, state, ())
         assert state.episodes.t.tolist() == [HORIZON] * 4
-        assert mx.evaluate(toy(horizon), jax.random.key(0), THETA, num_tasks=2).loss.shape == (2, HORIZON)
+        assert mx.evaluate(toy(horizon), jax.random.key(0), THETA, num_tasks=2).loss.shape == (
+            2,
+            HORIZON,
+        )
 
 
 HELDOUT = mx.inner(toy_learner(), TASKS, HORIZON, "heldout")
@@ -517,11 +594,23 @@ BAD = {
     "es: no tasks": (lambda: mx.es(toy(), 0, STD), ValueError, "num_tasks"),
     "es: inner an estimator": (lambda: mx.es(ES, 2, STD), TypeError, "inner"),
     "pes: std zero": (lambda: mx.pes(toy(), 2, 0, 2), ValueError, "std"),
-    "pes: window does not divide": (lambda: mx.pes(toy(), 2, STD, 4), ValueError, "truncation.*take 3"),
+    "pes: window does not divide": (
+        lambda: mx.pes(toy(), 2, STD, 4),
+        ValueError,
+        "truncation.*take 3",
+    ),
     "pes: window of none": (lambda: mx.pes(toy(), 2, STD, 0), ValueError, "truncation"),
-    "pes: window and held-out loss": (lambda: mx.pes(HELDOUT, 2, STD, 2), ValueError, "truncation.*online"),
+    "pes: window and held-out loss": (
+        lambda: mx.pes(HELDOUT, 2, STD, 2),
+        ValueError,
+        "truncation.*online",
+    ),
     "noise_reuse_es: std a string": (lambda: mx.noise_reuse_es(toy(), 2, "1", 2), TypeError, "std"),
-    "noise_reuse_es: window a float": (lambda: mx.noise_reuse_es(toy(), 2, STD, 2.0), TypeError, "truncation"),
+    "noise_reuse_es: window a float": (
+        lambda: mx.noise_reuse_es(toy(), 2, STD, 2.0),
+        TypeError,
+        "truncation",
+    ),
     "guided_es: no surrogate": (lambda: mx.guided_es(toy(), 2, STD, None), TypeError, "surrogate"),
     "guided_es: std zero": (lambda: mx.guided_es(toy(), 2, 0.0, ES), ValueError, "std"),
     "guided_es: rank zero": (lambda: mx.guided_es(toy(), 2, STD, ES, rank=0), ValueError, "rank"),
@@ -530,10 +619,26 @@ BAD = {
         ValueError,
         "rank must be at most.*2, got 3",
     ),
-    "guided_es: alpha above 1": (lambda: mx.guided_es(toy(), 2, STD, ES, alpha=1.5), ValueError, "alpha"),
-    "guided_es: alpha negative": (lambda: mx.guided_es(toy(), 2, STD, ES, alpha=-0.1), ValueError, "alpha"),
-    "guided_es: alpha NaN": (lambda: mx.guided_es(toy(), 2, STD, ES, alpha=float("nan")), ValueError, "alpha"),
-    "guided_es: alpha a bool": (lambda: mx.guided_es(toy(), 2, STD, ES, alpha=True), TypeError, "alpha"),
+    "guided_es: alpha above 1": (
+        lambda: mx.guided_es(toy(), 2, STD, ES, alpha=1.5),
+        ValueError,
+        "alpha",
+    ),
+    "guided_es: alpha negative": (
+        lambda: mx.guided_es(toy(), 2, STD, ES, alpha=-0.1),
+        ValueError,
+        "alpha",
+    ),
+    "guided_es: alpha NaN": (
+        lambda: mx.guided_es(toy(), 2, STD, ES, alpha=float("nan")),
+        ValueError,
+        "alpha",
+    ),
+    "guided_es: alpha a bool": (
+        lambda: mx.guided_es(toy(), 2, STD, ES, alpha=True),
+        TypeError,
+        "alpha",
+    ),
     "mix: nothing": (lambda: mx.mix([]), TypeError, "estimators"),
     "mix: one estimator": (lambda: mx.mix(ES), TypeError, "estimators must be a sequence"),
     "mix: an inner loop": (lambda: mx.mix([ES, toy()]), TypeError, "estimators.1. must be"),
@@ -542,16 +647,32 @@ BAD = {
         ValueError,
         "weights must be one for each estimator, 2 in all, got 1",
     ),
-    "mix: weights of other names": (lambda: mx.mix({"a": ES}, {"b": 1.0}), ValueError, "weights must be one for each"),
-    "mix: weights without names": (lambda: mx.mix({"a": ES}, [1.0]), TypeError, "weights must be a mapping"),
+    "mix: weights of other names": (
+        lambda: mx.mix({"a": ES}, {"b": 1.0}),
+        ValueError,
+        "weights must be one for each",
+    ),
+    "mix: weights without names": (
+        lambda: mx.mix({"a": ES}, [1.0]),
+        TypeError,
+        "weights must be a mapping",
+    ),
     "mix: weights a number": (lambda: mx.mix([ES], 1.0), TypeError, "weights must be a sequence"),
-    "mix: weight NaN": (lambda: mx.mix([ES], [float("nan")]), ValueError, "weights.0. must be a finite"),
+    "mix: weight NaN": (
+        lambda: mx.mix([ES], [float("nan")]),
+        ValueError,
+        "weights.0. must be a finite",
+    ),
     "mix: data without the names": (
         lambda: mx.mix({"a": ES}).init(jax.random.key(0), THETA, {"image": 0}),
         ValueError,
         r"data.*\['a'\].*names \['image'\]",
     ),
-    "mix: data not a mapping": (lambda: mx.mix({"a": ES}).init(jax.random.key(0), THETA, ()), ValueError, "got tuple"),
+    "mix: data not a mapping": (
+        lambda: mx.mix({"a": ES}).init(jax.random.key(0), THETA, ()),
+        ValueError,
+        "got tuple",
+    ),
     "inner: horizon in the wrong order": (lambda: toy((4, 2)), ValueError, "horizon.*swap"),
     "inner: horizon of three": (lambda: toy((1, 2, 3)), ValueError, "horizon.*pair"),
     "inner: horizon with zero": (lambda: toy((0, 2)), ValueError, "horizon must be at least 1"),

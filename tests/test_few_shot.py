@@ -14,8 +14,8 @@ from PIL import Image
 from test_data import needs
 
 import metajax as mx
-from metajax.data import splits
-from metajax.tasks.few_shot import _distinct
+from metajax.data import _few_shot as splits
+from metajax.tasks._episodes import _distinct
 
 SIZES = [7, 4, 12, 5, 4, 9]  # images of each class; the image itself says which it is
 DATA = {
@@ -30,7 +30,9 @@ TASKS = mx.tasks.episodes(3, 1, 3)
 
 @partial(jax.jit, static_argnums=0)
 def drawn(tasks, keys, data):
-    """Support and query sets of many tasks, drawn in one compiled program with the data as an argument."""
+    """Support and query sets of many tasks, drawn in one compiled program with the data as an
+    argument.
+    """
 
     def one(key):
         task = tasks.sample(key, data)
@@ -60,7 +62,9 @@ def test_episodes_against_the_definition(many):
         assert DATA["label"][far.astype(int)].tolist() == np.repeat(class_of, 3).tolist()
         for label, c in enumerate(class_of):
             label_of.setdefault(c, set()).add(label)
-    assert all(labels == {0, 1, 2} for labels in label_of.values()), "a class must not keep its label"
+    assert all(labels == {0, 1, 2} for labels in label_of.values()), (
+        "a class must not keep its label"
+    )
     assert len(label_of) == 6
 
 
@@ -94,7 +98,9 @@ def test_uint8_is_scaled(key):
     data = mx.data.few_shot("digits", "train")
     task = {"support": jnp.array([[3], [200]]), "query": jnp.array([[5, 0], [700, 9]])}
     batch = mx.tasks.episodes(2, 1, 2).test(key, data, task)
-    np.testing.assert_allclose(batch["image"], data["image"][[5, 0, 700, 9]].astype(np.float32) / 255, rtol=1e-6)
+    np.testing.assert_allclose(
+        batch["image"], data["image"][[5, 0, 700, 9]].astype(np.float32) / 255, rtol=1e-6
+    )
     assert batch["label"].tolist() == [0, 0, 1, 1]
 
 
@@ -106,13 +112,17 @@ def test_a_class_too_small_is_an_error_or_nan_where_the_data_are_traced(key):
         assert (bad.all(-1) == bad.any(-1)).all()
         assert (bad.all(-1).sum(1) == 2).all()
     problem = mx.problems.mlp((1, 6))
-    assert np.isnan(problem.loss(key, problem.init(key, ()), jax.tree.map(lambda x: x[0], parts[1]))[0])
+    assert np.isnan(
+        problem.loss(key, problem.init(key, ()), jax.tree.map(lambda x: x[0], parts[1]))[0]
+    )
     with pytest.raises(ValueError, match="smallest class has 4"):
         jax.vmap(lambda key: tasks.sample(key, DATA))(jax.random.split(key, 2))
 
 
 def test_adapting_to_an_episode_helps(key):
-    loop = mx.inner(mx.l2l(optax.adam, mx.problems.mlp((64, 3))), mx.tasks.episodes(3, 5, 10), 40, "heldout")
+    loop = mx.inner(
+        mx.l2l(optax.adam, mx.problems.mlp((64, 3))), mx.tasks.episodes(3, 5, 10), 40, "heldout"
+    )
     data = mx.data.few_shot("digits", "test")
     curves = mx.evaluate(loop, key, 0.03, data, num_tasks=8)
     assert float(curves.test_loss.mean()) < 0.6 < float(curves.loss[:, 0].mean())
@@ -127,7 +137,9 @@ def test_rotations_against_a_loop():
         for c in range(3):
             here = slice(turned["start"][c + 3 * r], turned["start"][c + 3 * r + 1])
             assert (turned["label"][here] == c + 3 * r).all()
-            for got, was in zip(turned["image"][here], data["image"][data["label"] == c], strict=True):
+            for got, was in zip(
+                turned["image"][here], data["image"][data["label"] == c], strict=True
+            ):
                 for _ in range(r):  # a quarter turn: the last column becomes the first row
                     was = np.stack([was[:, 2], was[:, 1], was[:, 0]])
                 np.testing.assert_array_equal(got, was)
@@ -167,7 +179,9 @@ def test_the_two_splits_of_omniglot_differ_in_kind():
 def test_omniglot_from_its_files(tmp_path, monkeypatch):
     splits._characters.cache_clear()
     original = [mx.data.load("omniglot", half) for half in ("train", "test")]
-    names = splits.source._prepared("omniglot", splits.source._directory(None)).info.features["alphabet"].names
+    names = (
+        splits.builder_of("omniglot", splits.tfds_directory(None)).info.features["alphabet"].names
+    )
     characters = splits.omniglot_characters()
     assert list(dict.fromkeys(alphabet for alphabet, *_ in characters)) == names
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
@@ -184,16 +198,19 @@ def test_omniglot_from_its_files(tmp_path, monkeypatch):
             mine = (half["alphabet"] == names.index(alphabet)) & (half["alphabet_char_id"] == i - 1)
             assert mine.sum() == 20
             small = [
-                Image.fromarray(x[..., 0]).resize((28, 28), Image.Resampling.BILINEAR) for x in half["image"][mine]
+                Image.fromarray(x[..., 0]).resize((28, 28), Image.Resampling.BILINEAR)
+                for x in half["image"][mine]
             ]
             got = data["image"][data["label"] == c][..., 0].astype(int)
-            assert np.abs(255 - np.stack([np.asarray(x) for x in small]).astype(int) - got).max() <= 1
+            assert (
+                np.abs(255 - np.stack([np.asarray(x) for x in small]).astype(int) - got).max() <= 1
+            )
         # No drawing is in two parts, upright or turned.
         for image in mx.data.rotations(data)["image"]:
             seen.setdefault(image.tobytes(), set()).add(part)
     assert all(len(parts) == 1 for parts in seen.values())
     splits._characters.cache_clear()
-    monkeypatch.setattr(splits.source, "load", None)  # from the file, without decoding again
+    monkeypatch.setattr(splits, "load", None)  # from the file, without decoding again
     np.testing.assert_array_equal(mx.data.few_shot("omniglot", "test")["image"], data["image"])
 
 
@@ -203,12 +220,13 @@ def test_cifar_fs_takes_its_classes_from_both_halves_of_cifar100(monkeypatch):
         image = np.zeros((100, 32, 32, 3), np.uint8) + label[:, None, None, None].astype(np.uint8)
         return {"image": image, "label": label, "coarse_label": label}
 
-    monkeypatch.setattr(splits.source, "load", load)
+    monkeypatch.setattr(splits, "load", load)
     parts = {part: mx.data.few_shot("cifar_fs", part) for part in ("train", "validation", "test")}
     classes = {part: np.unique(data["image"]).tolist() for part, data in parts.items()}
     assert [len(c) for c in classes.values()] == [64, 16, 20]
     assert sorted(itertools.chain(*classes.values())) == list(range(100))
-    # beaver, beetle, butterfly and whale, woman, worm, by their places among CIFAR-100's fine labels
+    # beaver, beetle, butterfly and whale, woman, worm, by their places among CIFAR-100's fine
+    # labels
     assert {4, 7, 14} <= set(classes["validation"])
     assert {95, 98, 99} <= set(classes["test"])
     assert all((np.diff(data["start"]) == 2).all() for data in parts.values())
@@ -234,7 +252,9 @@ def test_mini_imagenet_from_a_folder(mini_imagenet):
     assert data["image"].shape == (6, 84, 84, 3)
     assert data["image"].dtype == np.uint8
     assert data["start"].tolist() == [0, 3, 6]
-    assert data["image"][:, 0, 0].tolist() == [[10, 20 * c, 30 * j] for c in range(2) for j in range(3)]
+    assert data["image"][:, 0, 0].tolist() == [
+        [10, 20 * c, 30 * j] for c in range(2) for j in range(3)
+    ]
     both = mx.data.few_shot("mini_imagenet", "train+test", mini_imagenet.parent)
     assert both["start"].tolist() == [0, 3, 6, 9, 12]
     assert np.unique(both["image"][..., 0]).tolist() == [0, 20]
@@ -303,9 +323,14 @@ def test_sinusoids_are_those_of_the_paper(key):
     assert x.shape == (4000, 7, 1)
     assert -5 <= x.min() < -4.99
     assert 4.99 < x.max() <= 5
-    for part, batch in (("support", tasks.train(key, (), task, 0)), ("query", tasks.test(key, (), task))):
+    for part, batch in (
+        ("support", tasks.train(key, (), task, 0)),
+        ("query", tasks.test(key, (), task)),
+    ):
         x, y = np.asarray(task[part]["x"], np.float64), np.asarray(batch["y"])
-        expected = np.asarray(task["amplitude"])[:, None, None] * np.sin(x - np.asarray(task["phase"])[:, None, None])
+        expected = np.asarray(task["amplitude"])[:, None, None] * np.sin(
+            x - np.asarray(task["phase"])[:, None, None]
+        )
         np.testing.assert_allclose(y, expected, atol=1e-5)
         np.testing.assert_array_equal(batch["x"], task[part]["x"])
     assert not set(np.ravel(task["support"]["x"][0])) & set(np.ravel(task["query"]["x"][0]))
@@ -316,10 +341,14 @@ def test_linear_regressions_have_their_closed_form(x64, key):
     task = jax.vmap(lambda k: tasks.sample(k, ()))(jax.random.split(key, 3000))
     x, y = np.asarray(task["support"]["x"]), np.asarray(task["support"]["y"])
     for i in range(5):  # without noise, least squares finds w
-        np.testing.assert_allclose(np.linalg.lstsq(x[i], y[i], rcond=None)[0][:, 0], task["w"][i], rtol=1e-8)
+        np.testing.assert_allclose(
+            np.linalg.lstsq(x[i], y[i], rcond=None)[0][:, 0], task["w"][i], rtol=1e-8
+        )
     np.testing.assert_allclose(np.asarray(task["w"]).std(), 2.0, rtol=0.03)
     moments = np.einsum("tki,tkj->ij", x, x) / (3000 * 6)
-    np.testing.assert_allclose(moments, np.diag([1, 100 ** (-1 / 3), 100 ** (-2 / 3), 1e-2]), atol=0.03)
+    np.testing.assert_allclose(
+        moments, np.diag([1, 100 ** (-1 / 3), 100 ** (-2 / 3), 1e-2]), atol=0.03
+    )
     np.testing.assert_allclose(np.linalg.cond(moments), 100.0, rtol=0.1)
     noisy = mx.tasks.linear_regressions(4, 6, 3, noise=0.5)
     task = jax.vmap(lambda k: noisy.sample(k, ()))(jax.random.split(key, 3000))
@@ -355,7 +384,9 @@ def test_the_picture_of_an_episode_shows_what_went_wrong():
         assert sorted(texts) == sorted(["0", "1", "2", "2", "1", "support", "queries"])
         thick = [line for line in ax.lines if line.get_linewidth() > 2]
         assert [int(line.get_ydata()[0]) for line in thick] == [0, 2], "the rows of the wrong ones"
-        np.testing.assert_array_equal(ax.images[0].get_array().squeeze(), support["image"][0].squeeze())
+        np.testing.assert_array_equal(
+            ax.images[0].get_array().squeeze(), support["image"][0].squeeze()
+        )
         assert ax.images[0].norm.vmax == (255 if dtype is np.uint8 else 1)
         assert mx.plot.episode(support, query, predicted, ax) is ax
 
@@ -381,23 +412,55 @@ BAD = {
         TypeError,
         "metajax.data.by_class",
     ),
-    "no data": (lambda: mx.tasks.episodes(2, 1, 1).sample(jax.random.key(0), ()), TypeError, "data must be a dict"),
-    "rotations of what is not by class": (lambda: mx.data.rotations(mx.data.load("digits")), TypeError, "by_class"),
+    "no data": (
+        lambda: mx.tasks.episodes(2, 1, 1).sample(jax.random.key(0), ()),
+        TypeError,
+        "data must be a dict",
+    ),
+    "rotations of what is not by class": (
+        lambda: mx.data.rotations(mx.data.load("digits")),
+        TypeError,
+        "by_class",
+    ),
     "rotations of oblong images": (
         lambda: mx.data.rotations(DATA | {"image": np.zeros((41, 2, 3, 1))}),
         ValueError,
         "square",
     ),
-    "unknown few-shot set": (lambda: mx.data.few_shot("imagenet"), ValueError, "one of digits, omniglot"),
-    "few-shot set no string": (lambda: mx.data.few_shot(["omniglot"]), ValueError, "name must be one of"),
+    "unknown few-shot set": (
+        lambda: mx.data.few_shot("imagenet"),
+        ValueError,
+        "one of digits, omniglot",
+    ),
+    "few-shot set no string": (
+        lambda: mx.data.few_shot(["omniglot"]),
+        ValueError,
+        "name must be one of",
+    ),
     "unknown part": (lambda: mx.data.few_shot("digits", "val"), ValueError, "'validation'"),
     "a part twice": (lambda: mx.data.few_shot("digits", "train+train"), ValueError, "split"),
     "part no string": (lambda: mx.data.few_shot("digits", 3), ValueError, "split"),
     "sinusoids without points": (lambda: mx.tasks.sinusoids(0), ValueError, "shots"),
-    "linear regression without inputs": (lambda: mx.tasks.linear_regressions(0, 1, 1), ValueError, "size"),
-    "condition below 1": (lambda: mx.tasks.linear_regressions(2, 1, 1, condition=0.5), ValueError, "condition"),
-    "negative noise": (lambda: mx.tasks.linear_regressions(2, 1, 1, noise=-1.0), ValueError, "noise"),
-    "spread NaN": (lambda: mx.tasks.linear_regressions(2, 1, 1, spread=float("nan")), ValueError, "spread"),
+    "linear regression without inputs": (
+        lambda: mx.tasks.linear_regressions(0, 1, 1),
+        ValueError,
+        "size",
+    ),
+    "condition below 1": (
+        lambda: mx.tasks.linear_regressions(2, 1, 1, condition=0.5),
+        ValueError,
+        "condition",
+    ),
+    "negative noise": (
+        lambda: mx.tasks.linear_regressions(2, 1, 1, noise=-1.0),
+        ValueError,
+        "noise",
+    ),
+    "spread NaN": (
+        lambda: mx.tasks.linear_regressions(2, 1, 1, spread=float("nan")),
+        ValueError,
+        "spread",
+    ),
     "plot: logits for labels": (
         lambda: mx.plot.episode(DIGITS, DIGITS, np.zeros((2, 5))),
         ValueError,
@@ -408,9 +471,15 @@ BAD = {
         ValueError,
         r"support\[\"image\"\] must be",
     ),
-    "regressor: net no function": (lambda: mx.problems.regressor(lambda k: 0, None), TypeError, "net_apply"),
+    "regressor: net no function": (
+        lambda: mx.problems.regressor(lambda k: 0, None),
+        TypeError,
+        "net_apply",
+    ),
     "regressor: predictions that would broadcast": (
-        lambda: mx.problems.regressor(lambda k: 0, lambda p, x: x[:, 0]).loss(jax.random.key(0), 0, BATCH),
+        lambda: mx.problems.regressor(lambda k: 0, lambda p, x: x[:, 0]).loss(
+            jax.random.key(0), 0, BATCH
+        ),
         ValueError,
         r"the shape of y, \[4, 1\]; it gave \[4\]",
     ),

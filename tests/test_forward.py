@@ -10,7 +10,9 @@ import metajax as mx
 
 
 def rates_and_steps(horizon, meta_loss="online"):
-    """Gradient descent with 7 meta-parameters: a rate and a bias for each coordinate, and where to start."""
+    """Gradient descent with 7 meta-parameters: a rate and a bias for each coordinate, and where to
+    start.
+    """
 
     def make_tx(m):
         def update(grads, state, params=None):
@@ -25,12 +27,18 @@ def rates_and_steps(horizon, meta_loss="online"):
         return state._replace(params=state.params + m["start"])
 
     inner = mx.inner(learner._replace(init=init), mx.tasks.quadratics(3), horizon, meta_loss)
-    return inner, {"rate": jnp.array([0.01, 0.02, 0.03]), "bias": jnp.full(3, -0.01), "start": jnp.array(0.1)}
+    return inner, {
+        "rate": jnp.array([0.01, 0.02, 0.03]),
+        "bias": jnp.full(3, -0.01),
+        "start": jnp.array(0.1),
+    }
 
 
 def learned_optimizer(horizon, meta_loss="online"):
     opt = mx.optim.lstm(hidden=(2,), p=None)
-    inner = mx.inner(mx.l2l(opt.tx, mx.problems.quadratic()), mx.tasks.quadratics(2), horizon, meta_loss)
+    inner = mx.inner(
+        mx.l2l(opt.tx, mx.problems.quadratic()), mx.tasks.quadratics(2), horizon, meta_loss
+    )
     return inner, jax.tree.map(lambda x: x.astype(float), opt.init(jax.random.key(0)))
 
 
@@ -54,7 +62,9 @@ def test_forward_equals_reverse(x64, system, meta_loss, window, chunk):
     s, t = (e.init(jax.random.key(1), meta_params, ()) for e in (a, b))
     step_a, step_b = jax.jit(a.estimate), jax.jit(b.estimate)
     for i in range(4 if window else 1):  # over the end of an episode
-        (got, s), (want, t) = (f(jax.random.key(i), meta_params, x, ()) for f, x in ((step_a, s), (step_b, t)))
+        (got, s), (want, t) = (
+            f(jax.random.key(i), meta_params, x, ()) for f, x in ((step_a, s), (step_b, t))
+        )
         chex.assert_trees_all_close(got, want, rtol=1e-9, atol=1e-12)
         chex.assert_trees_all_equal(s.t, t.t)
         chex.assert_trees_all_close(s.learner, t.learner, rtol=1e-9, atol=1e-12)
@@ -67,7 +77,9 @@ def test_memory_does_not_grow_with_the_horizon():
         inner, meta_params = rates_and_steps(horizon)
         estimate = estimator(inner)
         state = estimate.init(jax.random.key(0), meta_params, ())
-        compiled = jax.jit(estimate.estimate).lower(jax.random.key(1), meta_params, state, ()).compile()
+        compiled = (
+            jax.jit(estimate.estimate).lower(jax.random.key(1), meta_params, state, ()).compile()
+        )
         return compiled.memory_analysis().temp_size_in_bytes
 
     def forward(inner):
@@ -83,7 +95,9 @@ def test_memory_does_not_grow_with_the_horizon():
 
 
 def test_leaves_of_several_dtypes_keep_them():
-    learner = mx.l2l(lambda m: optax.sgd(m["a"].astype(jnp.float32) + m["b"]), mx.problems.quadratic())
+    learner = mx.l2l(
+        lambda m: optax.sgd(m["a"].astype(jnp.float32) + m["b"]), mx.problems.quadratic()
+    )
     inner = mx.inner(learner, mx.tasks.quadratics(2), 3)
     meta_params = {"a": jnp.bfloat16(0.01), "b": jnp.float32(0.0), "empty": jnp.zeros((0, 3))}
     estimator = mx.forward(inner, 2)
@@ -91,17 +105,31 @@ def test_leaves_of_several_dtypes_keep_them():
         jax.random.key(1), meta_params, estimator.init(jax.random.key(0), meta_params, ()), ()
     )
     chex.assert_trees_all_equal_shapes_and_dtypes(result.updates, meta_params)
-    chex.assert_trees_all_close(result.updates["a"].astype(jnp.float32), result.updates["b"], rtol=1e-2)
+    chex.assert_trees_all_close(
+        result.updates["a"].astype(jnp.float32), result.updates["b"], rtol=1e-2
+    )
 
 
 INNER, _ = rates_and_steps(6)
 HELDOUT, _ = rates_and_steps(6, "heldout")
 BAD = {
-    "inner a learner": (lambda: mx.forward(mx.l2l(optax.sgd, mx.problems.quadratic()), 2), TypeError, "inner"),
+    "inner a learner": (
+        lambda: mx.forward(mx.l2l(optax.sgd, mx.problems.quadratic()), 2),
+        TypeError,
+        "inner",
+    ),
     "no tasks": (lambda: mx.forward(INNER, 0), ValueError, "num_tasks"),
     "tasks a float": (lambda: mx.forward(INNER, 2.0), TypeError, "num_tasks"),
-    "window does not divide": (lambda: mx.forward(INNER, 2, truncation=4), ValueError, "truncation.*take 3"),
-    "window and held-out loss": (lambda: mx.forward(HELDOUT, 2, truncation=2), ValueError, "truncation.*online"),
+    "window does not divide": (
+        lambda: mx.forward(INNER, 2, truncation=4),
+        ValueError,
+        "truncation.*take 3",
+    ),
+    "window and held-out loss": (
+        lambda: mx.forward(HELDOUT, 2, truncation=2),
+        ValueError,
+        "truncation.*online",
+    ),
     "chunk of none": (lambda: mx.forward(INNER, 2, chunk=0), ValueError, "chunk"),
     "chunk a float": (lambda: mx.forward(INNER, 2, chunk=2.5), TypeError, "chunk"),
 }

@@ -1,4 +1,6 @@
-"""iMAML against the closed form of linear regression, as in the synthetic experiment of the paper."""
+"""iMAML against the closed form of linear regression, as in the synthetic experiment of the
+paper.
+"""
 
 import chex
 import jax
@@ -56,19 +58,29 @@ def inner(learner, tasks=TASKS):
 def estimate(estimator, meta_params):
     meta_params = jax.tree.map(jnp.asarray, meta_params)
     begin, key = jax.random.split(jax.random.key(0))
-    result, state = jax.jit(lambda m: estimator.estimate(key, m, estimator.init(begin, m, ()), ()))(meta_params)
-    return result, state, [jax.tree.map(lambda x, i=i: np.asarray(x[i]), state.task) for i in range(NUM_TASKS)]
+    result, state = jax.jit(lambda m: estimator.estimate(key, m, estimator.init(begin, m, ()), ()))(
+        meta_params
+    )
+    return (
+        result,
+        state,
+        [jax.tree.map(lambda x, i=i: np.asarray(x[i]), state.task) for i in range(NUM_TASKS)],
+    )
 
 
 @pytest.mark.parametrize("estimator", [mx.bptt, mx.forward])
 def test_the_meta_gradient_in_closed_form(x64, estimator):
-    result, state, tasks = estimate(estimator(inner(mx.imaml(PROBLEM, *EXACT, LAM)), NUM_TASKS), THETA)
+    result, state, tasks = estimate(
+        estimator(inner(mx.imaml(PROBLEM, *EXACT, LAM)), NUM_TASKS), THETA
+    )
     phi, losses, grads, _ = zip(*(by_hand(flat(THETA), LAM, task) for task in tasks), strict=True)
     np.testing.assert_allclose(result.loss, np.mean(losses), rtol=1e-10)
     np.testing.assert_allclose(flat(result.updates), np.mean(grads, 0), rtol=1e-9)
     np.testing.assert_allclose(state.learner.params["w"], np.array(phi)[:, :3], rtol=1e-9)
     assert result.metrics["inner_grad_norm"] < 1e-12
-    start = [abs(np.append(t["x"][0], np.ones((6, 1)), 1) @ flat(THETA) - t["y"][0]).max() for t in tasks]
+    start = [
+        abs(np.append(t["x"][0], np.ones((6, 1)), 1) @ flat(THETA) - t["y"][0]).max() for t in tasks
+    ]
     np.testing.assert_allclose(result.metrics["worst"], np.mean(start), rtol=1e-9)
 
 
@@ -98,7 +110,9 @@ def test_one_lam_a_layer_learned(x64):
 
 @pytest.mark.slow
 def test_the_error_falls_with_the_steps_of_the_solver_where_that_of_maml_does_not(x64):
-    """The synthetic experiment: distance to the exact meta-gradient after more and more inner steps."""
+    """The synthetic experiment: distance to the exact meta-gradient after more and more inner
+    steps.
+    """
 
     def error(learner, steps):
         loop = mx.inner(learner, TASKS, steps, "heldout")
@@ -106,11 +120,17 @@ def test_the_error_falls_with_the_steps_of_the_solver_where_that_of_maml_does_no
         exact = np.mean([by_hand(flat(THETA), LAM, task)[2] for task in tasks], 0)
         return np.linalg.norm(flat(result.updates) - exact) / np.linalg.norm(exact)
 
-    errors = [error(mx.imaml(PROBLEM, descend(optax.sgd(0.3), n), cg(SIZE), LAM), 1) for n in (5, 200)]
+    errors = [
+        error(mx.imaml(PROBLEM, descend(optax.sgd(0.3), n), cg(SIZE), LAM), 1) for n in (5, 200)
+    ]
     assert errors[0] > 1e-2
     assert errors[1] < 1e-9
-    assert error(mx.imaml(PROBLEM, descend(optax.sgd(0.3), 200), cg(2), LAM), 1) > 1e-3, "two steps of CG do not do"
-    assert error(mx.maml(PROBLEM, 0.3), 64) > 0.1, "MAML without the proximal term has another gradient in the limit"
+    assert error(mx.imaml(PROBLEM, descend(optax.sgd(0.3), 200), cg(2), LAM), 1) > 1e-3, (
+        "two steps of CG do not do"
+    )
+    assert error(mx.maml(PROBLEM, 0.3), 64) > 0.1, (
+        "MAML without the proximal term has another gradient in the limit"
+    )
 
 
 def test_limits(x64):
@@ -137,23 +157,36 @@ def test_the_diagnosis_is_of_the_solve_that_gives_the_meta_gradient(x64, steps):
     """Its residual is recomputed from the meta-gradient itself, ``A g - lam b``."""
     args = (PROBLEM, newton(1, cg(SIZE)), cg(steps), LAM)
     plain, _, _ = estimate(mx.bptt(inner(mx.imaml(*args)), 1), THETA)
-    told, state, _ = estimate(mx.bptt(inner(mx.imaml_diagnosed(*args), mx.tasks.with_query(TASKS)), 1), THETA)
+    told, state, _ = estimate(
+        mx.bptt(inner(mx.imaml_diagnosed(*args), mx.tasks.with_query(TASKS)), 1), THETA
+    )
     chex.assert_trees_all_close((told.updates, told.loss), (plain.updates, plain.loss), rtol=1e-12)
-    (x, xq), (_, yq) = np.insert(np.asarray(state.task["x"][0]), 3, 1.0, axis=2), np.asarray(state.task["y"][0])
+    (x, xq), (_, yq) = (
+        np.insert(np.asarray(state.task["x"][0]), 3, 1.0, axis=2),
+        np.asarray(state.task["y"][0]),
+    )
     phi = np.append(state.learner.params["w"][0], state.learner.params["b"][0])
     b = xq.T @ (xq @ phi - yq) / 6
     residual = b - (x.T @ x / 6 + LAM * np.eye(SIZE)) @ flat(plain.updates) / LAM
-    np.testing.assert_allclose(told.metrics["residual"], np.linalg.norm(residual) / np.linalg.norm(b), rtol=1e-8)
+    np.testing.assert_allclose(
+        told.metrics["residual"], np.linalg.norm(residual) / np.linalg.norm(b), rtol=1e-8
+    )
     assert told.metrics["negative_curvature"] == 0
 
 
 @pytest.mark.parametrize(("lam", "negative"), [(0.5, 1.0), (4.0, 0.0)])
 def test_a_pull_that_is_too_weak_is_told(lam, negative):
     """``cos`` has curvature -1 at its maximum, where the solver, which starts there, stays."""
-    problem = mx.Problem(lambda key, task: None, lambda key, params, batch: (jnp.sum(jnp.cos(params - batch)), {}))
-    tasks = mx.Tasks(lambda key, data: (), lambda key, data, task, t: 0.0, lambda key, data, task: 1.0)
+    problem = mx.Problem(
+        lambda key, task: None, lambda key, params, batch: (jnp.sum(jnp.cos(params - batch)), {})
+    )
+    tasks = mx.Tasks(
+        lambda key, data: (), lambda key, data, task, t: 0.0, lambda key, data, task: 1.0
+    )
     learner = mx.imaml_diagnosed(problem, descend(optax.sgd(0.1), 2), cg(2), lam)
-    curves = mx.evaluate(inner(learner, mx.tasks.with_query(tasks)), jax.random.key(0), jnp.zeros(2), num_tasks=2)
+    curves = mx.evaluate(
+        inner(learner, mx.tasks.with_query(tasks)), jax.random.key(0), jnp.zeros(2), num_tasks=2
+    )
     assert curves.metrics["negative_curvature"].mean() == negative
 
 
@@ -166,34 +199,55 @@ def test_memory_and_work_of_reverse_mode():
         estimator = mx.bptt(loop, 4, **options)
         meta_params = jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), THETA)
         state = estimator.init(jax.random.key(0), meta_params, ())
-        return jax.jit(estimator.estimate).lower(jax.random.key(1), meta_params, state, ()).compile()
+        return (
+            jax.jit(estimator.estimate).lower(jax.random.key(1), meta_params, state, ()).compile()
+        )
 
     short, long = compiled(10), compiled(1000)
     assert short.memory_analysis().temp_size_in_bytes == long.memory_analysis().temp_size_in_bytes
     assert short.as_text().count("while(") == compiled(10, remat=False).as_text().count("while(")
 
 
-NAMESAKE = PROBLEM._replace(loss=lambda key, params, batch: (params["w"].sum(), {"inner_grad_norm": 0.0}))
+NAMESAKE = PROBLEM._replace(
+    loss=lambda key, params, batch: (params["w"].sum(), {"inner_grad_norm": 0.0})
+)
 BAD = {
     "a network for a problem": (lambda: mx.imaml(lambda x: x, *EXACT, LAM), TypeError, "problem"),
     "lam zero": (lambda: mx.imaml(PROBLEM, *EXACT, 0.0), ValueError, "lam must be greater than 0"),
-    "lam negative": (lambda: mx.imaml_diagnosed(PROBLEM, *EXACT, -1.0), ValueError, "lam must be greater than 0"),
+    "lam negative": (
+        lambda: mx.imaml_diagnosed(PROBLEM, *EXACT, -1.0),
+        ValueError,
+        "lam must be greater than 0",
+    ),
     "lam learned and negative": (
         lambda: inner(mx.imaml(PROBLEM, *EXACT, lambda m: -1.0)).step(
-            THETA, inner(mx.imaml(PROBLEM, *EXACT, lambda m: -1.0)).init(jax.random.key(0), THETA, ()), ()
+            THETA,
+            inner(mx.imaml(PROBLEM, *EXACT, lambda m: -1.0)).init(jax.random.key(0), THETA, ()),
+            (),
         ),
         ValueError,
         "lam must be greater than 0",
     ),
     "a metric with the name of its own": (
         lambda: mx.imaml(NAMESAKE, *EXACT, LAM).step(
-            jax.random.key(0), THETA, mx.imaml(PROBLEM, *EXACT, LAM).init(jax.random.key(0), THETA, ()), ()
+            jax.random.key(0),
+            THETA,
+            mx.imaml(PROBLEM, *EXACT, LAM).init(jax.random.key(0), THETA, ()),
+            (),
         ),
         ValueError,
         "inner_grad_norm",
     ),
-    "solver a transformation": (lambda: mx.imaml(PROBLEM, optax.sgd(0.1), cg(2), LAM), TypeError, "solver"),
-    "linear solver steps": (lambda: mx.imaml(PROBLEM, EXACT[0], 5, LAM), TypeError, "linear_solver"),
+    "solver a transformation": (
+        lambda: mx.imaml(PROBLEM, optax.sgd(0.1), cg(2), LAM),
+        TypeError,
+        "solver",
+    ),
+    "linear solver steps": (
+        lambda: mx.imaml(PROBLEM, EXACT[0], 5, LAM),
+        TypeError,
+        "linear_solver",
+    ),
     "start a tree": (lambda: mx.imaml(PROBLEM, *EXACT, LAM, start=THETA), TypeError, "start"),
     "diagnosed without a query batch": (
         lambda: inner(mx.imaml_diagnosed(PROBLEM, *EXACT, LAM)).step(

@@ -1,4 +1,6 @@
-"""Implicit gradients against closed forms, unrolls, finite differences and the other mode of differentiation."""
+"""Implicit gradients against closed forms, unrolls, finite differences and the other mode of
+differentiation.
+"""
 
 import itertools
 
@@ -11,7 +13,17 @@ import pytest
 from jax.flatten_util import ravel_pytree
 
 import metajax as mx
-from metajax.implicit import argmin, cg, dense, descend, inverse_hvp, lanczos, neumann, newton, proximal
+from metajax.implicit import (
+    argmin,
+    cg,
+    descend,
+    direct,
+    inverse_hvp,
+    lanczos,
+    neumann,
+    newton,
+    proximal,
+)
 
 RNG = np.random.default_rng(0)
 X, Y, LABEL = RNG.normal(size=(12, 4)), RNG.normal(size=12), RNG.integers(0, 2, 12)
@@ -33,7 +45,9 @@ def flat(tree):
 
 def solution(theta, lam, y=Y):
     """argmin of `squares` and the proximal term, in closed form."""
-    return jnp.linalg.solve(X.T @ X + jnp.diag(jnp.broadcast_to(lam, 4)), X.T @ y + lam * flat(theta))
+    return jnp.linalg.solve(
+        X.T @ X + jnp.diag(jnp.broadcast_to(lam, 4)), X.T @ y + lam * flat(theta)
+    )
 
 
 def outer(phi):
@@ -49,7 +63,7 @@ FAST = descend(optax.sgd(0.08), 500)  # to compile
 LINEAR = {
     "cg": lambda: cg(8),
     "neumann": lambda: neumann(1500, 0.03),
-    "dense": dense,
+    "direct": direct,
     "lanczos": lambda: lanczos(8, 0.01),
 }
 
@@ -74,7 +88,9 @@ def test_the_gradient_of_ridge_regression_in_closed_form(x64, linear):
     chex.assert_trees_all_close(got, want, rtol=1e-9)
 
 
-@pytest.mark.parametrize("lam", [0.7, {"a": 0.5, "b": 0.9}, {"a": np.array([0.5, 0.6, 2.0]), "b": 0.9}])
+@pytest.mark.parametrize(
+    "lam", [0.7, {"a": 0.5, "b": 0.9}, {"a": np.array([0.5, 0.6, 2.0]), "b": 0.9}]
+)
 def test_one_lam_several_and_one_a_parameter(x64, lam):
     """Logistic regression: against a converged unroll, and against finite differences."""
     lam = jax.tree.map(jnp.asarray, lam)
@@ -102,7 +118,9 @@ def test_one_lam_several_and_one_a_parameter(x64, lam):
 def test_the_gradient_of_lam_is_that_of_the_paper(x64):
     """``dL/dlambda = grad L_train^T x / lambda^2`` with ``(I + H / lambda) x = grad L_val``."""
     solve, lam = jax.jit(argmin(proximal(logistic), FAST, cg(8))), 0.7
-    got_theta, got_lam = jax.jit(jax.grad(lambda *args: outer(solve(THETA, *args)[0]), (0, 1)))(THETA, lam)
+    got_theta, got_lam = jax.jit(jax.grad(lambda *args: outer(solve(THETA, *args)[0]), (0, 1)))(
+        THETA, lam
+    )
     phi, unravel = ravel_pytree(solve(THETA, THETA, lam)[0])
     train = lambda phi: logistic(unravel(phi))  # noqa: E731
     x = jnp.linalg.solve(jnp.eye(4) + jax.hessian(train)(phi) / lam, jax.grad(outer)(phi))
@@ -115,32 +133,45 @@ def test_modes_and_orders(x64):
     """Second derivatives against the closed form, in all four ways to take them."""
     solve = argmin(proximal(squares), SOLVERS["gradient descent"](), cg(4))
     args, unravel = ravel_pytree((THETA, jnp.array(0.7)))
-    got, want = (lambda args: outer(solve(THETA, *unravel(args))[0])), (lambda args: outer(solution(*unravel(args))))
+    got, want = (
+        (lambda args: outer(solve(THETA, *unravel(args))[0])),
+        (lambda args: outer(solution(*unravel(args)))),
+    )
     forward, reverse = jax.jit(jax.jacfwd(got)), jax.jit(jax.jacrev(got))
     np.testing.assert_allclose(forward(args), reverse(args), rtol=1e-9)
     hessian = jax.jit(jax.hessian(want))(args)
     for first in (jax.jacfwd, jax.jacrev):
         for second in (jax.jacfwd, jax.jacrev):
-            np.testing.assert_allclose(jax.jit(second(first(got)))(args), hessian, rtol=1e-7, atol=1e-9)
+            np.testing.assert_allclose(
+                jax.jit(second(first(got)))(args), hessian, rtol=1e-7, atol=1e-9
+            )
 
 
 def test_second_derivatives_where_the_third_ones_matter(x64):
-    """Logistic regression has a Hessian that moves; against finite differences of first derivatives."""
+    """Logistic regression has a Hessian that moves; against finite differences of first
+    derivatives.
+    """
     solve = argmin(proximal(logistic), FAST, cg(4))
     args, unravel = ravel_pytree((THETA, jnp.array(0.7)))
     grad = jax.grad(lambda args: outer(solve(THETA, *unravel(args))[0]))
-    want = [(jax.jit(grad)(args + h) - jax.jit(grad)(args - h)) / 2e-5 for h in 1e-5 * np.eye(args.size)]
+    want = [
+        (jax.jit(grad)(args + h) - jax.jit(grad)(args - h)) / 2e-5 for h in 1e-5 * np.eye(args.size)
+    ]
     np.testing.assert_allclose(jax.jit(jax.jacrev(grad))(args), want, rtol=1e-6, atol=1e-8)
 
 
 def test_what_is_closed_over_is_differentiated_and_the_start_is_not(x64):
     def value(start, y):
-        solve = argmin(lambda phi: squares(phi, y=y) + 0.5 * jnp.sum(flat(phi) ** 2), newton(2, cg(4)), cg(4))
+        solve = argmin(
+            lambda phi: squares(phi, y=y) + 0.5 * jnp.sum(flat(phi) ** 2), newton(2, cg(4)), cg(4)
+        )
         return outer(solve(start)[0])
 
     at_start, at_y = jax.jit(jax.grad(value, (0, 1)))(THETA, jnp.asarray(Y))
     chex.assert_trees_all_equal(at_start, jax.tree.map(jnp.zeros_like, THETA))
-    want = jax.jit(jax.grad(lambda y: outer(solution(jax.tree.map(jnp.zeros_like, THETA), 1.0, y))))(Y)
+    want = jax.jit(
+        jax.grad(lambda y: outer(solution(jax.tree.map(jnp.zeros_like, THETA), 1.0, y)))
+    )(Y)
     np.testing.assert_allclose(at_y, want, rtol=1e-9)
 
 
@@ -153,7 +184,9 @@ def test_vmap_equals_a_loop(x64, linear):
     single, batched = jax.jit(step), jax.jit(jax.vmap(step, (None, 0)))
     xs = RNG.normal(size=(3, 12, 4)) * np.array([0.1, 1.0, 10.0])[:, None, None]
     loop = [single(THETA, x) for x in xs]
-    chex.assert_trees_all_close(batched(THETA, xs), jax.tree.map(lambda *x: jnp.stack(x), *loop), rtol=1e-9)
+    chex.assert_trees_all_close(
+        batched(THETA, xs), jax.tree.map(lambda *x: jnp.stack(x), *loop), rtol=1e-9
+    )
 
 
 @pytest.mark.parametrize("wrap", [lambda f: f, jax.checkpoint], ids=["plain", "rematerialised"])
@@ -162,18 +195,24 @@ def test_a_scan_of_solves(x64, wrap):
     solve = argmin(proximal(squares), SOLVERS["gradient descent"](), cg(4))
     ys = RNG.normal(size=(3, 12))
     link = wrap(lambda theta, y: solve(THETA, theta, 0.7, X, y)[0])
-    scanned = jax.jit(jax.grad(lambda t: outer(jax.lax.scan(lambda t, y: (link(t, y), None), t, ys)[0])))
+    scanned = jax.jit(
+        jax.grad(lambda t: outer(jax.lax.scan(lambda t, y: (link(t, y), None), t, ys)[0]))
+    )
 
     def chain(theta):
         for y in ys:
             theta = solution(theta, 0.7, y)
         return outer(theta)
 
-    np.testing.assert_allclose(flat(scanned(THETA)), jax.jit(jax.grad(chain))(flat(THETA)), rtol=1e-9)
+    np.testing.assert_allclose(
+        flat(scanned(THETA)), jax.jit(jax.grad(chain))(flat(THETA)), rtol=1e-9
+    )
 
 
 def test_keys_and_labels_may_be_arguments(x64):
-    """What has no derivative passes through; here the noise that a typed key stands for and integer labels."""
+    """What has no derivative passes through; here the noise that a typed key stands for and integer
+    labels.
+    """
 
     def objective(phi, theta, key, label):
         noise = jax.random.normal(key, (3,))
@@ -181,8 +220,12 @@ def test_keys_and_labels_may_be_arguments(x64):
 
     solve = argmin(objective, newton(1, cg(1)), cg(1))
     key, label = jax.random.key(0), jnp.arange(3)
-    grads = jax.jit(jax.grad(lambda theta: jnp.sum(solve(theta, theta, key, label)[0] ** 2)))(jnp.ones(3))
-    np.testing.assert_allclose(grads, 2 * (1 + jax.random.normal(key, (3,)) - label / 2), rtol=1e-12)
+    grads = jax.jit(jax.grad(lambda theta: jnp.sum(solve(theta, theta, key, label)[0] ** 2)))(
+        jnp.ones(3)
+    )
+    np.testing.assert_allclose(
+        grads, 2 * (1 + jax.random.normal(key, (3,)) - label / 2), rtol=1e-12
+    )
 
 
 def test_memory_does_not_grow_with_the_steps():
@@ -228,7 +271,13 @@ def test_linear_solvers_agree_with_the_dense_matrix(x64, damping):
     matvec, matrix = system(VALUES)
     want = np.linalg.solve(matrix + damping * np.eye(4), flat(THETA))
     by_lanczos = lanczos(4, 0.4, damping), lanczos(40, 0.4, damping)
-    for solve in (cg(4, damping), cg(40, damping), neumann(400, 0.3, damping), dense(damping), *by_lanczos):
+    for solve in (
+        cg(4, damping),
+        cg(40, damping),
+        neumann(400, 0.3, damping),
+        direct(damping),
+        *by_lanczos,
+    ):
         x, residual, negative = jax.jit(lambda b, solve=solve: solve(matvec, b))(THETA)
         np.testing.assert_allclose(flat(x), want, rtol=1e-10)
         assert residual < 1e-12
@@ -239,12 +288,16 @@ def test_linear_solvers_agree_with_the_dense_matrix(x64, damping):
 def test_conjugate_gradients_minimise_over_the_krylov_space(x64, steps):
     matvec, matrix = system(VALUES)
     b = flat(THETA)
-    krylov, _ = np.linalg.qr(np.stack([np.linalg.matrix_power(matrix, k) @ b for k in range(steps)], 1))
+    krylov, _ = np.linalg.qr(
+        np.stack([np.linalg.matrix_power(matrix, k) @ b for k in range(steps)], 1)
+    )
     want = krylov @ np.linalg.solve(krylov.T @ matrix @ krylov, krylov.T @ b)
     for solve in (cg(steps), lanczos(steps, 0.4)):
         x, residual, _ = solve(matvec, THETA)
         np.testing.assert_allclose(flat(x), want, rtol=1e-10)
-        np.testing.assert_allclose(residual, np.linalg.norm(b - matrix @ want) / np.linalg.norm(b), rtol=1e-9)
+        np.testing.assert_allclose(
+            residual, np.linalg.norm(b - matrix @ want) / np.linalg.norm(b), rtol=1e-9
+        )
 
 
 @pytest.mark.parametrize("steps", [2, 3, 4, 6])
@@ -252,7 +305,9 @@ def test_conjugate_gradients_minimise_over_the_krylov_space(x64, steps):
 def test_the_floor_holds_for_the_matrix_on_the_krylov_space(x64, steps, damping):
     matvec, matrix = system([-1.0, 0.2, 2.0, 4.0])
     b = flat(THETA)
-    krylov, _ = np.linalg.qr(np.stack([np.linalg.matrix_power(matrix, k) @ b for k in range(min(steps, 4))], 1))
+    krylov, _ = np.linalg.qr(
+        np.stack([np.linalg.matrix_power(matrix, k) @ b for k in range(min(steps, 4))], 1)
+    )
     values, vectors = np.linalg.eigh(krylov.T @ matrix @ krylov)
     within = krylov @ vectors
     want = within @ ((within.T @ b) / (np.maximum(values, 0.5) + damping))
@@ -270,14 +325,17 @@ def test_the_neumann_series(x64):
     want = 0.3 * sum(np.linalg.matrix_power(step, k) @ b for k in range(5))
     x, residual, _ = neumann(5, 0.3)(matvec, THETA)
     np.testing.assert_allclose(flat(x), want, rtol=1e-10)
-    np.testing.assert_allclose(residual, np.linalg.norm(b - matrix @ want) / np.linalg.norm(b), rtol=1e-10)
+    np.testing.assert_allclose(
+        residual, np.linalg.norm(b - matrix @ want) / np.linalg.norm(b), rtol=1e-10
+    )
 
 
 @pytest.mark.parametrize("seed", range(4))
 def test_an_indefinite_matrix_is_reported_and_the_best_iterate_given_back(x64, seed):
     matvec, matrix = system([-0.3, 1.0, 2.0, 4.0], seed)
     b = flat(THETA)
-    # Conjugate gradients in NumPy, with all the iterates up to the first direction of negative curvature.
+    # Conjugate gradients in NumPy, with all the iterates up to the first direction of negative
+    # curvature.
     x, r, p, iterates = np.zeros(4), b, b, [np.zeros(4)]
     while len(iterates) <= 4 and p @ matrix @ p > 0:
         a = r @ r / (p @ matrix @ p)
@@ -294,19 +352,21 @@ def test_an_indefinite_matrix_is_reported_and_the_best_iterate_given_back(x64, s
     got = neumann(200, 0.3)(matvec, THETA)
     assert got.negative_curvature
     assert got.residual <= 1, "the series grows without bound, what is given back does not"
-    got = dense()(matvec, THETA)
+    got = direct()(matvec, THETA)
     assert got.negative_curvature
     np.testing.assert_allclose(flat(got.x), np.linalg.solve(matrix, b), rtol=1e-9)
 
 
 def test_a_side_that_is_zero_or_not_a_number(x64):
     matvec, _ = system(VALUES)
-    for solve in (cg(3), neumann(3, 0.3), dense(), lanczos(3, 0.4)):
+    for solve in (cg(3), neumann(3, 0.3), direct(), lanczos(3, 0.4)):
         x, residual, negative = solve(matvec, jax.tree.map(jnp.zeros_like, THETA))
         assert not flat(x).any()
         assert residual == 0
         assert not negative
-        assert np.isnan(flat(solve(matvec, THETA | {"b": jnp.nan}).x)).any(), "what is not a number must not be hidden"
+        assert np.isnan(flat(solve(matvec, THETA | {"b": jnp.nan}).x)).any(), (
+            "what is not a number must not be hidden"
+        )
 
 
 def test_the_inverse_hessian_of_a_loss(x64):
@@ -362,7 +422,9 @@ def test_newton_leaves_a_maximum_and_reports_it(x64):
 
 def test_newton_avoids_where_the_objective_is_not_a_number(x64):
     objective = lambda x: x - jnp.log(x)  # noqa: E731
-    x, _ = jax.jit(lambda x: newton(8, cg(1))(objective, x))(jnp.array(5.0))  # the full step goes to -15
+    x, _ = jax.jit(lambda x: newton(8, cg(1))(objective, x))(
+        jnp.array(5.0)
+    )  # the full step goes to -15
     np.testing.assert_allclose(x, 1.0, rtol=1e-12)
 
 
@@ -375,7 +437,11 @@ BAD = {
         r"theta\['a'\] must be like phi\['a'\]",
     ),
     "objective missing": (lambda: argmin(None, SOLVER, LINEAR_SOLVER), TypeError, "objective"),
-    "solver an optax transformation": (lambda: argmin(squares, optax.sgd(0.1), LINEAR_SOLVER), TypeError, "solver"),
+    "solver an optax transformation": (
+        lambda: argmin(squares, optax.sgd(0.1), LINEAR_SOLVER),
+        TypeError,
+        "solver",
+    ),
     "linear solver by name": (lambda: argmin(squares, SOLVER, "cg"), TypeError, "linear_solver"),
     "objective not a scalar": (
         lambda: argmin(lambda x: x**2, SOLVER, LINEAR_SOLVER)(ONES),
@@ -394,12 +460,18 @@ BAD = {
     ),
     "a linear solver that returns x alone": (
         lambda: jax.grad(
-            lambda a: argmin(lambda x, a: a * (x**2).sum(), SOLVER, lambda matvec, b: b)(ONES, a)[0].sum()
+            lambda a: argmin(lambda x, a: a * (x**2).sum(), SOLVER, lambda matvec, b: b)(ONES, a)[
+                0
+            ].sum()
         )(1.0),
         TypeError,
         "linear_solver must return a LinearSolution",
     ),
-    "start of integers": (lambda: argmin(jnp.sum, SOLVER, LINEAR_SOLVER)(jnp.arange(2)), TypeError, "init"),
+    "start of integers": (
+        lambda: argmin(jnp.sum, SOLVER, LINEAR_SOLVER)(jnp.arange(2)),
+        TypeError,
+        "init",
+    ),
     "solver that changes the tree": (
         lambda: argmin(jnp.sum, lambda f, x: ((x, x), {}), LINEAR_SOLVER)(ONES),
         ValueError,
@@ -413,14 +485,28 @@ BAD = {
     "inverse of no objective": (lambda: inverse_hvp(1.0, LINEAR_SOLVER), TypeError, "objective"),
     "inverse by name": (lambda: inverse_hvp(squares, "cg"), TypeError, "linear_solver"),
     "proximal of no loss": (lambda: proximal(1.0), TypeError, "loss"),
-    "lam zero": (lambda: proximal(jnp.sum)(ONES, ONES, 0.0), ValueError, "lam must be greater than 0"),
-    "lam NaN": (lambda: proximal(jnp.sum)(ONES, ONES, float("nan")), ValueError, "lam must be greater than 0"),
+    "lam zero": (
+        lambda: proximal(jnp.sum)(ONES, ONES, 0.0),
+        ValueError,
+        "lam must be greater than 0",
+    ),
+    "lam NaN": (
+        lambda: proximal(jnp.sum)(ONES, ONES, float("nan")),
+        ValueError,
+        "lam must be greater than 0",
+    ),
     "a lam negative": (
-        lambda: proximal(lambda p: p["a"].sum())({"a": ONES}, {"a": ONES}, {"a": np.array([1.0, -1.0])}),
+        lambda: proximal(lambda p: p["a"].sum())(
+            {"a": ONES}, {"a": ONES}, {"a": np.array([1.0, -1.0])}
+        ),
         ValueError,
         r"lam\['a'\] must be greater",
     ),
-    "lam of another shape": (lambda: proximal(jnp.sum)(ONES, ONES, jnp.ones(3)), ValueError, "broadcast"),
+    "lam of another shape": (
+        lambda: proximal(jnp.sum)(ONES, ONES, jnp.ones(3)),
+        ValueError,
+        "broadcast",
+    ),
     "descend by name": (lambda: descend("sgd", 3), TypeError, "optax.GradientTransformation"),
     "descend by a rate": (lambda: descend(optax.sgd, 3), TypeError, "optax.GradientTransformation"),
     "descend no step": (lambda: descend(optax.sgd(0.1), 0), ValueError, "steps"),
@@ -434,7 +520,7 @@ BAD = {
     "lanczos no step": (lambda: lanczos(0, 0.1), ValueError, "steps"),
     "lanczos floor zero": (lambda: lanczos(3, 0.0), ValueError, "floor"),
     "lanczos damping negative": (lambda: lanczos(3, 0.1, -1.0), ValueError, "damping"),
-    "dense damping NaN": (lambda: dense(float("nan")), ValueError, "damping"),
+    "direct damping NaN": (lambda: direct(float("nan")), ValueError, "damping"),
 }
 
 

@@ -1,4 +1,6 @@
-"""Learners in context against loops in NumPy, their rules against what they are known to do, and what all must keep."""
+"""Learners in context against loops in NumPy, their rules against what they are known to do, and
+what all must keep.
+"""
 
 from functools import cache
 from typing import Any, NamedTuple
@@ -11,10 +13,10 @@ import optax
 import pytest
 
 import metajax as mx
-from metajax.learners.fast_weights import delta, oja
-from metajax.learners.in_context import judge
-from metajax.learners.memory import address
-from metajax.learners.recurrent import lstm, lstm_init, lstm_start
+from metajax.learners._external_memory import address
+from metajax.learners._fast_weights import delta, oja
+from metajax._losses import cross_entropy_and_accuracy as judge
+from metajax.learners._recurrent import lstm, lstm_init, lstm_start
 
 KEY = jax.random.key(0)
 F, C = 4, 3
@@ -32,7 +34,8 @@ def make():
 NAMES = list(make())
 
 
-# Each learner in NumPy: (params) -> a function (x, label) -> probabilities, called example after example.
+# Each learner in NumPy: (params) -> a function (x, label) -> probabilities, called example after
+# example.
 
 
 def sigmoid(x):
@@ -137,7 +140,12 @@ def external_memory(p):
         heads = affine(p["heads"], h)
         key, query, erase, add = heads[:12].reshape(4, 3)
         w = where(np.tanh(key), heads[12])
-        memory = np.stack([m * (1 - wi * sigmoid(erase)) + wi * np.tanh(add) for m, wi in zip(memory, w, strict=True)])
+        memory = np.stack(
+            [
+                m * (1 - wi * sigmoid(erase)) + wi * np.tanh(add)
+                for m, wi in zip(memory, w, strict=True)
+            ]
+        )
         found = sum(wi * m for wi, m in zip(where(np.tanh(query), heads[13]), memory, strict=True))
         return last.take(affine(p["out"], np.concatenate([h, found])), label)
 
@@ -148,13 +156,17 @@ def external_memory(p):
 @pytest.mark.slow
 def test_equals_a_loop_in_numpy(name, x64):
     net = make()[name]
-    params = jax.tree.map(lambda x: 2 * x, net.init(KEY))  # larger than at the start, so that all parts matter
+    params = jax.tree.map(
+        lambda x: 2 * x, net.init(KEY)
+    )  # larger than at the start, so that all parts matter
     rng = np.random.default_rng(0)
     images, labels = 2 * rng.normal(size=(12, 2, 2)), rng.integers(0, C, 12)
     example = globals()[name](jax.tree.map(np.asarray, params))
     want = [-np.log(example(x.ravel(), y)[y]) for x, y in zip(images, labels, strict=True)]
     batches = {"image": images[:, None], "label": labels[:, None]}
-    run = jax.jit(lambda s: jax.lax.scan(lambda s, b: net.learner.step(KEY, params, s, b)[:2], s, batches)[1])
+    run = jax.jit(
+        lambda s: jax.lax.scan(lambda s, b: net.learner.step(KEY, params, s, b)[:2], s, batches)[1]
+    )
     np.testing.assert_allclose(run(net.learner.init(KEY, params, ())), want, rtol=1e-9)
 
 
@@ -176,9 +188,16 @@ def test_the_lstm_is_that_of_flax():
 
 def test_oja_finds_the_principal_component():
     rng = np.random.default_rng(0)
-    spread = np.linalg.qr(rng.normal(size=(4, 4)))[0] * [3.0, 1.0, 0.5, 0.2]  # columns: axes of the inputs
+    spread = np.linalg.qr(rng.normal(size=(4, 4)))[0] * [
+        3.0,
+        1.0,
+        0.5,
+        0.2,
+    ]  # columns: axes of the inputs
     inputs = jnp.asarray(rng.normal(size=(4000, 4)) @ spread.T, jnp.float32)
-    fast, _ = jax.lax.scan(lambda w, x: (oja(w, x, w @ x, 0.003), None), jnp.full((2, 4), 0.1), inputs)
+    fast, _ = jax.lax.scan(
+        lambda w, x: (oja(w, x, w @ x, 0.003), None), jnp.full((2, 4), 0.1), inputs
+    )
     first = np.linalg.eigh(np.cov(inputs.T))[1][:, -1]
     for w in np.asarray(fast):  # every neuron finds it, with norm 1
         np.testing.assert_allclose(w * np.sign(w @ first), first, atol=0.05)
@@ -191,7 +210,9 @@ def test_the_delta_rule_stores_exactly_at_orthogonal_keys():
     for k, v in zip(keys, values, strict=True):
         fast = delta(fast, k, v, 1.0)
     np.testing.assert_allclose(keys @ fast.T, values, atol=1e-5)
-    again = delta(fast, keys[2], values[0], 0.25)  # a quarter of the way to another value, and no other is touched
+    again = delta(
+        fast, keys[2], values[0], 0.25
+    )  # a quarter of the way to another value, and no other is touched
     values[2] += 0.25 * (values[0] - values[2])
     np.testing.assert_allclose(keys @ again.T, values, atol=1e-5)
 
@@ -201,13 +222,17 @@ def test_addressing_by_content():
     memory, key = rng.normal(size=(6, 3)), rng.normal(size=3)
     cosine = memory @ key / np.linalg.norm(memory, axis=1) / np.linalg.norm(key)
     np.testing.assert_allclose(address(memory, key, 2.0), softmax(2 * cosine), rtol=1e-4)
-    np.testing.assert_allclose(address(memory, memory[4] / 3, 1e3), np.eye(6)[4], atol=1e-4)  # length does not count
+    np.testing.assert_allclose(
+        address(memory, memory[4] / 3, 1e3), np.eye(6)[4], atol=1e-4
+    )  # length does not count
     np.testing.assert_allclose(address(jnp.zeros((6, 3)), key, 2.0), 1 / 6, rtol=1e-5)
     assert jnp.isfinite(jax.grad(lambda m: address(m, key, 2.0)[0])(jnp.zeros((6, 3)))).all()
 
 
 class Started(NamedTuple):
-    """A learner, its parameters, its state after some examples, and its compiled step on one example."""
+    """A learner, its parameters, its state after some examples, and its compiled step on one
+    example.
+    """
 
     learner: mx.Learner
     params: Any
@@ -219,7 +244,11 @@ class Started(NamedTuple):
 def started(name):
     net = make()[name]
     params = net.init(KEY)
-    step = jax.jit(lambda state, image, label: net.learner.step(KEY, params, state, {"image": image, "label": label}))
+    step = jax.jit(
+        lambda state, image, label: net.learner.step(
+            KEY, params, state, {"image": image, "label": label}
+        )
+    )
     state = net.learner.init(KEY, params, ())
     for image, label in zip(2 * IMAGES, LABELS, strict=True):
         state, _, _ = step(state, image[None], label[None])
@@ -234,13 +263,17 @@ BATCH = {"image": IMAGES, "label": LABELS}
 @pytest.mark.slow
 def test_it_predicts_before_it_sees_the_label(name):
     _, _, state, step = started(name)
-    states, losses, metrics = zip(*[step(state, IMAGES[:1], jnp.array([c])) for c in range(C)], strict=True)
+    states, losses, metrics = zip(
+        *[step(state, IMAGES[:1], jnp.array([c])) for c in range(C)], strict=True
+    )
     # Were the label known, the probabilities of the labels would not be of one distribution.
     np.testing.assert_allclose(np.exp(-np.array(losses)).sum(), 1, rtol=1e-5)
     correct = [float(m["accuracy"]) for m in metrics]
     assert sorted(correct) == [0, 0, 1]
     assert int(np.argmin(losses)) == correct.index(1)
-    assert not all(bool((x == y).all()) for x, y in zip(*map(jax.tree.leaves, states[:2]), strict=True)), "it learns"
+    assert not all(
+        bool((x == y).all()) for x, y in zip(*map(jax.tree.leaves, states[:2]), strict=True)
+    ), "it learns"
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -253,14 +286,21 @@ def test_a_batch_is_a_piece_of_the_stream(name):
         losses.append(one)
         hits.append(metric["accuracy"])
     jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-4, atol=1e-6), whole, state)
-    np.testing.assert_allclose([loss, metrics["accuracy"]], [np.mean(losses), np.mean(hits)], rtol=1e-5)
+    np.testing.assert_allclose(
+        [loss, metrics["accuracy"]], [np.mean(losses), np.mean(hits)], rtol=1e-5
+    )
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_a_test_batch_is_predicted_from_one_state(name):
     learner, params, state, step = started(name)
-    each = [step(state, image[None], label[None])[1] for image, label in zip(IMAGES, LABELS, strict=True)]
-    np.testing.assert_allclose(jax.jit(learner.loss)(KEY, params, state, BATCH), np.mean(each), rtol=1e-5)
+    each = [
+        step(state, image[None], label[None])[1]
+        for image, label in zip(IMAGES, LABELS, strict=True)
+    ]
+    np.testing.assert_allclose(
+        jax.jit(learner.loss)(KEY, params, state, BATCH), np.mean(each), rtol=1e-5
+    )
 
 
 @pytest.mark.parametrize("label", [C, -1])
@@ -278,7 +318,8 @@ def test_a_label_out_of_range_does_not_go_unseen(label):
 @pytest.mark.slow
 @pytest.mark.parametrize("name", NAMES)
 def test_it_learns_to_learn(name):
-    # Two classes that mean something else in each task: without learning in context no loss is below ln 2.
+    # Two classes that mean something else in each task: without learning in context no loss is
+    # below ln 2.
     net = {
         "meta_rnn": lambda: mx.meta_rnn(4, 2, hidden=16, ticks=1),
         "hebbian": lambda: mx.hebbian(4, 2),
@@ -286,11 +327,15 @@ def test_it_learns_to_learn(name):
         "external_memory": lambda: mx.external_memory(4, 2, hidden=16, slots=4, width=4),
     }[name]()
     loop = mx.inner(net.learner, mx.tasks.prototypes(2, (4,)), horizon=20)
-    trainer = mx.trainer(mx.bptt(loop, 16), optax.chain(optax.clip_by_global_norm(1.0), optax.adam(0.01)))
+    trainer = mx.trainer(
+        mx.bptt(loop, 16), optax.chain(optax.clip_by_global_norm(1.0), optax.adam(0.01))
+    )
     state = trainer.init(KEY, net.init(jax.random.key(1)), ())
     result = mx.fit(trainer, state, (), num_steps=400, chunk=400, progress=False)
     curves = mx.evaluate(loop, jax.random.key(2), result.state.meta_params, num_tasks=64, steps=30)
-    assert abs(float(curves.loss[:, 0].mean()) - np.log(2)) < 0.1, "the first example can only be guessed"
+    assert abs(float(curves.loss[:, 0].mean()) - np.log(2)) < 0.1, (
+        "the first example can only be guessed"
+    )
     assert float(curves.loss[:, -10:].mean()) < 0.45
     assert float(curves.metrics["accuracy"][:, -10:].mean()) > 0.8
     assert float(curves.test_loss.mean()) < 0.45
@@ -306,7 +351,9 @@ CASES = {
     "meta_rnn: no ticks": (lambda: mx.meta_rnn(4, 3, ticks=0), ValueError, "ticks"),
     "meta_rnn: a seed for a key": (lambda: RNN.init(0), TypeError, "key must be a typed key"),
     "meta_rnn: images of another size": (
-        lambda: RNN.learner.step(KEY, PARAMS, STATE, {"image": jnp.ones((1, 3, 3)), "label": jnp.zeros(1, int)}),
+        lambda: RNN.learner.step(
+            KEY, PARAMS, STATE, {"image": jnp.ones((1, 3, 3)), "label": jnp.zeros(1, int)}
+        ),
         ValueError,
         "made for 4 inputs.*9 values",
     ),
@@ -317,10 +364,22 @@ CASES = {
     ),
     "hebbian: rate 1": (lambda: mx.hebbian(4, 3, rate=1.0), ValueError, "rate"),
     "hebbian: rate negative": (lambda: mx.hebbian(4, 3, rate=-1.0), ValueError, "rate"),
-    "hebbian: plasticity NaN": (lambda: mx.hebbian(4, 3, plasticity=float("nan")), ValueError, "plasticity"),
-    "fast_weight_memory: size zero": (lambda: mx.fast_weight_memory(4, 3, size=0), ValueError, "size"),
+    "hebbian: plasticity NaN": (
+        lambda: mx.hebbian(4, 3, plasticity=float("nan")),
+        ValueError,
+        "plasticity",
+    ),
+    "fast_weight_memory: size zero": (
+        lambda: mx.fast_weight_memory(4, 3, size=0),
+        ValueError,
+        "size",
+    ),
     "external_memory: no slots": (lambda: mx.external_memory(4, 3, slots=0), ValueError, "slots"),
-    "in_context: no function": (lambda: mx.in_context(None, None, None, None, (4, 3)), TypeError, "init"),
+    "in_context: no function": (
+        lambda: mx.in_context(None, None, None, None, (4, 3)),
+        TypeError,
+        "init",
+    ),
     "in_context: sizes an int": (lambda: mx.in_context(id, id, id, id, 4), TypeError, "sizes"),
     "in_context: logits of another shape": (
         lambda: mx.in_context(id, id, lambda p, s, x: (jnp.zeros(2), s), id, (4, 3)).learner.loss(

@@ -1,4 +1,6 @@
-"""Models of other libraries as problems: the same loss, gradient and training as the package's own perceptron."""
+"""Models of other libraries as problems: the same loss, gradient and training as the package's own
+perceptron.
+"""
 
 import equinox as eqx
 import jax
@@ -22,7 +24,9 @@ def by_linen(weights):
             return linen.Dense(10)(x)
 
     model = Net()
-    params = {f"Dense_{i}": {"kernel": layer["w"], "bias": layer["b"]} for i, layer in enumerate(weights)}
+    params = {
+        f"Dense_{i}": {"kernel": layer["w"], "bias": layer["b"]} for i, layer in enumerate(weights)
+    }
     return lambda key: params, lambda params, x: model.apply({"params": params}, x)
 
 
@@ -47,7 +51,9 @@ def by_equinox(weights):
         layers = lambda m, i=i: (m.layers[i].weight, m.layers[i].bias)  # noqa: E731
         model = eqx.tree_at(layers, model, (values["w"].T, values["b"]))
     params, static = eqx.partition(model, eqx.is_array)
-    return lambda key: params, lambda params, x: jax.vmap(eqx.combine(params, static))(x.reshape(len(x), -1))
+    return lambda key: params, lambda params, x: jax.vmap(eqx.combine(params, static))(
+        x.reshape(len(x), -1)
+    )
 
 
 @pytest.mark.parametrize("library", [by_linen, by_nnx, by_equinox])
@@ -59,7 +65,8 @@ def test_a_model_of_another_library_is_a_problem(library, key):
 
     @jax.jit
     def losses(key):
-        # The problem under a learned optimizer, a few steps on one batch: states of the right structure all the way.
+        # The problem under a learned optimizer, a few steps on one batch: states of the right
+        # structure all the way.
         found = []
         for problem in (ours, theirs):
             learner = mx.l2l(lambda _: optax.chain(optax.clip_by_global_norm(1.0), tx), problem)
@@ -80,6 +87,8 @@ def test_such_a_model_has_the_same_gradient(library, key):
     theirs = mx.problems.classifier(*library(OURS.init(key, ())))
     sums = []
     for problem in (OURS, theirs):
-        grads = jax.grad(lambda p, problem=problem: problem.loss(key, p, BATCH)[0])(problem.init(key, ()))
+        grads = jax.grad(lambda p, problem=problem: problem.loss(key, p, BATCH)[0])(
+            problem.init(key, ())
+        )
         sums.append(sorted(float(jnp.sum(g**2)) for g in jax.tree.leaves(grads)))
     np.testing.assert_allclose(sums[0], sums[1], rtol=1e-4)

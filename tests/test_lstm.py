@@ -16,7 +16,9 @@ def sigmoid(x):
 
 def one_coordinate(meta_params, grads, p, scale):
     """The optimizer for a single coordinate, in NumPy float64: gradients in, updates out."""
-    layers = [{k: np.asarray(v, np.float64) for k, v in layer.items()} for layer in meta_params["lstm"]]
+    layers = [
+        {k: np.asarray(v, np.float64) for k, v in layer.items()} for layer in meta_params["lstm"]
+    ]
     w, b = (np.asarray(meta_params["out"][k], np.float64) for k in ("w", "b"))
     states = [(np.zeros(len(x["b"]) // 4), np.zeros(len(x["b"]) // 4)) for x in layers]
     updates = []
@@ -101,7 +103,10 @@ def test_each_leaf_is_treated_as_if_alone():
     for name in ("w", "scalar", "half"):
         alone, _ = run(OPT.tx(META), {name: PARAMS[name]})
         np.testing.assert_allclose(
-            np.asarray(alone[name], np.float32), np.asarray(together[name], np.float32), rtol=1e-5, atol=1e-6
+            np.asarray(alone[name], np.float32),
+            np.asarray(together[name], np.float32),
+            rtol=1e-5,
+            atol=1e-6,
         )
 
 
@@ -115,7 +120,9 @@ def test_in_chain_jit_and_scan():
         updates, state = tx.update(jax.grad(loss)(params), state, params)
         return (optax.apply_updates(params, updates), state), None
 
-    (scanned, _), _ = jax.jit(lambda c: jax.lax.scan(body, c, None, length=4))((params, tx.init(params)))
+    (scanned, _), _ = jax.jit(lambda c: jax.lax.scan(body, c, None, length=4))(
+        (params, tx.init(params))
+    )
     chex.assert_trees_all_close(looped, scanned, rtol=1e-5, atol=1e-6)
 
 
@@ -181,7 +188,9 @@ def test_inside_cond():
     tx = OPT.tx(META)
     params = jnp.ones(3)
     state = tx.init(params)
-    f = jax.jit(lambda p, s, on: jax.lax.cond(on, lambda: tx.update(p, s), lambda: (jnp.zeros_like(p), s)))
+    f = jax.jit(
+        lambda p, s, on: jax.lax.cond(on, lambda: tx.update(p, s), lambda: (jnp.zeros_like(p), s))
+    )
     assert float(jnp.abs(f(params, state, True)[0]).sum()) > 0
     assert float(jnp.abs(f(params, state, False)[0]).sum()) == 0
 
@@ -201,7 +210,9 @@ def test_as_the_optimizer_of_a_train_state():
 
     model = linen.Dense(2)
     x = jnp.ones((4, 3))
-    state = TrainState.create(apply_fn=model.apply, params=model.init(jax.random.key(0), x)["params"], tx=OPT.tx(META))
+    state = TrainState.create(
+        apply_fn=model.apply, params=model.init(jax.random.key(0), x)["params"], tx=OPT.tx(META)
+    )
     grads = jax.grad(lambda p: (state.apply_fn({"params": p}, x) ** 2).mean())(state.params)
     new = jax.jit(lambda s, g: s.apply_gradients(grads=g))(state, grads)
     assert int(new.step) == 1

@@ -74,27 +74,46 @@ def on_the_way(m, task):
     return sum(w * query(params, task)[0] for w, params in zip(WEIGHTS, path[1:], strict=True))
 
 
-# For each second-order member: the learner, its meta-parameters, and its meta-loss on a task by hand.
+# For each second-order member: the learner, its meta-parameters, and its meta-loss on a task by
+# hand.
 EXACT = {
     "maml": (mx.maml(PROBLEM, RATE), PARAMS, after(lambda m, t, name: RATE)),
-    "anil": (mx.anil(PROBLEM, RATE, is_head), PARAMS, after(lambda m, t, name: RATE * is_head(name))),
-    "boil": (mx.boil(PROBLEM, RATE, is_head), PARAMS, after(lambda m, t, name: RATE * (not is_head(name)))),
+    "anil": (
+        mx.anil(PROBLEM, RATE, is_head),
+        PARAMS,
+        after(lambda m, t, name: RATE * is_head(name)),
+    ),
+    "boil": (
+        mx.boil(PROBLEM, RATE, is_head),
+        PARAMS,
+        after(lambda m, t, name: RATE * (not is_head(name))),
+    ),
     "meta_sgd": (
         mx.meta_sgd(PROBLEM),
         {"params": PARAMS, "rates": RATES},
         after(lambda m, t, name: m["rates"][name], lambda m: m["params"]),
     ),
-    "maml_plus_plus": (mx.maml_plus_plus(PROBLEM, WEIGHTS), {"params": PARAMS, "rates": STEP_RATES}, on_the_way),
+    "maml_plus_plus": (
+        mx.maml_plus_plus(PROBLEM, WEIGHTS),
+        {"params": PARAMS, "rates": STEP_RATES},
+        on_the_way,
+    ),
 }
 
 
-def estimate(learner, meta_params, estimator=mx.bptt, tasks=TASKS, meta_loss="heldout", steps=STEPS):
+def estimate(
+    learner, meta_params, estimator=mx.bptt, tasks=TASKS, meta_loss="heldout", steps=STEPS
+):
     """The estimate over two tasks, the final states, and the tasks."""
     run = estimator(mx.inner(learner, tasks, steps, meta_loss), NUM_TASKS)
     meta_params = jax.tree.map(jnp.asarray, meta_params)
     begin, key = jax.random.split(jax.random.key(0))
     result, state = jax.jit(lambda m: run.estimate(key, m, run.init(begin, m, ()), ()))(meta_params)
-    return result, state, [jax.tree.map(lambda x, i=i: np.asarray(x[i]), state.task) for i in range(NUM_TASKS)]
+    return (
+        result,
+        state,
+        [jax.tree.map(lambda x, i=i: np.asarray(x[i]), state.task) for i in range(NUM_TASKS)],
+    )
 
 
 @functools.cache
@@ -106,15 +125,21 @@ def mean(trees):
     return jax.tree.map(lambda *x: np.mean(x, 0), *trees)
 
 
-@pytest.mark.parametrize(("name", "estimator"), [*((name, mx.bptt) for name in EXACT), ("maml_plus_plus", mx.forward)])
+@pytest.mark.parametrize(
+    ("name", "estimator"), [*((name, mx.bptt) for name in EXACT), ("maml_plus_plus", mx.forward)]
+)
 def test_the_meta_gradient_is_that_of_a_loop_by_hand(x64, name, estimator):
     learner, meta_params, by_hand = EXACT[name]
     if name == "maml_plus_plus":
-        result, _, tasks = estimate(learner, meta_params, estimator, mx.tasks.with_query(TASKS), "online")
+        result, _, tasks = estimate(
+            learner, meta_params, estimator, mx.tasks.with_query(TASKS), "online"
+        )
     else:
         result, _, tasks = estimate(learner, meta_params, estimator)
     flat, unravel = ravel_pytree(jax.tree.map(jnp.asarray, meta_params))
-    value = lambda x: np.mean([by_hand(jax.tree.map(np.asarray, unravel(x)), task) for task in tasks])  # noqa: E731
+    value = lambda x: np.mean(
+        [by_hand(jax.tree.map(np.asarray, unravel(x)), task) for task in tasks]
+    )
     np.testing.assert_allclose(result.loss, value(flat), rtol=1e-12)
     want = [(value(flat + h) - value(flat - h)) / 2e-5 for h in 1e-5 * np.eye(flat.size)]
     np.testing.assert_allclose(ravel_pytree(result.updates)[0], want, rtol=1e-6, atol=1e-9)
@@ -126,7 +151,9 @@ def test_first_order_maml_by_definition(x64):
     want = [query(trajectory(PARAMS, task, lambda t, name: RATE)[-1], task)[1] for task in tasks]
     chex.assert_trees_all_close(result.updates, mean(want), rtol=1e-10)
     exact, _, _ = of_maml()
-    assert abs(exact.updates["body"] - result.updates["body"]).max() > 1e-3, "the second order matters here"
+    assert abs(exact.updates["body"] - result.updates["body"]).max() > 1e-3, (
+        "the second order matters here"
+    )
 
 
 @pytest.mark.parametrize("estimator", [mx.bptt, mx.forward])
@@ -134,8 +161,12 @@ def test_reptile_by_definition(x64, estimator):
     """``theta - phi``, with gradient descent inside; and its loss is the query loss."""
     result, _, tasks = estimate(mx.reptile(PROBLEM, optax.sgd(RATE)), PARAMS, estimator)
     ends = [trajectory(PARAMS, task, lambda t, name: RATE)[-1] for task in tasks]
-    chex.assert_trees_all_close(result.updates, jax.tree.map(np.subtract, PARAMS, mean(ends)), rtol=1e-12)
-    np.testing.assert_allclose(result.loss, np.mean([query(*x)[0] for x in zip(ends, tasks, strict=True)]), rtol=1e-12)
+    chex.assert_trees_all_close(
+        result.updates, jax.tree.map(np.subtract, PARAMS, mean(ends)), rtol=1e-12
+    )
+    np.testing.assert_allclose(
+        result.loss, np.mean([query(*x)[0] for x in zip(ends, tasks, strict=True)]), rtol=1e-12
+    )
 
 
 def test_reptile_is_an_interpolation_towards_what_was_adapted(x64):
@@ -149,9 +180,13 @@ def test_reptile_is_an_interpolation_towards_what_was_adapted(x64):
 
 
 def test_the_loss_of_reptile_is_not_lost_beside_the_distance():
-    problem = mx.Problem(lambda key, task: None, lambda key, params, batch: (1e-5 * jnp.cos(params), {}))
+    problem = mx.Problem(
+        lambda key, task: None, lambda key, params, batch: (1e-5 * jnp.cos(params), {})
+    )
     learner = mx.reptile(problem, optax.sgd(0.1))
-    state = learner.init(jax.random.key(0), jnp.float32(0.0), ())._replace(params=jnp.float32(300.0))
+    state = learner.init(jax.random.key(0), jnp.float32(0.0), ())._replace(
+        params=jnp.float32(300.0)
+    )
     for f in (learner.loss, jax.jit(learner.loss)):
         loss, grad = jax.value_and_grad(f, 1)(jax.random.key(0), jnp.float32(0.0), state, ())
         np.testing.assert_allclose(loss, 1e-5 * np.cos(300), rtol=1e-5)
@@ -161,7 +196,9 @@ def test_the_loss_of_reptile_is_not_lost_beside_the_distance():
 def test_reptile_online_is_the_mean_over_the_steps(x64):
     result, _, tasks = estimate(mx.reptile(PROBLEM, optax.sgd(RATE)), PARAMS, meta_loss="online")
     path = [phi for task in tasks for phi in trajectory(PARAMS, task, lambda t, name: RATE)[1:]]
-    chex.assert_trees_all_close(result.updates, jax.tree.map(np.subtract, PARAMS, mean(path)), rtol=1e-12)
+    chex.assert_trees_all_close(
+        result.updates, jax.tree.map(np.subtract, PARAMS, mean(path)), rtol=1e-12
+    )
 
 
 def test_fine_tuning_adapts_like_optax(x64):
@@ -169,9 +206,13 @@ def test_fine_tuning_adapts_like_optax(x64):
     tx, params = optax.adam(0.1), PARAMS
     opt_state = tx.init(params)
     for _ in range(STEPS):
-        updates, opt_state = tx.update(value_and_grads(params, tasks[0]["x"][0], tasks[0]["y"][0])[1], opt_state)
+        updates, opt_state = tx.update(
+            value_and_grads(params, tasks[0]["x"][0], tasks[0]["y"][0])[1], opt_state
+        )
         params = optax.apply_updates(params, updates)
-    chex.assert_trees_all_close(jax.tree.map(lambda x: x[0], state.learner.params), params, rtol=1e-10)
+    chex.assert_trees_all_close(
+        jax.tree.map(lambda x: x[0], state.learner.params), params, rtol=1e-10
+    )
 
 
 @pytest.mark.slow
@@ -181,15 +222,23 @@ def test_limits(x64):
     same_rates, _, _ = estimate(mx.meta_sgd(PROBLEM), mx.with_rates(PARAMS, RATE))
     chex.assert_trees_all_close(same_rates.updates["params"], maml.updates, rtol=1e-10)
     last_only, _, _ = estimate(
-        *(mx.maml_plus_plus(PROBLEM, mx.step_weights(STEPS, 1.0)), mx.with_step_rates(PARAMS, RATE, STEPS)),
+        *(
+            mx.maml_plus_plus(PROBLEM, mx.step_weights(STEPS, 1.0)),
+            mx.with_step_rates(PARAMS, RATE, STEPS),
+        ),
         *(mx.bptt, mx.tasks.with_query(TASKS), "online"),
     )
     chex.assert_trees_all_close(last_only.updates["params"], maml.updates, rtol=1e-10)
     joint, _, _ = estimate(mx.maml(PROBLEM, 0.0), PARAMS)
-    chex.assert_trees_all_close(joint.updates, mean([query(PARAMS, task)[1] for task in tasks]), rtol=1e-10)
+    chex.assert_trees_all_close(
+        joint.updates, mean([query(PARAMS, task)[1] for task in tasks]), rtol=1e-10
+    )
     # The first phase of derivative-order annealing is first-order MAML.
     first, _, _ = estimate(
-        *(mx.maml_plus_plus(PROBLEM, [0, 0, 1], second_order=False), mx.with_step_rates(PARAMS, RATE, STEPS)),
+        *(
+            mx.maml_plus_plus(PROBLEM, [0, 0, 1], second_order=False),
+            mx.with_step_rates(PARAMS, RATE, STEPS),
+        ),
         *(mx.bptt, mx.tasks.with_query(TASKS), "online"),
     )
     fomaml, _, _ = of_maml(second_order=False)
@@ -202,26 +251,36 @@ def test_what_does_not_adapt_is_not_carried():
 
 
 def test_maml_over_another_optimizer_with_a_learned_rate(x64):
-    learner = mx.adapt(PROBLEM, lambda m: optax.adam(jnp.exp(m["log_rate"])), start=lambda m: m["params"])
+    learner = mx.adapt(
+        PROBLEM, lambda m: optax.adam(jnp.exp(m["log_rate"])), start=lambda m: m["params"]
+    )
     meta_params = {"params": PARAMS, "log_rate": np.log(0.1)}
     inner = mx.inner(learner, TASKS, STEPS, "heldout")
     meta_loss = lambda m: mx.unroll(inner, m, inner.init(jax.random.key(0), m, ()), (), STEPS)[1]  # noqa: E731
     loss_and_grads = jax.jit(jax.value_and_grad(meta_loss))
-    above, below = (loss_and_grads(meta_params | {"log_rate": np.log(0.1) + h})[0] for h in (1e-5, -1e-5))
-    np.testing.assert_allclose(loss_and_grads(meta_params)[1]["log_rate"], (above - below) / 2e-5, rtol=1e-6)
+    above, below = (
+        loss_and_grads(meta_params | {"log_rate": np.log(0.1) + h})[0] for h in (1e-5, -1e-5)
+    )
+    np.testing.assert_allclose(
+        loss_and_grads(meta_params)[1]["log_rate"], (above - below) / 2e-5, rtol=1e-6
+    )
 
 
 def test_steps_beyond_those_trained_for_take_the_last_rate(x64):
     learner = mx.maml_plus_plus(PROBLEM, WEIGHTS)
     loop = mx.inner(learner, mx.tasks.with_query(TASKS), STEPS)
-    curves = mx.evaluate(loop, jax.random.key(0), {"params": PARAMS, "rates": STEP_RATES}, num_tasks=1, steps=5)
+    curves = mx.evaluate(
+        loop, jax.random.key(0), {"params": PARAMS, "rates": STEP_RATES}, num_tasks=1, steps=5
+    )
     task = jax.tree.map(lambda x: np.asarray(x[0]), curves.state.task)
     params = PARAMS
     for t in range(5):
         _, grads = value_and_grads(params, task["x"][0], task["y"][0])
         params = {name: p - STEP_RATES[name][min(t, 2)] * grads[name] for name, p in params.items()}
     np.testing.assert_allclose(curves.test_loss[0], query(params, task)[0], rtol=1e-10)
-    np.testing.assert_allclose(curves.loss[0, -1], 3 * WEIGHTS[-1] * query(params, task)[0], rtol=1e-10)
+    np.testing.assert_allclose(
+        curves.loss[0, -1], 3 * WEIGHTS[-1] * query(params, task)[0], rtol=1e-10
+    )
 
 
 def test_metrics_on_the_test_batch(x64):
@@ -244,7 +303,10 @@ def test_metrics_on_the_test_batch(x64):
 def test_a_learner_need_not_have_metrics():
     learner = mx.maml(PROBLEM, RATE)
     plain = mx.Learner(learner.init, learner.step, learner.loss)
-    assert mx.evaluate(mx.inner(plain, TASKS, 1), jax.random.key(0), PARAMS, num_tasks=1).test_metrics == {}
+    assert (
+        mx.evaluate(mx.inner(plain, TASKS, 1), jax.random.key(0), PARAMS, num_tasks=1).test_metrics
+        == {}
+    )
 
 
 def test_the_query_batch_is_not_the_support_batch():
@@ -275,12 +337,22 @@ BAD = {
         "head must be true for some",
     ),
     "adapt: nothing": (
-        lambda: mx.adapt(MLP, lambda m: optax.sgd(0.1), adapts=lambda p: jax.tree.map(lambda x: False, p)).init(*INIT),
+        lambda: mx.adapt(
+            MLP, lambda m: optax.sgd(0.1), adapts=lambda p: jax.tree.map(lambda x: False, p)
+        ).init(*INIT),
         ValueError,
         "adapts",
     ),
-    "adapt: a rate": (lambda: mx.adapt(MLP, lambda m: 0.1).init(*INIT), TypeError, "make_tx.meta_params. must give"),
-    "meta_sgd: plain parameters": (lambda: mx.meta_sgd(MLP).init(*INIT), ValueError, "metajax.with_rates"),
+    "adapt: a rate": (
+        lambda: mx.adapt(MLP, lambda m: 0.1).init(*INIT),
+        TypeError,
+        "make_tx.meta_params. must give",
+    ),
+    "meta_sgd: plain parameters": (
+        lambda: mx.meta_sgd(MLP).init(*INIT),
+        ValueError,
+        "metajax.with_rates",
+    ),
     "meta_sgd: rates of steps": (
         lambda: mx.meta_sgd(MLP).init(INIT[0], mx.with_step_rates(MLP_PARAMS, 0.1, 1), ()),
         ValueError,
@@ -293,7 +365,9 @@ BAD = {
     ),
     "maml_plus_plus: rates of parameters": (
         lambda: mx.evaluate(
-            mx.inner(mx.maml_plus_plus(MLP, [1.0]), mx.tasks.with_query(mx.tasks.minibatches(2)), 1),
+            mx.inner(
+                mx.maml_plus_plus(MLP, [1.0]), mx.tasks.with_query(mx.tasks.minibatches(2)), 1
+            ),
             jax.random.key(0),
             mx.with_rates(MLP_PARAMS, 0.1),
             {"image": np.ones((2, 4), np.float32), "label": np.zeros(2, int)},
@@ -305,13 +379,25 @@ BAD = {
     "finetune: a rate": (lambda: mx.finetune(MLP, 0.1), TypeError, "tx must be an optax"),
     "reptile: a rate": (lambda: mx.reptile(MLP, 0.1), TypeError, "tx must be an optax"),
     "with_rates: rate zero": (lambda: mx.with_rates(MLP_PARAMS, 0.0), ValueError, "rate"),
-    "with_step_rates: no step": (lambda: mx.with_step_rates(MLP_PARAMS, 0.1, 0), ValueError, "steps"),
+    "with_step_rates: no step": (
+        lambda: mx.with_step_rates(MLP_PARAMS, 0.1, 0),
+        ValueError,
+        "steps",
+    ),
     "step_weights: progress in percent": (lambda: mx.step_weights(3, 50), ValueError, "progress"),
     "step_weights: no step": (lambda: mx.step_weights(0, 0.5), ValueError, "steps"),
     "multi_step: a problem": (lambda: mx.multi_step(MLP, [1.0]), TypeError, "learner"),
     "multi_step: no weights": (lambda: mx.multi_step(mx.maml(MLP, 0.1), []), ValueError, "weights"),
-    "multi_step: a weight negative": (lambda: mx.multi_step(mx.maml(MLP, 0.1), [1.0, -1.0]), ValueError, "weights"),
-    "multi_step: a weight NaN": (lambda: mx.maml_plus_plus(MLP, [1.0, np.nan]), ValueError, "weights"),
+    "multi_step: a weight negative": (
+        lambda: mx.multi_step(mx.maml(MLP, 0.1), [1.0, -1.0]),
+        ValueError,
+        "weights",
+    ),
+    "multi_step: a weight NaN": (
+        lambda: mx.maml_plus_plus(MLP, [1.0, np.nan]),
+        ValueError,
+        "weights",
+    ),
     "multi_step: the number of steps": (lambda: mx.maml_plus_plus(MLP, 3), ValueError, "weights"),
     "multi_step: no query batch": (
         lambda: mx.multi_step(mx.maml(MLP, 0.1), [1.0]).step(

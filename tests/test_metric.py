@@ -43,9 +43,15 @@ def prototypes(net, task):
 
 def heads(meta_params, task):
     """Ridge regression as least squares over an extended system, by NumPy's solver."""
-    x, q = (np.append(np.tanh(images @ meta_params["params"]), np.ones((9, 1)), 1) for images in task["image"])
+    x, q = (
+        np.append(np.tanh(images @ meta_params["params"]), np.ones((9, 1)), 1)
+        for images in task["image"]
+    )
     root = np.exp(0.5 * meta_params["log_lam"])
-    a, b = np.vstack([x, root * np.eye(SIZE + 1)]), np.vstack([np.eye(WAYS)[LABEL], np.zeros((SIZE + 1, WAYS))])
+    a, b = (
+        np.vstack([x, root * np.eye(SIZE + 1)]),
+        np.vstack([np.eye(WAYS)[LABEL], np.zeros((SIZE + 1, WAYS))]),
+    )
     return meta_params["scale"] * q @ np.linalg.lstsq(a, b)[0]
 
 
@@ -65,16 +71,22 @@ def test_the_loss_its_gradient_and_the_accuracy_by_hand(x64, name):
     estimator = mx.bptt(mx.inner(learner, TASKS, 1, "heldout"), 1)
     given = jax.tree.map(jnp.asarray, meta_params)
     begin, key = jax.random.split(jax.random.key(0))
-    result, state = jax.jit(lambda m: estimator.estimate(key, m, estimator.init(begin, m, ()), ()))(given)
+    result, state = jax.jit(lambda m: estimator.estimate(key, m, estimator.init(begin, m, ()), ()))(
+        given
+    )
     task = {"image": np.asarray(state.task["image"][0])}
     by_hand = logits(meta_params, task)
     np.testing.assert_allclose(result.loss, cross_entropy(by_hand), rtol=1e-10)
     np.testing.assert_allclose(result.metrics["test_accuracy"], np.mean(by_hand.argmax(1) == LABEL))
-    np.testing.assert_allclose(result.metrics["accuracy"], 1 / 3, err_msg="before anything is learned")
+    np.testing.assert_allclose(
+        result.metrics["accuracy"], 1 / 3, err_msg="before anything is learned"
+    )
     flat, unravel = jax.flatten_util.ravel_pytree(given)
     value = lambda x: cross_entropy(logits(jax.tree.map(np.asarray, unravel(x)), task))  # noqa: E731
     want = [(value(flat + h) - value(flat - h)) / 2e-5 for h in 1e-5 * np.eye(flat.size)]
-    np.testing.assert_allclose(jax.flatten_util.ravel_pytree(result.updates)[0], want, rtol=1e-6, atol=1e-9)
+    np.testing.assert_allclose(
+        jax.flatten_util.ravel_pytree(result.updates)[0], want, rtol=1e-6, atol=1e-9
+    )
 
 
 @pytest.mark.parametrize("name", SYSTEMS)
@@ -111,12 +123,16 @@ BAD = {
     "protonet: no class": (lambda: mx.protonet(embed, 0, 4), ValueError, "ways"),
     "protonet: size a float": (lambda: mx.protonet(embed, 3, 4.0), TypeError, "size"),
     "protonet: embeddings of another size": (
-        lambda: mx.protonet(embed, 3, 7).step(None, NET, mx.protonet(embed, 3, 7).init(None, NET, ()), BATCH),
+        lambda: mx.protonet(embed, 3, 7).step(
+            None, NET, mx.protonet(embed, 3, 7).init(None, NET, ()), BATCH
+        ),
         ValueError,
         r"embed must give \[batch, size\] = \[2, 7\], got \[2, 4\]",
     ),
     "ridge: plain parameters": (
-        lambda: mx.ridge(embed, 3, 4).step(None, NET, mx.ridge(embed, 3, 4).init(None, NET, ()), BATCH),
+        lambda: mx.ridge(embed, 3, 4).step(
+            None, NET, mx.ridge(embed, 3, 4).init(None, NET, ()), BATCH
+        ),
         ValueError,
         "metajax.with_ridge",
     ),

@@ -1,4 +1,6 @@
-"""The networks against `lax` convolutions, against the same networks in flax.linen, and their published sizes."""
+"""The networks against `lax` convolutions, against the same networks in flax.linen, and their
+published sizes.
+"""
 
 from functools import partial
 
@@ -21,7 +23,9 @@ def size(tree):
 @pytest.mark.parametrize(("k", "stride", "shape"), [(3, 1, (5, 4)), (3, 2, (7, 4)), (5, 3, (8, 1))])
 def test_conv_equals_lax(k, stride, shape, x64, key):
     def lax_conv(x, w):
-        return lax.conv_general_dilated(x, w, (stride, stride), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC"))
+        return lax.conv_general_dilated(
+            x, w, (stride, stride), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC")
+        )
 
     @jax.jit
     def both(key):
@@ -67,15 +71,23 @@ class ResNet(nn.Module):
 
 def linen_conv4(params):
     body, head = params["body"], params["head"]
-    convs = {f"Conv_{i}": {"kernel": layer["w"], "bias": layer["b"]} for i, layer in enumerate(body)}
-    norms = {f"BatchNorm_{i}": {"scale": layer["scale"], "bias": layer["offset"]} for i, layer in enumerate(body)}
+    convs = {
+        f"Conv_{i}": {"kernel": layer["w"], "bias": layer["b"]} for i, layer in enumerate(body)
+    }
+    norms = {
+        f"BatchNorm_{i}": {"scale": layer["scale"], "bias": layer["offset"]}
+        for i, layer in enumerate(body)
+    }
     return convs | norms | {"Dense_0": {"kernel": head["w"], "bias": head["b"]}}
 
 
 def linen_resnet(params):
     layers = [layer for block in params["body"] for layer in (block["shortcut"], *block["convs"])]
     convs = {f"Conv_{i}": {"kernel": layer["w"]} for i, layer in enumerate(layers)}
-    norms = {f"BatchNorm_{i}": {"scale": layer["scale"], "bias": layer["offset"]} for i, layer in enumerate(layers)}
+    norms = {
+        f"BatchNorm_{i}": {"scale": layer["scale"], "bias": layer["offset"]}
+        for i, layer in enumerate(layers)
+    }
     return convs | norms | {"Dense_0": {"kernel": params["head"]["w"], "bias": params["head"]["b"]}}
 
 
@@ -104,7 +116,9 @@ def test_nets_equal_the_same_in_linen(name, x64, key):
         images = jax.random.normal(k_image, (3, *shape))
         zeros = jax.tree.map(lambda x: jnp.zeros(x.shape), statistics)
         variables = {"params": renamed(params), "batch_stats": zeros}
-        return net.apply(params, images), module.apply(variables, images, mutable=["batch_stats"])[0]
+        return net.apply(params, images), module.apply(variables, images, mutable=["batch_stats"])[
+            0
+        ]
 
     ours, theirs = both(key)
     np.testing.assert_allclose(ours, theirs, rtol=1e-6)
@@ -118,21 +132,34 @@ def test_max_pool_equals_reduce_window(key):
         return lax.reduce_window(x, -jnp.inf, lax.max, (1, 2, 2, 1), (1, 2, 2, 1), "VALID")
 
     v = jax.random.normal(key, (2, 2, 2, 3))
-    ours, theirs = jax.jit(lambda x: [(f(x), jax.vjp(f, x)[1](v)) for f in (max_pool, reduce_window)])(x)
+    ours, theirs = jax.jit(
+        lambda x: [(f(x), jax.vjp(f, x)[1](v)) for f in (max_pool, reduce_window)]
+    )(x)
     jax.tree.map(np.testing.assert_array_equal, ours, theirs)
     for at in ((0, 0), (0, 1), (1, 0), (1, 1)):
-        assert np.isnan(max_pool(jnp.zeros((1, 2, 2, 1)).at[0, *at, 0].set(jnp.nan))).all(), "NaN is not hidden"
+        assert np.isnan(max_pool(jnp.zeros((1, 2, 2, 1)).at[0, *at, 0].set(jnp.nan))).all(), (
+            "NaN is not hidden"
+        )
 
 
 def test_gradients_through_pooling_are_finite(key):
     # With the compiler's settings of these tests, those of x.max over the four were not.
     few = mx.data.few_shot("digits", "train")
     image = jnp.repeat(
-        jax.image.resize(few["image"][few["start"][:-1]].astype(np.float32), (5, 16, 16, 1), "linear"), 3, -1
+        jax.image.resize(
+            few["image"][few["start"][:-1]].astype(np.float32), (5, 16, 16, 1), "linear"
+        ),
+        3,
+        -1,
     )
     net = mx.nets.conv4(5, (16, 16, 3), 2, downsample="max_pool")
-    problem, batch = mx.problems.classifier(*net), {"image": image.astype(np.uint8), "label": jnp.arange(5)}
-    grads = jax.jit(jax.grad(lambda params: problem.loss(key, params, batch)[0]))(net.init(jax.random.key(100)))
+    problem, batch = (
+        mx.problems.classifier(*net),
+        {"image": image.astype(np.uint8), "label": jnp.arange(5)},
+    )
+    grads = jax.jit(jax.grad(lambda params: problem.loss(key, params, batch)[0]))(
+        net.init(jax.random.key(100))
+    )
     assert all(jnp.isfinite(x).all() for x in jax.tree.leaves(grads))
 
 
@@ -185,7 +212,9 @@ def test_only_the_transductive_norm_looks_at_other_images(key):
     assert difference(mx.nets.layer_norm, key) < 1e-5
 
 
-@pytest.mark.parametrize(("make", "layers"), [(mx.nets.conv4, 4), (mx.nets.dense4, 4), (mx.nets.resnet12, 16)])
+@pytest.mark.parametrize(
+    ("make", "layers"), [(mx.nets.conv4, 4), (mx.nets.dense4, 4), (mx.nets.resnet12, 16)]
+)
 def test_every_layer_of_the_body_is_normalised_as_asked_for(make, layers, key):
     normalised = []
 
@@ -202,9 +231,14 @@ def test_every_layer_of_the_body_is_normalised_as_asked_for(make, layers, key):
 
 def test_norms_against_numpy(key):
     x = np.asarray(3 + 2 * jax.random.normal(key, (4, 3, 3, 2)), np.float64)
-    for norm, axes in ((mx.nets.transductive_batch_norm, (0, 1, 2)), (mx.nets.layer_norm, (1, 2, 3))):
+    for norm, axes in (
+        (mx.nets.transductive_batch_norm, (0, 1, 2)),
+        (mx.nets.layer_norm, (1, 2, 3)),
+    ):
         expected = (x - x.mean(axes, keepdims=True)) / np.sqrt(x.var(axes, keepdims=True) + 1e-5)
-        np.testing.assert_allclose(norm(jnp.asarray(x, jnp.float32)), expected, rtol=1e-4, atol=1e-5)
+        np.testing.assert_allclose(
+            norm(jnp.asarray(x, jnp.float32)), expected, rtol=1e-4, atol=1e-5
+        )
 
 
 def test_adapting_the_head_alone(key):
@@ -221,7 +255,9 @@ def test_adapting_the_head_alone(key):
         losses = []
         for _ in range(5):
             loss, grads = jax.value_and_grad(lambda p: problem.loss(key, p, batch)[0])(params)
-            params = params | {"head": jax.tree.map(lambda x, g: x - 0.3 * g, params["head"], grads["head"])}
+            params = params | {
+                "head": jax.tree.map(lambda x, g: x - 0.3 * g, params["head"], grads["head"])
+            }
             losses.append(loss)
         return start, params, losses
 
@@ -232,19 +268,39 @@ def test_adapting_the_head_alone(key):
 
 
 BAD = {
-    "conv: channels": (lambda: mx.nets.conv(jnp.ones((2, 8, 8, 2)), jnp.ones((3, 3, 1, 4))), ValueError, r"x must be"),
-    "conv: kernel": (lambda: mx.nets.conv(jnp.ones((2, 8, 8, 1)), jnp.ones((3, 1, 1, 4))), ValueError, r"w \[k, k"),
+    "conv: channels": (
+        lambda: mx.nets.conv(jnp.ones((2, 8, 8, 2)), jnp.ones((3, 3, 1, 4))),
+        ValueError,
+        r"x must be",
+    ),
+    "conv: kernel": (
+        lambda: mx.nets.conv(jnp.ones((2, 8, 8, 1)), jnp.ones((3, 1, 1, 4))),
+        ValueError,
+        r"w \[k, k",
+    ),
     "no ways": (lambda: mx.nets.conv4(0), ValueError, "ways"),
-    "shape without channels": (lambda: mx.nets.conv4(5, (28, 28)), ValueError, "height, width, channels"),
+    "shape without channels": (
+        lambda: mx.nets.conv4(5, (28, 28)),
+        ValueError,
+        "height, width, channels",
+    ),
     "shape a number": (lambda: mx.nets.dense4(5, 784), ValueError, "height, width, channels"),
     "shape of floats": (lambda: mx.nets.conv4(5, (28.0, 28, 1)), TypeError, "shape"),
     "filters zero": (lambda: mx.nets.conv4(5, filters=0), ValueError, "filters"),
     "unknown downsampling": (lambda: mx.nets.conv4(5, downsample="pool"), ValueError, "downsample"),
-    "too small for pooling": (lambda: mx.nets.conv4(5, (8, 8, 1), downsample="max_pool"), ValueError, "16x16"),
+    "too small for pooling": (
+        lambda: mx.nets.conv4(5, (8, 8, 1), downsample="max_pool"),
+        ValueError,
+        "16x16",
+    ),
     "norm a name": (lambda: mx.nets.conv4(5, norm="batch"), TypeError, "norm"),
     "norm of dense4 a name": (lambda: mx.nets.dense4(5, norm="batch"), TypeError, "norm"),
     "hidden zero": (lambda: mx.nets.dense4(5, hidden=(0,)), ValueError, "hidden"),
-    "resnet12 too small": (lambda: mx.nets.resnet12(5, (8, 8, 3)), ValueError, "at least 2.blocks = 16"),
+    "resnet12 too small": (
+        lambda: mx.nets.resnet12(5, (8, 8, 3)),
+        ValueError,
+        "at least 2.blocks = 16",
+    ),
     "norm of resnet12 a name": (lambda: mx.nets.resnet12(5, norm="batch"), TypeError, "norm"),
     "weights an array": (lambda: mx.nets.conv4(5, weights=jnp.ones(3)), TypeError, "weights"),
     "images of another shape": (

@@ -47,7 +47,9 @@ def run(*command, **kwargs):
 def built(tmp_path_factory):
     """Of a copy, since a build writes into the folder that it builds."""
     folder, source = tmp_path_factory.mktemp("dist"), tmp_path_factory.mktemp("build") / "source"
-    shutil.copytree(ROOT, source, ignore=shutil.ignore_patterns(".*", "out", "build", "dist", "*.egg-info"))
+    shutil.copytree(
+        ROOT, source, ignore=shutil.ignore_patterns(".*", "out", "build", "dist", "*.egg-info")
+    )
     run(sys.executable, "-m", "build", "--no-isolation", "--outdir", folder, source)
     (wheel,), (sdist,) = folder.glob("*.whl"), folder.glob("*.tar.gz")
     return {"wheel": wheel, "sdist": sdist}
@@ -60,7 +62,9 @@ def test_wheel_and_sdist_hold_what_a_user_needs(built):
         metadata = f.read(next(n for n in names if n.endswith("METADATA"))).decode()
         commands = f.read(next(n for n in names if n.endswith("entry_points.txt"))).decode()
     assert {f"metajax/{n}" for n in NEEDED} <= names
-    assert {f"metajax/{p.relative_to(ROOT / 'metajax')}" for p in (ROOT / "metajax").rglob("*.py")} <= names
+    assert {
+        f"metajax/{p.relative_to(ROOT / 'metajax')}" for p in (ROOT / "metajax").rglob("*.py")
+    } <= names
     assert any(n.endswith("licenses/LICENSE") for n in names)
     assert not [n for n in names if n.startswith(("tests", "benchmarks", "notebooks", "examples"))]
     assert "License-Expression: Apache-2.0" in metadata
@@ -68,13 +72,21 @@ def test_wheel_and_sdist_hold_what_a_user_needs(built):
     with tarfile.open(built["sdist"]) as f:
         names = {n.split("/", 1)[-1] for n in f.getnames()}
     assert {f"metajax/{n}" for n in NEEDED} <= names
-    assert {"CHANGELOG.md", "CITATION.cff", "CONTRIBUTING.md", "examples/l2l-digits.toml", "tests/conftest.py"} <= names
+    assert {
+        "CHANGELOG.md",
+        "CITATION.cff",
+        "CONTRIBUTING.md",
+        "examples/l2l-digits.toml",
+        "tests/conftest.py",
+    } <= names
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", ["wheel", "sdist"])
 def test_they_install_and_run(built, tmp_path, kind):
-    """Into an environment with nothing in it but the dependencies, lent by that of the tests to spare a download."""
+    """Into an environment with nothing in it but the dependencies, lent by that of the tests to
+    spare a download.
+    """
     run(sys.executable, "-m", "venv", "--without-pip", tmp_path / "venv")
     python = tmp_path / "venv" / "bin" / "python"
     site = Path(run(python, "-c", "import sysconfig; print(sysconfig.get_path('purelib'))").strip())
@@ -96,7 +108,9 @@ def test_they_install_and_run(built, tmp_path, kind):
     command = python.with_name("metajax")
     assert run(command, "--version", cwd=tmp_path).split()[0] == "metajax"
     assert "vsml-mnist" in run(command, "pretrained", cwd=tmp_path)
-    assert run(python, "-m", "metajax", "pretrained", "card", "l2l-digits", cwd=tmp_path).startswith("# l2l-digits")
+    assert run(
+        python, "-m", "metajax", "pretrained", "card", "l2l-digits", cwd=tmp_path
+    ).startswith("# l2l-digits")
 
 
 def test_the_versions_are_one():

@@ -16,7 +16,8 @@ def test_curves_show_means_and_bands():
     band = ax.collections[0].get_paths()[0].vertices[:, 1]
     error = losses.std(0, ddof=1) / 6**0.5
     np.testing.assert_allclose(
-        [band.min(), band.max()], [(losses.mean(0) - 2 * error).min(), (losses.mean(0) + 2 * error).max()]
+        [band.min(), band.max()],
+        [(losses.mean(0) - 2 * error).min(), (losses.mean(0) + 2 * error).max()],
     )
 
 

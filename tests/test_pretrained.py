@@ -36,7 +36,13 @@ def test_the_optimizer_beats_untuned_ones_on_a_network_it_never_saw(name):
     tasks, data = mx.tasks.minibatches(64), mx.data.load("digits", "test")
     optimizers = {"ours": mx.pretrained.load(name), "SGD": optax.sgd(0.1), "Adam": optax.adam(1e-2)}
     result = mx.compare(
-        optimizers, mx.problems.mlp((64, 20, 10)), tasks, jax.random.key(0), data, steps=50, num_tasks=4
+        optimizers,
+        mx.problems.mlp((64, 20, 10)),
+        tasks,
+        jax.random.key(0),
+        data,
+        steps=50,
+        num_tasks=4,
     )
     final = {name: x.mean() for name, x in result.final.items()}
     assert final["ours"] < 0.5 * min(final["SGD"], final["Adam"])
@@ -59,7 +65,9 @@ def test_the_learning_algorithm_learns_images_it_never_saw():
 def test_the_initialisation_tells_characters_apart_that_it_never_saw():
     learner, meta_params = mx.pretrained.load("maml-omniglot")
     loop = mx.inner(learner, mx.tasks.episodes(5, 1), horizon=3)
-    curves = mx.evaluate(loop, jax.random.key(0), meta_params, mx.data.few_shot("omniglot", "test"), num_tasks=100)
+    curves = mx.evaluate(
+        loop, jax.random.key(0), meta_params, mx.data.few_shot("omniglot", "test"), num_tasks=100
+    )
     assert curves.test_metrics["accuracy"].mean() > 0.95
 
 

@@ -35,12 +35,16 @@ def test_logistic_regression_has_the_gradient_of_the_closed_form(key):
     start = problem.init(key, ())
     assert all(not np.any(x) for x in jax.tree.leaves(start))
     params = [{"w": jnp.linspace(-1, 1, 12).reshape(4, 3), "b": jnp.array([0.1, 0.0, -0.2])}]
-    (loss, _), grads = jax.jit(jax.value_and_grad(lambda p: problem.loss(key, p, data), has_aux=True))(params)
+    (loss, _), grads = jax.jit(
+        jax.value_and_grad(lambda p: problem.loss(key, p, data), has_aux=True)
+    )(params)
     w, b = np.asarray(params[0]["w"], np.float64), np.asarray(params[0]["b"], np.float64)
     p, target = softmax(data["image"] @ w + b), np.eye(3)[data["label"]]
     want = -np.log(p[np.arange(5), data["label"]]).mean() + 0.05 * (w**2).sum()
     np.testing.assert_allclose(loss, want, rtol=1e-5)
-    np.testing.assert_allclose(grads[0]["w"], data["image"].T @ (p - target) / 5 + 0.1 * w, rtol=1e-4, atol=1e-6)
+    np.testing.assert_allclose(
+        grads[0]["w"], data["image"].T @ (p - target) / 5 + 0.1 * w, rtol=1e-4, atol=1e-6
+    )
     np.testing.assert_allclose(grads[0]["b"], (p - target).mean(0), rtol=1e-4, atol=1e-6)
 
 
@@ -52,7 +56,9 @@ def test_autoencoder(key):
     for k, layer in enumerate(params):
         x = x @ np.asarray(layer["w"], np.float64) + np.asarray(layer["b"])
         x = sigmoid(x) if k == 3 else np.tanh(x)
-    np.testing.assert_allclose(problem.loss(key, params, data)[0], ((x - image) ** 2).mean(), rtol=1e-5)
+    np.testing.assert_allclose(
+        problem.loss(key, params, data)[0], ((x - image) ** 2).mean(), rtol=1e-5
+    )
 
 
 def test_convnet_equals_lax(key):
@@ -62,12 +68,19 @@ def test_convnet_equals_lax(key):
 
     def logits(params, x):
         for layer in params["conv"]:
-            x = lax.conv_general_dilated(x, layer["w"], (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC"))
+            x = lax.conv_general_dilated(
+                x, layer["w"], (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC")
+            )
             x = (x - x.mean((0, 1, 2))) / jnp.sqrt(x.var((0, 1, 2)) + 1e-5) + layer["b"]
-            x = lax.reduce_window(jax.nn.relu(x), -jnp.inf, lax.max, (1, 2, 2, 1), (1, 2, 2, 1), "VALID")
+            x = lax.reduce_window(
+                jax.nn.relu(x), -jnp.inf, lax.max, (1, 2, 2, 1), (1, 2, 2, 1), "VALID"
+            )
         first, last = params["dense"]
         x = x.reshape(5, -1) @ first["w"]
-        return jax.nn.relu((x - x.mean(0)) / jnp.sqrt(x.var(0) + 1e-5) + first["b"]) @ last["w"] + last["b"]
+        return (
+            jax.nn.relu((x - x.mean(0)) / jnp.sqrt(x.var(0) + 1e-5) + first["b"]) @ last["w"]
+            + last["b"]
+        )
 
     @jax.jit
     def both(params):
@@ -108,7 +121,9 @@ VALUES = dict(zip(WORDS.split(), [*range(20), *range(20, 100, 10), 100], strict=
 
 
 def number(words):
-    return sum(VALUES[word] for word in words.replace("-", " ").replace("one hundred", "hundred").split())
+    return sum(
+        VALUES[word] for word in words.replace("-", " ").replace("one hundred", "hundred").split()
+    )
 
 
 def test_sums_are_right_and_all_there():
@@ -131,7 +146,9 @@ def test_text_windows_are_in_the_text(key):
     windows = np.asarray(tasks.train(key, data, (), 0)["text"])
     assert windows.dtype == np.int32
     np.testing.assert_array_equal(windows, windows[:, :1] + np.arange(4))
-    assert set(windows[:, 0].tolist()) == set(range(6)), "each window can be drawn, the last one included"
+    assert set(windows[:, 0].tolist()) == set(range(6)), (
+        "each window can be drawn, the last one included"
+    )
     assert tasks.test(key, data, ())["text"].shape == (2, 4)
 
 
@@ -148,16 +165,30 @@ def test_random_mlp_is_the_network_that_a_task_has_drawn(key):
     def sample(key):
         network = tasks.sample(key, data)
         params, batch = problem.init(key, network), tasks.train(key, data, network, 0)
-        return network, params, batch, *jax.value_and_grad(lambda p: problem.loss(key, p, batch)[0])(params)
+        return (
+            network,
+            params,
+            batch,
+            *jax.value_and_grad(lambda p: problem.loss(key, p, batch)[0])(params),
+        )
 
     drawn = sample(jax.random.split(key, 40))
     for i in range(40):
-        network, params, (batch, _), loss, grads = jax.tree.map(lambda x, i=i: np.asarray(x[i]), drawn)
-        width, depth, activation = int(network.width), int(network.depth), activations[int(network.activation)]
+        network, params, (batch, _), loss, grads = jax.tree.map(
+            lambda x, i=i: np.asarray(x[i]), drawn
+        )
+        width, depth, activation = (
+            int(network.width),
+            int(network.depth),
+            activations[int(network.activation)],
+        )
         seen.add((width, depth, int(network.activation)))
         sizes = (64, *[width] * depth, 10)
         cut = [*params[:depth], params[-1]]
-        cut = [{"w": p["w"][:m, :n], "b": p["b"][:n]} for p, m, n in zip(cut, sizes[:-1], sizes[1:], strict=True)]
+        cut = [
+            {"w": p["w"][:m, :n], "b": p["b"][:n]}
+            for p, m, n in zip(cut, sizes[:-1], sizes[1:], strict=True)
+        ]
         same = mx.problems.mlp(sizes, activation)
         want, want_grads = jax.value_and_grad(lambda p, s=same, b=batch: s.loss(key, p, b)[0])(cut)
         np.testing.assert_allclose(loss, want, rtol=1e-5)
@@ -171,17 +202,23 @@ def test_random_mlp_is_the_network_that_a_task_has_drawn(key):
 
 
 def test_random_mlp_starts_as_an_mlp(key):
-    problem, tasks = mx.problems.random_mlp(mx.tasks.minibatches(5), 64, 10, widths=(16, 16), depths=(2, 2))
+    problem, tasks = mx.problems.random_mlp(
+        mx.tasks.minibatches(5), 64, 10, widths=(16, 16), depths=(2, 2)
+    )
     params = jax.jit(problem.init)(key, tasks.sample(key, mx.data.load("digits")))
     for got, want in zip(params, mx.problems.mlp((64, 16, 16, 10)).init(key, ()), strict=True):
         np.testing.assert_allclose(got["w"], want["w"], rtol=1e-6)
     wide, _ = mx.problems.random_mlp(mx.tasks.minibatches(5), 64, 10, widths=(4, 400))
     params = wide.init(key, mx.problems.Network((), jnp.int32(25), jnp.int32(2), jnp.int32(0)))
-    np.testing.assert_allclose([layer["w"].std() for layer in params], [1 / 8, 1 / 5, 1 / 5], rtol=0.05)
+    np.testing.assert_allclose(
+        [layer["w"].std() for layer in params], [1 / 8, 1 / 5, 1 / 5], rtol=0.05
+    )
 
 
 def test_random_scaling_is_gradient_descent_with_a_rate_a_parameter(key):
-    problem, tasks = mx.problems.random_scaling(mx.problems.quadratic(), mx.tasks.quadratics(3), spread=1.0)
+    problem, tasks = mx.problems.random_scaling(
+        mx.problems.quadratic(), mx.tasks.quadratics(3), spread=1.0
+    )
     task = tasks.sample(key, ())
     scale = np.asarray(task.scale, np.float64)
     assert np.exp(-1) < scale.min() < scale.max() < np.exp(1)
@@ -189,7 +226,9 @@ def test_random_scaling_is_gradient_descent_with_a_rate_a_parameter(key):
     inner = mx.inner(mx.l2l(optax.sgd, problem), tasks, 3)
     state = inner.init(key, 0.01, ())._replace(task=task)
     params = problem.init(key, task)
-    np.testing.assert_allclose(params * scale, mx.problems.quadratic().init(key, task.task), rtol=1e-5)
+    np.testing.assert_allclose(
+        params * scale, mx.problems.quadratic().init(key, task.task), rtol=1e-5
+    )
     state = state._replace(learner=state.learner._replace(params=params))
     x, step = np.asarray(params, np.float64) * scale, jax.jit(inner.step)
     for _ in range(3):
@@ -210,7 +249,7 @@ def test_scales_are_uniform_in_the_logarithm(key):
 
 
 def test_imitation_of_a_rate_has_a_closed_form(key):
-    learner = mx.learners.imitate(optax.sgd, optax.sgd(0.01), mx.problems.quadratic())
+    learner = mx.imitate(optax.sgd, optax.sgd(0.01), mx.problems.quadratic())
     inner = mx.inner(learner, mx.tasks.quadratics(3), 4)
     state = inner.init(key, 0.03, ())
     w, y = (np.asarray(state.task[k], np.float64) for k in ("W", "y"))
@@ -218,7 +257,9 @@ def test_imitation_of_a_rate_has_a_closed_form(key):
     slope = jax.jit(jax.grad(lambda rate, state: inner.step(rate, state, ())[1][0]))
     for _ in range(3):
         g = 2 * w.T @ (w @ x - y)
-        np.testing.assert_allclose(slope(jnp.float32(0.03), state), 2 * 0.02 * (g**2).mean(), rtol=1e-3)
+        np.testing.assert_allclose(
+            slope(jnp.float32(0.03), state), 2 * 0.02 * (g**2).mean(), rtol=1e-3
+        )
         state, (loss, metrics) = step(jnp.float32(0.03), state, ())
         np.testing.assert_allclose(loss, 0.02**2 * (g**2).mean(), rtol=1e-3)
         np.testing.assert_allclose(metrics["objective"], ((w @ x - y) ** 2).sum(), rtol=1e-3)
@@ -230,10 +271,14 @@ def test_imitation_of_a_rate_has_a_closed_form(key):
 
 def test_imitation_brings_a_learned_schedule_to_the_rate_of_its_teacher(key):
     opt = mx.optim.piecewise_schedule(optax.scale_by_adam(), knots=(1,), rate=0.02)
-    learner = mx.learners.imitate(opt.tx, optax.chain(optax.scale_by_adam(), optax.scale(0.1)), mx.problems.quadratic())
+    learner = mx.imitate(
+        opt.tx, optax.chain(optax.scale_by_adam(), optax.scale(0.1)), mx.problems.quadratic()
+    )
     trainer = mx.trainer(mx.bptt(mx.inner(learner, mx.tasks.quadratics(2), 3), 2), optax.adam(0.1))
     state = trainer.init(key, opt.init(key), ())
-    state = jax.jit(lambda s: lax.scan(lambda s, _: (trainer.step(s, ())[0], None), s, None, length=150)[0])(state)
+    state = jax.jit(
+        lambda s: lax.scan(lambda s, _: (trainer.step(s, ())[0], None), s, None, length=150)[0]
+    )(state)
     np.testing.assert_allclose(np.exp(state.meta_params), [0.1], rtol=0.05)
 
 
@@ -245,7 +290,11 @@ QUADRATIC, QUADRATICS = mx.problems.quadratic(), mx.tasks.quadratics(2)
 BAD = {
     "logistic: penalty": (lambda: mx.problems.logistic(4, 3, penalty=-1.0), ValueError, "penalty"),
     "autoencoder: one size": (lambda: mx.problems.autoencoder((4,)), ValueError, "sizes"),
-    "convnet: shape": (lambda: mx.problems.convnet(10, (4, 4, 3)), ValueError, "shape must be at least"),
+    "convnet: shape": (
+        lambda: mx.problems.convnet(10, (4, 4, 3)),
+        ValueError,
+        "shape must be at least",
+    ),
     "convnet: filters": (lambda: mx.problems.convnet(filters=(0,)), ValueError, "filters"),
     "gru: symbols": (lambda: mx.problems.character_gru(0), ValueError, "symbols"),
     "sums: split": (lambda: mx.data.sums("validation"), ValueError, "split"),
@@ -261,17 +310,45 @@ BAD = {
         TypeError,
         "integer",
     ),
-    "text: images": (lambda: mx.tasks.text(5, 2).train(jax.random.key(0), IMAGES, (), 0), TypeError, "text"),
+    "text: images": (
+        lambda: mx.tasks.text(5, 2).train(jax.random.key(0), IMAGES, (), 0),
+        TypeError,
+        "text",
+    ),
     "random_mlp: tasks": (lambda: mx.problems.random_mlp(QUADRATIC, 64, 10), TypeError, "tasks"),
     "random_mlp: widths": (lambda: random_mlp(widths=(8, 4)), ValueError, "swap"),
     "random_mlp: depths": (lambda: random_mlp(depths=2), TypeError, "depths must be a pair"),
     "random_mlp: no hidden layer": (lambda: random_mlp(depths=(0, 1)), ValueError, "depths"),
-    "random_mlp: activations": (lambda: random_mlp(activations=()), ValueError, "activations is empty"),
-    "scaling: tasks": (lambda: mx.problems.random_scaling(QUADRATIC, QUADRATIC), TypeError, "tasks"),
-    "scaling: spread": (lambda: mx.problems.random_scaling(QUADRATIC, QUADRATICS, 0.0), ValueError, "spread"),
-    "quadratic: no task": (lambda: QUADRATIC.init(jax.random.key(0), ()), ValueError, "tasks.quadratics"),
-    "imitate: teacher": (lambda: mx.learners.imitate(optax.sgd, optax.adam, QUADRATIC), TypeError, "teacher"),
-    "imitate: problem": (lambda: mx.learners.imitate(optax.sgd, optax.adam(0.1), QUADRATICS), TypeError, "problem"),
+    "random_mlp: activations": (
+        lambda: random_mlp(activations=()),
+        ValueError,
+        "activations is empty",
+    ),
+    "scaling: tasks": (
+        lambda: mx.problems.random_scaling(QUADRATIC, QUADRATIC),
+        TypeError,
+        "tasks",
+    ),
+    "scaling: spread": (
+        lambda: mx.problems.random_scaling(QUADRATIC, QUADRATICS, 0.0),
+        ValueError,
+        "spread",
+    ),
+    "quadratic: no task": (
+        lambda: QUADRATIC.init(jax.random.key(0), ()),
+        ValueError,
+        "tasks.quadratics",
+    ),
+    "imitate: teacher": (
+        lambda: mx.imitate(optax.sgd, optax.adam, QUADRATIC),
+        TypeError,
+        "teacher",
+    ),
+    "imitate: problem": (
+        lambda: mx.imitate(optax.sgd, optax.adam(0.1), QUADRATICS),
+        TypeError,
+        "problem",
+    ),
     "convnet: image": (
         lambda: mx.problems.convnet(3, (8, 8, 1), (2,)).loss(
             jax.random.key(0),

@@ -1,4 +1,6 @@
-"""The harness of reproduced results: every experiment runs at its smallest scale, and claims come from the runs."""
+"""The harness of reproduced results: every experiment runs at its smallest scale, and claims come
+from the runs.
+"""
 
 import json
 import subprocess
@@ -37,8 +39,11 @@ def test_smoke(name, tmp_path, monkeypatch, capsys):
         if claim["seeds"]:
             assert np.isfinite(claim["measured"]), claim
             assert claim["holds"] in (True, False)
-    # A second run goes on with what is done, and comes to the same; without --resume nothing is overwritten.
-    assert call(monkeypatch, "reproduce", name, "--scale", "smoke", "--out", tmp_path, "--resume") == 0
+    # A second run goes on with what is done, and comes to the same; without --resume nothing is
+    # overwritten.
+    assert (
+        call(monkeypatch, "reproduce", name, "--scale", "smoke", "--out", tmp_path, "--resume") == 0
+    )
     again = json.loads((tmp_path / f"{name}.json").read_text())
     assert again["claims"] == result["claims"]
     assert call(monkeypatch, "reproduce", name, "--scale", "smoke", "--out", tmp_path) == 1
@@ -61,9 +66,21 @@ def test_a_claim_is_about_the_mean_over_seeds():
     c = harness.claim("x < 2", "here", 1.0, [1.0, 2.0], lambda x: x < 2)
     assert (c.measured, c.seeds, c.holds, c.alone) == (1.5, 2, True, 1)
     np.testing.assert_allclose(c.spread, 0.5**0.5)
-    assert harness.claim("x < 2", "here", 1.0, [3.0], lambda x: x < 2)[3:] == (3.0, None, 1, False, 0)
+    assert harness.claim("x < 2", "here", 1.0, [3.0], lambda x: x < 2)[3:] == (
+        3.0,
+        None,
+        1,
+        False,
+        0,
+    )
     assert harness.claim("x < 2", "here", 1.0, [], lambda x: x < 2).holds is None
-    assert harness.claim("x > 2", "here", 1.0, [3.0, np.inf], lambda x: x > 2)[3:] == (None, None, 2, False, 1)
+    assert harness.claim("x > 2", "here", 1.0, [3.0, np.inf], lambda x: x > 2)[3:] == (
+        None,
+        None,
+        2,
+        False,
+        1,
+    )
 
 
 def test_seeds_that_disagree_are_told():
@@ -78,14 +95,20 @@ def test_seeds_that_disagree_are_told():
 
 
 ROOT = Path(__file__).parents[1]
-COMMITTED = [path for name in harness.names() for path in (ROOT / "benchmarks" / "results" / name).glob("*.json")]
+COMMITTED = [
+    path
+    for name in harness.names()
+    for path in (ROOT / "benchmarks" / "results" / name).glob("*.json")
+]
 
 
 @pytest.mark.parametrize(
     "path", [p for p in COMMITTED if p.parent.name in harness.names()], ids=lambda p: p.parent.name
 )
 def test_committed_results_are_of_this_code(path):
-    """Their settings are those of the experiment, and their claims what it computes from their results."""
+    """Their settings are those of the experiment, and their claims what it computes from their
+    results.
+    """
     stored, experiment = json.loads(path.read_text()), harness.load(path.parent.name)
     assert stored["settings"] == json.loads(json.dumps(experiment.settings[stored["scale"]]))
     results = [{k: np.asarray(v, float) for k, v in r.items()} for r in stored["results"]]
@@ -127,9 +150,15 @@ def test_what_diverged_is_written_as_json_that_others_can_read(tmp_path, monkeyp
         return {"x": np.array([1.0, np.inf, np.nan])}
 
     def claims(results, settings):
-        return [harness.claim("it is small", "paper", None, [r["x"][-1] for r in results], lambda x: x < 1)]
+        return [
+            harness.claim(
+                "it is small", "paper", None, [r["x"][-1] for r in results], lambda x: x < 1
+            )
+        ]
 
-    experiment = harness.Experiment("A title", "paper", {"small": {}}, run, claims, lambda *_: None, seeds=1)
+    experiment = harness.Experiment(
+        "A title", "paper", {"small": {}}, run, claims, lambda *_: None, seeds=1
+    )
     monkeypatch.setattr(harness, "load", lambda name: experiment)
     assert "not finite" in harness.table(harness.reproduce("x", "small", tmp_path)["claims"])
     stored = json.loads((tmp_path / "x.json").read_text(), parse_constant=pytest.fail)
@@ -148,7 +177,9 @@ def test_an_interrupted_seed_has_no_time(tmp_path, monkeypatch):
     def picture(results, settings, figure):
         figure.subplots()
 
-    experiment = harness.Experiment("A title", "paper", {"small": {}}, dies_once, lambda r, s: [], picture, seeds=1)
+    experiment = harness.Experiment(
+        "A title", "paper", {"small": {}}, dies_once, lambda r, s: [], picture, seeds=1
+    )
     monkeypatch.setattr(harness, "load", lambda name: experiment)
     with pytest.raises(KeyboardInterrupt):
         harness.reproduce("x", "small", tmp_path)
@@ -166,12 +197,16 @@ def test_a_seed_that_was_begun_with_other_settings_is_refused(tmp_path, monkeypa
     def dies(seed, settings, folder):
         raise KeyboardInterrupt
 
-    experiment = harness.Experiment("A title", "paper", {"small": {"steps": 1}}, dies, lambda r, s: [], lambda *_: None)
+    experiment = harness.Experiment(
+        "A title", "paper", {"small": {"steps": 1}}, dies, lambda r, s: [], lambda *_: None
+    )
     monkeypatch.setattr(harness, "load", lambda name: experiment)
     with pytest.raises(KeyboardInterrupt):
         harness.reproduce("x", "small", tmp_path)
     experiment = experiment._replace(settings={"small": {"steps": 2}})
-    with pytest.raises(ValueError, match=r"settings.json was made with other settings: \{'steps': 1\}"):
+    with pytest.raises(
+        ValueError, match=r"settings.json was made with other settings: \{'steps': 1\}"
+    ):
         harness.reproduce("x", "small", tmp_path, resume=True)
 
 
@@ -195,13 +230,26 @@ def test_meta_training_over_two_devices_comes_to_the_same(tmp_path):
     results = []
     for devices in (1, 2):
         out = tmp_path / str(devices)
-        command = ["reproduce", "vsml-introspection", "--scale", "smoke", "--devices", str(devices), "--out", str(out)]
-        subprocess.run([sys.executable, "-m", "benchmarks", *command], check=True, capture_output=True)
+        command = [
+            "reproduce",
+            "vsml-introspection",
+            "--scale",
+            "smoke",
+            "--devices",
+            str(devices),
+            "--out",
+            str(out),
+        ]
+        subprocess.run(
+            [sys.executable, "-m", "benchmarks", *command], check=True, capture_output=True
+        )
         results.append(json.loads((out / "vsml-introspection.json").read_text()))
     one, two = results
     assert two["command"] == one["command"] + " --devices 2"
     for name, value in one["results"][0].items():
-        np.testing.assert_allclose(two["results"][0][name], value, rtol=1e-3, atol=1e-4, err_msg=name)
+        np.testing.assert_allclose(
+            two["results"][0][name], value, rtol=1e-3, atol=1e-4, err_msg=name
+        )
 
 
 def test_devices_that_divide_the_episodes_are_taken(monkeypatch):
@@ -211,7 +259,9 @@ def test_devices_that_divide_the_episodes_are_taken(monkeypatch):
 
 
 def test_accounts_of_memory_are_of_the_methods_they_name(tmp_path):
-    results = imaml_memory.run(0, {**imaml_memory.EXPERIMENT.settings["smoke"], "steps": [2, 32]}, tmp_path)
+    results = imaml_memory.run(
+        0, {**imaml_memory.EXPERIMENT.settings["smoke"], "steps": [2, 32]}, tmp_path
+    )
     mib = {name: results[f"{name}: MiB"] for name in imaml_memory.NAMES}
     assert mib["MAML"][1] > 4 * mib["MAML"][0]
     assert mib[imaml_memory.REMAT][1] != mib["MAML"][1]
@@ -253,18 +303,28 @@ def test_a_final_loss_is_that_of_the_last_tenth_before_each_end():
         losses.append(float(loss))
     state = loop.init(jax.random.key(0), 0.01, ())
     _, found, _ = mx.unroll(_l2l.final_loss(loop, [20, 40]), 0.01, state, (), length=40)
-    np.testing.assert_allclose(found, (sum(losses[18:20]) / 2 + sum(losses[36:40]) / 4) / 2, rtol=1e-5)
+    np.testing.assert_allclose(
+        found, (sum(losses[18:20]) / 2 + sum(losses[36:40]) / 4) / 2, rtol=1e-5
+    )
 
 
 def test_each_query_set_has_every_class_and_is_judged_by_itself():
     net = mx.nets.dense4(5, (8, 8, 1), (4,))
-    learner, params = mx.finetune(mx.problems.classifier(*net), optax.sgd(0.1)), net.init(jax.random.key(1))
+    learner, params = (
+        mx.finetune(mx.problems.classifier(*net), optax.sgd(0.1)),
+        net.init(jax.random.key(1)),
+    )
     data, key = mx.data.few_shot("digits", "train"), jax.random.key(0)
     tasks = mx.tasks.episodes(5, 2, 3 * 2)
     batch = tasks.test(key, data, tasks.sample(key, data))
     state = learner.init(key, params, None)
     got = _few_shot.over_query_sets(learner, 5, 3).loss(key, params, state, batch)
     parts = [[6 * c + 2 * part + i for c in range(5) for i in range(2)] for part in range(3)]
-    want = [learner.loss(key, params, state, jax.tree.map(lambda x, p=p: x[np.array(p)], batch)) for p in parts]
+    want = [
+        learner.loss(key, params, state, jax.tree.map(lambda x, p=p: x[np.array(p)], batch))
+        for p in parts
+    ]
     np.testing.assert_allclose(got, np.mean(want), rtol=1e-5)
-    assert abs(got - learner.loss(key, params, state, batch)) > 1e-4, "batch normalisation sees the others"
+    assert abs(got - learner.loss(key, params, state, batch)) > 1e-4, (
+        "batch normalisation sees the others"
+    )

@@ -1,4 +1,6 @@
-"""Several devices in a subprocess, several processes on this machine; the tests themselves stay on one device."""
+"""Several devices in a subprocess, several processes on this machine; the tests themselves stay on
+one device.
+"""
 
 import json
 import os
@@ -50,13 +52,19 @@ def test_the_work_is_split(found):
         assert not run["whole"], name
 
 
-@pytest.mark.parametrize(("name", "reductions"), [("bptt", 1), ("truncated", 1), ("forward", 1), ("pes", 2)])
+@pytest.mark.parametrize(
+    ("name", "reductions"), [("bptt", 1), ("truncated", 1), ("forward", 1), ("pes", 2)]
+)
 def test_a_gradient_is_reduced_once_outside_the_loops(found, name, reductions):
-    """The gradient, the loss and the metrics together; before them, for `pes`, how many pairs are finite."""
+    """The gradient, the loss and the metrics together; before them, for `pes`, how many pairs are
+    finite.
+    """
     run = found["trained"][f"{name}, 4 devices"]
     assert len(run["collectives"]) == reductions
     assert all(kind == "all-reduce" and in_entry for kind, _, in_entry in run["collectives"])
-    assert sum(elements for _, elements, _ in run["collectives"]) <= 4, "one meta-parameter, the loss, metrics"
+    assert sum(elements for _, elements, _ in run["collectives"]) <= 4, (
+        "one meta-parameter, the loss, metrics"
+    )
     assert run["specs"] == ["P('tasks',)"], "the episodes stay split"
 
 
@@ -108,8 +116,16 @@ def test_mistakes_with_several_devices(found, name):
 
 ONE_DEVICE = {
     "mesh: no devices": (lambda: mx.sharding.mesh(0), ValueError, "num_devices"),
-    "mesh: more than there are": (lambda: mx.sharding.mesh(1000), ValueError, "num_devices is 1000"),
-    "split: an estimator": (lambda: mx.sharding.split(mx.bptt(QUADRATICS, 2), mx.sharding.mesh()), TypeError, "inner"),
+    "mesh: more than there are": (
+        lambda: mx.sharding.mesh(1000),
+        ValueError,
+        "num_devices is 1000",
+    ),
+    "split: an estimator": (
+        lambda: mx.sharding.split(mx.bptt(QUADRATICS, 2), mx.sharding.mesh()),
+        TypeError,
+        "inner",
+    ),
     "split: a number of devices": (lambda: mx.sharding.split(QUADRATICS, 4), TypeError, "mesh"),
     "split: another axis": (
         lambda: mx.sharding.split(QUADRATICS, Mesh(np.array(jax.devices()), ("data",))),
@@ -117,17 +133,39 @@ ONE_DEVICE = {
         r"axis must be one of .*\['data'\], got 'tasks'",
     ),
     "split: twice": (
-        lambda: mx.sharding.split(mx.sharding.split(QUADRATICS, mx.sharding.mesh()), mx.sharding.mesh()),
+        lambda: mx.sharding.split(
+            mx.sharding.split(QUADRATICS, mx.sharding.mesh()), mx.sharding.mesh()
+        ),
         ValueError,
         "split already",
     ),
     "place: no mesh": (lambda: mx.sharding.place({}, None), TypeError, "mesh"),
-    "place: another axis": (lambda: mx.sharding.place({}, mx.sharding.mesh(axis="data")), ValueError, "axis"),
+    "place: another axis": (
+        lambda: mx.sharding.place({}, mx.sharding.mesh(axis="data")),
+        ValueError,
+        "axis",
+    ),
     "initialize: timeout zero": (lambda: mx.sharding.initialize(timeout=0), ValueError, "timeout"),
-    "initialize: no processes": (lambda: mx.sharding.initialize("a:1", 0, 0), ValueError, "num_processes"),
-    "initialize: process two of two": (lambda: mx.sharding.initialize("a:1", 2, 2), ValueError, "process_id"),
-    "initialize: no port": (lambda: mx.sharding.initialize("10.0.0.1", 2, 0), ValueError, "host:port"),
-    "initialize: too late": (lambda: mx.sharding.initialize("127.0.0.1:1", 2, 0), RuntimeError, "before"),
+    "initialize: no processes": (
+        lambda: mx.sharding.initialize("a:1", 0, 0),
+        ValueError,
+        "num_processes",
+    ),
+    "initialize: process two of two": (
+        lambda: mx.sharding.initialize("a:1", 2, 2),
+        ValueError,
+        "process_id",
+    ),
+    "initialize: no port": (
+        lambda: mx.sharding.initialize("10.0.0.1", 2, 0),
+        ValueError,
+        "host:port",
+    ),
+    "initialize: too late": (
+        lambda: mx.sharding.initialize("127.0.0.1:1", 2, 0),
+        RuntimeError,
+        "before",
+    ),
 }
 
 
@@ -152,20 +190,31 @@ class Processes:
         with socket.socket() as s:
             s.bind(("127.0.0.1", 0))
             address = f"127.0.0.1:{s.getsockname()[1]}"
-        [text] = [b for b in re.findall(r"```python\n(.*?)```", DOCUMENT.read_text(), re.DOTALL) if "initialize(" in b]
+        [text] = [
+            b
+            for b in re.findall(r"```python\n(.*?)```", DOCUMENT.read_text(), re.DOTALL)
+            if "initialize(" in b
+        ]
         folder.mkdir(exist_ok=True)
         (folder / "train.py").write_text(text)
         command = [sys.executable, script or folder / "train.py", folder / "run", str(num_steps)]
         self.logs = [folder / f"out{i}-{num_steps}" for i in range(2)]
         self.processes = []
         for i, log in enumerate(self.logs):
-            env = environment(2) | {"COORDINATOR": address, "NUM_PROCESSES": "2", "PROCESS_ID": str(i), "TIMEOUT": "8"}
+            env = environment(2) | {
+                "COORDINATOR": address,
+                "NUM_PROCESSES": "2",
+                "PROCESS_ID": str(i),
+                "TIMEOUT": "8",
+            }
             cache = {
                 "JAX_COMPILATION_CACHE_DIR": str(folder.parent / "cache"),
                 "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
             }
             with log.open("w") as f:
-                self.processes.append(subprocess.Popen(command, env=cache | env, stdout=f, stderr=subprocess.STDOUT))
+                self.processes.append(
+                    subprocess.Popen(command, env=cache | env, stdout=f, stderr=subprocess.STDOUT)
+                )
 
     def __enter__(self):
         return self
@@ -207,7 +256,9 @@ def test_two_processes_stopped_and_killed_end_where_an_uninterrupted_run_does(tm
     with Processes(folder, 10**6) as run:
         run.wait_for(folder / "run" / "40")
         run.processes[1].kill()
-        assert run.processes[0].wait(timeout=60) != 0, "the survivor ends, and not as if all were well"
+        assert run.processes[0].wait(timeout=60) != 0, (
+            "the survivor ends, and not as if all were well"
+        )
         assert re.search("tasks have crashed|another task died", run.said()[0]), run.said()[0]
     killed = checkpoint(folder / "run")[2].step
     assert killed >= 40
@@ -219,7 +270,10 @@ def test_two_processes_stopped_and_killed_end_where_an_uninterrupted_run_does(tm
         first, second = run.said()
     stopped = checkpoint(folder / "run")[2].step
     assert f"resumed at meta-step {killed} of" in first
-    assert f"stopped by SIGTERM at meta-step {stopped} of 100000; saved at meta-step {stopped} in" in first
+    assert (
+        f"stopped by SIGTERM at meta-step {stopped} of 100000; saved at meta-step {stopped} in"
+        in first
+    )
     assert "meta-training" not in second, "only the first process reports"
 
     total = stopped + 10
@@ -259,4 +313,7 @@ def agreed(first, second):
     assert first["a full disk"] == [6, 4]
     assert first["reported"] == [1, 2, 3, 4, 5, 6]
     assert second["reported"] == []
-    assert (first["warned"], second["warned"]) == (["the checkpoint of step 4", "the checkpoint of meta-step 6"], [])
+    assert (first["warned"], second["warned"]) == (
+        ["the checkpoint of step 4", "the checkpoint of meta-step 6"],
+        [],
+    )

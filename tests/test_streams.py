@@ -14,7 +14,9 @@ COUNTS = [3, 7, 1, 5]  # examples of each class
 
 
 def unequal_classes():
-    """Each image is the number of its example, each label spread over the set: sorting is needed."""
+    """Each image is the number of its example, each label spread over the set: sorting is
+    needed.
+    """
     label = np.random.default_rng(0).permutation(np.repeat([2, 3, 5, 9], COUNTS))
     return {"image": np.arange(16, dtype=np.float32)[:, None], "label": label.astype(np.int32)}
 
@@ -32,7 +34,9 @@ def test_draws_are_uniform_over_the_examples_of_the_classes():
         np.testing.assert_array_equal(drawn, members)
         expected = 20_000 / len(members)
         assert (np.abs(count - expected) < 5 * expected**0.5).all()
-        np.testing.assert_array_equal(classes[batch["label"]], raw["label"][batch["image"][:, 0].astype(int)])
+        np.testing.assert_array_equal(
+            classes[batch["label"]], raw["label"][batch["image"][:, 0].astype(int)]
+        )
         assert batch["label"].dtype == np.int32
         assert tasks.test(KEY, data, task)["image"].shape == (10, 1)
 
@@ -50,9 +54,17 @@ def test_a_draw_costs_the_same_however_large_the_data():
     tasks = mx.tasks.unit_spread(mx.tasks.classification(3, batch_size=2, test_size=4))
 
     def shapes(size):
-        data = {"image": jnp.zeros((size, 5)), "label": jnp.zeros(size, int), "start": jnp.arange(11) * size // 10}
-        program = jax.make_jaxpr(lambda key, data: tasks.train(key, data, tasks.sample(key, data), 0))(KEY, data)
-        return [x.aval.shape for jaxpr in _all(program.jaxpr) for eqn in jaxpr.eqns for x in eqn.outvars]
+        data = {
+            "image": jnp.zeros((size, 5)),
+            "label": jnp.zeros(size, int),
+            "start": jnp.arange(11) * size // 10,
+        }
+        program = jax.make_jaxpr(
+            lambda key, data: tasks.train(key, data, tasks.sample(key, data), 0)
+        )(KEY, data)
+        return [
+            x.aval.shape for jaxpr in _all(program.jaxpr) for eqn in jaxpr.eqns for x in eqn.outvars
+        ]
 
     assert (2, 5) in shapes(1000)
     assert shapes(1000) == shapes(100_000)
@@ -61,7 +73,9 @@ def test_a_draw_costs_the_same_however_large_the_data():
 def _all(jaxpr):
     yield jaxpr
     for eqn in jaxpr.eqns:
-        for sub in jax.tree.leaves(eqn.params, is_leaf=lambda x: hasattr(x, "jaxpr") or hasattr(x, "eqns")):
+        for sub in jax.tree.leaves(
+            eqn.params, is_leaf=lambda x: hasattr(x, "jaxpr") or hasattr(x, "eqns")
+        ):
             inside = getattr(sub, "jaxpr", sub)
             if hasattr(inside, "eqns"):
                 yield from _all(inside)
@@ -102,7 +116,9 @@ def test_sum_sign():
     np.testing.assert_array_equal(batch["label"], batch["image"].sum((1, 2)) >= 0)
     means = batch["image"].mean((1, 2))
     assert np.abs(means).max() < 1.1
-    np.testing.assert_allclose(np.percentile(means, [25, 50, 75]), [-0.5, 0, 0.5], atol=0.15)  # uniform in [-1, 1]
+    np.testing.assert_allclose(
+        np.percentile(means, [25, 50, 75]), [-0.5, 0, 0.5], atol=0.15
+    )  # uniform in [-1, 1]
     around = batch["image"] - means[:, None, None]
     np.testing.assert_allclose(around.std(), 0.880, atol=0.005)  # of a normal cut at two deviations
     assert np.abs(around).max() < 2.1
@@ -147,7 +163,9 @@ def test_permute_pixels():
     for order, new, old in pairs(mx.tasks.permute_pixels):
         assert new["image"].shape == old["image"].shape
         assert sorted(order.tolist()) == list(range(6))
-        np.testing.assert_array_equal(new["image"].reshape(-1, 6), np.asarray(old["image"]).reshape(-1, 6)[:, order])
+        np.testing.assert_array_equal(
+            new["image"].reshape(-1, 6), np.asarray(old["image"]).reshape(-1, 6)[:, order]
+        )
 
 
 def test_permute_labels():
@@ -163,32 +181,46 @@ def test_permute_labels():
 def test_standardize():
     mean, std = np.array([1.0, 2.0, 3.0]), np.array([2.0, 4.0, 8.0])
     for _, new, old in pairs(lambda tasks: mx.tasks.standardize(tasks, mean, std)):
-        np.testing.assert_allclose(new["image"], (np.asarray(old["image"]) - mean) / std, rtol=1e-5, atol=1e-6)
+        np.testing.assert_allclose(
+            new["image"], (np.asarray(old["image"]) - mean) / std, rtol=1e-5, atol=1e-6
+        )
 
 
 def test_standardized_integers_are_fractions():
-    tasks = mx.Tasks(lambda key, data: (), lambda *_: None, lambda *_: {"image": jnp.array([0, 1, 3])})
+    tasks = mx.Tasks(
+        lambda key, data: (), lambda *_: None, lambda *_: {"image": jnp.array([0, 1, 3])}
+    )
     tasks = mx.tasks.standardize(tasks, 1.0, 2.0)
-    np.testing.assert_array_equal(tasks.test(KEY, (), tasks.sample(KEY, ()))["image"], [-0.5, 0.0, 1.0])
+    np.testing.assert_array_equal(
+        tasks.test(KEY, (), tasks.sample(KEY, ()))["image"], [-0.5, 0.0, 1.0]
+    )
 
 
 def test_unit_spread():
     for (mean, std), new, old in pairs(mx.tasks.unit_spread):
-        np.testing.assert_allclose(new["image"], (np.asarray(old["image"]) - mean) / std, rtol=1e-5, atol=1e-6)
-    many = mx.tasks.unit_spread(BASE._replace(test=mx.tasks.prototypes(4, (2, 3), test_size=5000).test))
+        np.testing.assert_allclose(
+            new["image"], (np.asarray(old["image"]) - mean) / std, rtol=1e-5, atol=1e-6
+        )
+    many = mx.tasks.unit_spread(
+        BASE._replace(test=mx.tasks.prototypes(4, (2, 3), test_size=5000).test)
+    )
     task = many.sample(KEY, ())
     image = np.asarray(many.test(KEY, (), task)["image"])
     np.testing.assert_allclose([image.mean(), image.std()], [0, 1], atol=0.03)
 
 
 def test_unit_spread_of_constant_images_is_zero():
-    constant = BASE._replace(test=lambda key, data, task: {"image": jnp.ones((4, 2)), "label": jnp.zeros(4, int)})
+    constant = BASE._replace(
+        test=lambda key, data, task: {"image": jnp.ones((4, 2)), "label": jnp.zeros(4, int)}
+    )
     tasks = mx.tasks.unit_spread(constant)
     np.testing.assert_array_equal(tasks.test(KEY, (), tasks.sample(KEY, ()))["image"], 0.0)
 
 
 def test_augmentations_compose_and_differ_between_tasks():
-    tasks = mx.tasks.permute_labels(mx.tasks.unit_spread(mx.tasks.project(mx.tasks.classification(3), 4)), 3)
+    tasks = mx.tasks.permute_labels(
+        mx.tasks.unit_spread(mx.tasks.project(mx.tasks.classification(3), 4)), 3
+    )
     data = mx.data.by_class(unequal_classes())
     draw = jax.jit(lambda key: tasks.train(KEY, data, tasks.sample(key, data), 0)["image"])
     images = np.stack([draw(key) for key in jax.random.split(KEY, 4)])
@@ -198,10 +230,26 @@ def test_augmentations_compose_and_differ_between_tasks():
 
 DIGITS = mx.data.load("digits")
 CASES = {
-    "classification: one class": (lambda: mx.tasks.classification(1), ValueError, "num_classes.*at least 2"),
-    "classification: classes a float": (lambda: mx.tasks.classification(2.0), TypeError, "num_classes"),
-    "classification: batch of none": (lambda: mx.tasks.classification(2, 0), ValueError, "batch_size"),
-    "classification: test batch of none": (lambda: mx.tasks.classification(2, 1, 0), ValueError, "test_size"),
+    "classification: one class": (
+        lambda: mx.tasks.classification(1),
+        ValueError,
+        "num_classes.*at least 2",
+    ),
+    "classification: classes a float": (
+        lambda: mx.tasks.classification(2.0),
+        TypeError,
+        "num_classes",
+    ),
+    "classification: batch of none": (
+        lambda: mx.tasks.classification(2, 0),
+        ValueError,
+        "batch_size",
+    ),
+    "classification: test batch of none": (
+        lambda: mx.tasks.classification(2, 1, 0),
+        ValueError,
+        "test_size",
+    ),
     "classification: data not sorted": (
         lambda: mx.tasks.classification(2).sample(KEY, DIGITS),
         TypeError,
@@ -212,18 +260,34 @@ CASES = {
         ValueError,
         "num_classes is 11, but the data has 10",
     ),
-    "classification: data a tuple": (lambda: mx.tasks.classification(2).sample(KEY, ()), TypeError, "data"),
+    "classification: data a tuple": (
+        lambda: mx.tasks.classification(2).sample(KEY, ()),
+        TypeError,
+        "data",
+    ),
     "prototypes: one class": (lambda: mx.tasks.prototypes(1, (3,)), ValueError, "num_classes"),
-    "prototypes: shape an int": (lambda: mx.tasks.prototypes(2, 16), TypeError, "shape must be a tuple"),
+    "prototypes: shape an int": (
+        lambda: mx.tasks.prototypes(2, 16),
+        TypeError,
+        "shape must be a tuple",
+    ),
     "prototypes: shape empty": (lambda: mx.tasks.prototypes(2, ()), TypeError, "shape"),
     "prototypes: noise negative": (lambda: mx.tasks.prototypes(2, (3,), -1.0), ValueError, "noise"),
     "random_images: no images": (lambda: mx.tasks.random_images((3,), 0), ValueError, "num_images"),
-    "random_images: one class": (lambda: mx.tasks.random_images((3,), 5, 1), ValueError, "num_classes"),
+    "random_images: one class": (
+        lambda: mx.tasks.random_images((3,), 5, 1),
+        ValueError,
+        "num_classes",
+    ),
     "sum_sign: a side of zero": (lambda: mx.tasks.sum_sign((3, 0)), ValueError, "shape"),
     "augment: no tasks": (lambda: mx.tasks.flatten(None), TypeError, "tasks"),
     "augment: no function": (lambda: mx.tasks.augment(BASE, None, None), TypeError, "sample"),
     "project: size zero": (lambda: mx.tasks.project(BASE, 0), ValueError, "size"),
-    "permute_labels: no classes": (lambda: mx.tasks.permute_labels(BASE, 0), ValueError, "num_classes"),
+    "permute_labels: no classes": (
+        lambda: mx.tasks.permute_labels(BASE, 0),
+        ValueError,
+        "num_classes",
+    ),
     "standardize: no spread": (lambda: mx.tasks.standardize(BASE, 0.0, 0.0), ValueError, "std"),
     "standardize: NaN": (lambda: mx.tasks.standardize(BASE, float("nan"), 1.0), ValueError, "mean"),
 }

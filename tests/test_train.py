@@ -15,7 +15,7 @@ import runs
 from numpy.testing import assert_array_equal
 
 import metajax as mx
-from metajax.progress import Plateau
+from metajax.training._progress import Plateau
 
 
 def quadratics(rate_cap=None):
@@ -26,7 +26,9 @@ def quadratics(rate_cap=None):
 def test_fit_learns_a_learning_rate(key):
     inner = quadratics()
     trainer = mx.trainer(mx.bptt(inner, 8), optax.adam(1e-3))
-    state, history, *_ = mx.fit(trainer, trainer.init(key, jnp.float32(1e-3)), num_steps=60, progress=False)
+    state, history, *_ = mx.fit(
+        trainer, trainer.init(key, jnp.float32(1e-3)), num_steps=60, progress=False
+    )
     assert history["loss"][-10:].mean() < 0.7 * history["loss"][:10].mean()
     assert float(state.meta_params) > 5e-3
 
@@ -48,8 +50,12 @@ def test_going_on_is_as_good_as_never_stopping(key):
     trainer = mx.trainer(mx.bptt(quadratics(), 4), optax.adam(1e-3))
     start = trainer.init(key, jnp.float32(1e-3))
     whole = mx.fit(trainer, start, num_steps=6, progress=False).state
-    half = mx.fit(trainer, start, num_steps=3, progress=False).state  # the same start: its buffers are still alive
-    chex.assert_trees_all_equal(_bits(mx.fit(trainer, half, num_steps=6, progress=False).state), _bits(whole))
+    half = mx.fit(
+        trainer, start, num_steps=3, progress=False
+    ).state  # the same start: its buffers are still alive
+    chex.assert_trees_all_equal(
+        _bits(mx.fit(trainer, half, num_steps=6, progress=False).state), _bits(whole)
+    )
 
 
 def test_a_gradient_that_is_not_finite_changes_nothing(key):
@@ -59,7 +65,9 @@ def test_a_gradient_that_is_not_finite_changes_nothing(key):
     bad = state._replace(meta_params=jnp.float32(1e30))  # every episode overflows
     after, metrics = trainer.step(bad)
     assert int(metrics["skipped"]) == 1
-    chex.assert_trees_all_equal((after.meta_params, after.opt_state), (bad.meta_params, bad.opt_state))
+    chex.assert_trees_all_equal(
+        (after.meta_params, after.opt_state), (bad.meta_params, bad.opt_state)
+    )
     recovered, metrics = trainer.step(after._replace(meta_params=state.meta_params))
     assert int(metrics["skipped"]) == 0
     assert np.isfinite(recovered.meta_params)
@@ -68,7 +76,9 @@ def test_a_gradient_that_is_not_finite_changes_nothing(key):
 def test_a_run_that_stays_non_finite_stops_and_says_where(key):
     trainer = mx.trainer(mx.bptt(quadratics(), 4), optax.adam(1e-3))
     state = trainer.init(key, jnp.float32(1e30))
-    with pytest.raises(FloatingPointError, match=r"5 steps in a row, up to meta-step 5;.*learning rate"):
+    with pytest.raises(
+        FloatingPointError, match=r"5 steps in a row, up to meta-step 5;.*learning rate"
+    ):
         mx.fit(trainer, state, num_steps=100, chunk=5, max_skipped=5, progress=False)
 
 
@@ -76,7 +86,8 @@ def test_a_short_run_of_which_no_step_was_finite_warns(key):
     trainer = mx.trainer(mx.bptt(quadratics(), 4), optax.adam(1e-3))
     state = trainer.init(key, jnp.float32(1e30))
     with pytest.warns(
-        RuntimeWarning, match=r"the last 3 meta-steps, up to 3, were skipped: .* Lower the learning rate"
+        RuntimeWarning,
+        match=r"the last 3 meta-steps, up to 3, were skipped: .* Lower the learning rate",
     ):
         result = mx.fit(trainer, state, num_steps=3, progress=False)
     assert np.isnan(result.history["loss"]).all()
@@ -94,7 +105,8 @@ def test_a_state_of_another_trainer_is_refused(key):
     for name in ("fewer tasks", "pes"):
         other = mx.trainer(estimators[name], optax.adam(1e-3))
         with pytest.raises(
-            ValueError, match=r"state.estimator is not as the estimator of .* trainer.init\(key, state.m"
+            ValueError,
+            match=r"state.estimator is not as the estimator of .* trainer.init\(key, state.m",
         ):
             mx.fit(other, state, num_steps=2, progress=False)
         mx.fit(other, other.init(key, state.meta_params), num_steps=1, progress=False)  # as it says
@@ -119,7 +131,8 @@ def test_the_total_is_a_total(key):
     assert int(rest.state.step) == 30
     assert_array_equal(rest.history["loss"], np.float32(1) / np.arange(21, 31, dtype=np.float32))
     with pytest.raises(
-        ValueError, match="num_steps is the total to train to, 20, but state is already at meta-step 20"
+        ValueError,
+        match="num_steps is the total to train to, 20, but state is already at meta-step 20",
     ):
         mx.fit(trainer, half.state, num_steps=20, progress=False)
 
@@ -128,13 +141,22 @@ def test_a_run_stops_at_the_same_step_whatever_the_chunk(key):
     trainer = runs.counter(lambda step: {"skipped": jnp.maximum(step - 12, 0)})
     for chunk in (1, 7, 100):
         with pytest.raises(FloatingPointError, match="5 steps in a row, up to meta-step 17;"):
-            mx.fit(trainer, trainer.init(key, jnp.float32(0)), num_steps=50, chunk=chunk, max_skipped=5, progress=False)
+            mx.fit(
+                trainer,
+                trainer.init(key, jnp.float32(0)),
+                num_steps=50,
+                chunk=chunk,
+                max_skipped=5,
+                progress=False,
+            )
 
 
 def test_an_optimizer_state_that_overflows_is_skipped(key):
-    # The second moment of Adam overflows at gradients above 1e19, and would then hold all later updates at zero.
+    # The second moment of Adam overflows at gradients above 1e19, and would then hold all later
+    # updates at zero.
     estimator = mx.Estimator(
-        lambda key, m, data: (), lambda key, m, state, data: (mx.Estimate(data, jnp.float32(0), {}), state)
+        lambda key, m, data: (),
+        lambda key, m, state, data: (mx.Estimate(data, jnp.float32(0), {}), state),
     )
     trainer = mx.trainer(estimator, optax.adam(1e-3))
     state = trainer.init(key, jnp.float32(1), jnp.float32(1))
@@ -155,7 +177,9 @@ def _best_so_far():
 
 
 def table(values):
-    """A validation loss that is looked up by the step, which is what the counter's meta-parameter is."""
+    """A validation loss that is looked up by the step, which is what the counter's meta-parameter
+    is.
+    """
     values = jnp.asarray(values, jnp.float32)
     return lambda key, meta_params, data: values[jnp.int32(meta_params)]
 
@@ -164,7 +188,13 @@ def judged(key, values, every=1, num_steps=None, **options):
     trainer = runs.counter()
     validate = mx.validation(table(values), key, every=every, **options)
     num_steps = len(values) - 1 if num_steps is None else num_steps
-    return mx.fit(trainer, trainer.init(key, jnp.float32(0)), num_steps=num_steps, validate=validate, progress=False)
+    return mx.fit(
+        trainer,
+        trainer.init(key, jnp.float32(0)),
+        num_steps=num_steps,
+        validate=validate,
+        progress=False,
+    )
 
 
 def test_the_best_is_kept(key):
@@ -195,7 +225,9 @@ def test_patience_cannot_end_a_run_on_its_initial_plateau(key):
     result = judged(key, departed, patience=3)
     assert int(result.state.step) == 49 + 3
     assert float(result.best) == 49
-    assert int(judged(key, plateau, patience=2, departure=0.001).state.step) < 60, "by this alone it goes on"
+    assert int(judged(key, plateau, patience=2, min_delta=0.001).state.step) < 60, (
+        "by this alone it goes on"
+    )
 
 
 def test_validations_do_not_depend_on_chunks(key):
@@ -204,7 +236,9 @@ def test_validations_do_not_depend_on_chunks(key):
     for chunk in (1, 4, 100):
         validate = mx.validation(table(values), key, every=7)
         start = trainer.init(key, jnp.float32(0))
-        result = mx.fit(trainer, start, num_steps=30, chunk=chunk, validate=validate, progress=False)
+        result = mx.fit(
+            trainer, start, num_steps=30, chunk=chunk, validate=validate, progress=False
+        )
         assert_array_equal(result.validation["loss"], values[::7])
 
 
@@ -220,7 +254,14 @@ def test_a_log_has_a_row_a_step(key, tmp_path):
     validate = mx.validation(table(np.arange(6)), key, every=2)
     for name in ("log.csv", "log.jsonl"):
         start = trainer.init(key, jnp.float32(0))
-        mx.fit(trainer, start, num_steps=5, validate=validate, log=tmp_path / "new" / name, progress=False)
+        mx.fit(
+            trainer,
+            start,
+            num_steps=5,
+            validate=validate,
+            log=tmp_path / "new" / name,
+            progress=False,
+        )
     lines = (tmp_path / "new" / "log.csv").read_text().splitlines()
     assert lines == [
         "step,loss,parts,skipped,validation",
@@ -254,13 +295,22 @@ def test_a_log_of_other_columns_is_refused(key, tmp_path):
     one, two = runs.counter(), runs.counter(lambda step: {"accuracy": 0.5 * step})
     log = tmp_path / "log.csv"
     half = mx.fit(one, one.init(key, jnp.float32(0)), num_steps=5, log=log, progress=False).state
-    with pytest.raises(ValueError, match=r"log .* has other columns than step,accuracy,loss,skipped"):
+    with pytest.raises(
+        ValueError, match=r"log .* has other columns than step,accuracy,loss,skipped"
+    ):
         mx.fit(two, half, num_steps=10, log=log, progress=False)
 
 
 def test_callbacks_get_every_row_once(key):
     trainer, rows = runs.counter(), []
-    mx.fit(trainer, trainer.init(key, jnp.float32(0)), num_steps=25, chunk=10, callbacks=[rows.extend], progress=False)
+    mx.fit(
+        trainer,
+        trainer.init(key, jnp.float32(0)),
+        num_steps=25,
+        chunk=10,
+        callbacks=[rows.extend],
+        progress=False,
+    )
     assert [row["step"] for row in rows] == list(range(1, 26))
     assert rows[3] == {"step": 4, "loss": 0.25, "skipped": 0}
 
@@ -279,14 +329,24 @@ def test_tensorboard(key, tmp_path, monkeypatch):
         def flush(self):
             events.append("flush")
 
-    monkeypatch.setitem(sys.modules, "tensorboardX", types.SimpleNamespace(SummaryWriter=SummaryWriter))
+    monkeypatch.setitem(
+        sys.modules, "tensorboardX", types.SimpleNamespace(SummaryWriter=SummaryWriter)
+    )
     trainer = runs.counter(reporting)
     start = trainer.init(key, jnp.float32(0))
-    half = mx.fit(trainer, start, num_steps=2, callbacks=[mx.tensorboard(tmp_path)], progress=False).state
+    half = mx.fit(
+        trainer, start, num_steps=2, callbacks=[mx.tensorboard(tmp_path)], progress=False
+    ).state
     mx.fit(trainer, half, num_steps=4, callbacks=[mx.tensorboard(tmp_path)], progress=False)
     assert made == [(str(tmp_path), 1), (str(tmp_path), 3)]
     assert len(set(suffixes)) == 2, "files of their own, though opened within a second"
-    assert events[:5] == [("loss", 0.1, 1), ("skipped", 0, 1), ("loss", 0.2, 2), ("skipped", 0, 2), "flush"]
+    assert events[:5] == [
+        ("loss", 0.1, 1),
+        ("skipped", 0, 1),
+        ("loss", 0.2, 2),
+        ("skipped", 0, 2),
+        "flush",
+    ]
     monkeypatch.setitem(sys.modules, "tensorboardX", None)
     with pytest.raises(ImportError, match=r"pip install 'metajax\[tensorboard\]'"):
         mx.tensorboard(tmp_path)
@@ -314,7 +374,9 @@ def test_plateaus():
 
 
 def test_progress_speaks_of_plateaus_skips_and_the_best(key, capsys):
-    trainer = runs.counter(lambda step: {"loss": jnp.float32(2.3), "skipped": jnp.int32(step % 100 == 99)})
+    trainer = runs.counter(
+        lambda step: {"loss": jnp.float32(2.3), "skipped": jnp.int32(step % 100 == 99)}
+    )
     validate = mx.validation(table(np.arange(301)), key, every=100)
     mx.fit(trainer, trainer.init(key, jnp.float32(0)), num_steps=300, chunk=50, validate=validate)
     line = capsys.readouterr().err.splitlines()[-1]
@@ -340,7 +402,9 @@ def test_progress_in_a_notebook_is_one_output_that_is_replaced(key, tmp_path, mo
         return types.SimpleNamespace(update=lambda data, raw: shown.append(data["text/plain"]))
 
     shell = types.SimpleNamespace(kernel=None)
-    ipython = types.SimpleNamespace(get_ipython=lambda: shell, display=types.SimpleNamespace(display=display))
+    ipython = types.SimpleNamespace(
+        get_ipython=lambda: shell, display=types.SimpleNamespace(display=display)
+    )
     monkeypatch.setitem(sys.modules, "IPython", ipython)
     trainer, store = runs.counter(), mx.checkpoints(tmp_path, every=5)
     start = trainer.init(key, jnp.float32(0))
@@ -350,7 +414,9 @@ def test_progress_in_a_notebook_is_one_output_that_is_replaced(key, tmp_path, mo
     mx.fit(trainer, start, num_steps=20, checkpoint=store)
     assert "20/20" in shown[-1]
     assert not any(c in line for line in shown for c in "\r\n")
-    assert capsys.readouterr().err == f"meta-training: resumed at meta-step 10 of 20 from {tmp_path}\n"
+    assert (
+        capsys.readouterr().err == f"meta-training: resumed at meta-step 10 of 20 from {tmp_path}\n"
+    )
     count = len(shown)
     mx.fit(trainer, start, num_steps=10, progress=False)
     assert len(shown) == count
@@ -367,7 +433,9 @@ LOSS = table([1.0, 1.0])
 
 
 STATELESS = mx.trainer(
-    mx.Estimator(lambda key, m, data: (), lambda key, m, state, data: mx.Estimate(m, jnp.float32(0), {})),
+    mx.Estimator(
+        lambda key, m, data: (), lambda key, m, state, data: mx.Estimate(m, jnp.float32(0), {})
+    ),
     optax.sgd(1.0),
 )
 
@@ -377,17 +445,37 @@ def fit(**options):
 
 
 CASES = {
-    "validate: a function": (lambda: fit(validate=LOSS), TypeError, "validate must be a metajax.Validation"),
+    "validate: a function": (
+        lambda: fit(validate=LOSS),
+        TypeError,
+        "validate must be a metajax.Validation",
+    ),
     "validate: a loss that is no scalar": (
         lambda: fit(validate=mx.validation(lambda k, m, d: jnp.ones(3), jax.random.key(0))),
         ValueError,
         "the loss returned by validate.loss",
     ),
-    "checkpoint: a path": (lambda: fit(checkpoint="runs/1"), TypeError, "checkpoint must be a metajax.Checkpoints"),
-    "log: another suffix": (lambda: fit(log="log.txt"), ValueError, "log must end in .csv or .jsonl"),
+    "checkpoint: a path": (
+        lambda: fit(checkpoint="runs/1"),
+        TypeError,
+        "checkpoint must be a metajax.Checkpoints",
+    ),
+    "log: another suffix": (
+        lambda: fit(log="log.txt"),
+        ValueError,
+        "log must end in .csv or .jsonl",
+    ),
     "log: no path": (lambda: fit(log=3), TypeError, "log must be a path"),
-    "callbacks: one function": (lambda: fit(callbacks=print), TypeError, "callbacks must be a sequence"),
-    "callbacks: no function": (lambda: fit(callbacks=[1]), TypeError, "each of callbacks must be a function"),
+    "callbacks: one function": (
+        lambda: fit(callbacks=print),
+        TypeError,
+        "callbacks must be a sequence",
+    ),
+    "callbacks: no function": (
+        lambda: fit(callbacks=[1]),
+        TypeError,
+        "each of callbacks must be a function",
+    ),
     "max_skipped: none": (lambda: fit(max_skipped=0), ValueError, "max_skipped"),
     "state: NaN": (
         lambda: mx.fit(COUNTER, START._replace(meta_params=jnp.float32(np.nan)), num_steps=1),
@@ -399,22 +487,50 @@ CASES = {
         TypeError,
         r"estimator.estimate must return \(estimate, state\), got Estimate of 3",
     ),
-    "validation: no function": (lambda: mx.validation(3, jax.random.key(0)), TypeError, "loss must be a function"),
+    "validation: no function": (
+        lambda: mx.validation(3, jax.random.key(0)),
+        TypeError,
+        "loss must be a function",
+    ),
     "validation: a seed": (lambda: mx.validation(LOSS, 0), TypeError, "key must be a typed key"),
-    "validation: never": (lambda: mx.validation(LOSS, jax.random.key(0), every=0), ValueError, "every"),
-    "validation: no patience": (lambda: mx.validation(LOSS, jax.random.key(0), patience=0), ValueError, "patience"),
-    "validation: no departure": (lambda: mx.validation(LOSS, jax.random.key(0), departure=0), ValueError, "departure"),
+    "validation: never": (
+        lambda: mx.validation(LOSS, jax.random.key(0), every=0),
+        ValueError,
+        "every",
+    ),
+    "validation: no patience": (
+        lambda: mx.validation(LOSS, jax.random.key(0), patience=0),
+        ValueError,
+        "patience",
+    ),
+    "validation: no min_delta": (
+        lambda: mx.validation(LOSS, jax.random.key(0), min_delta=0),
+        ValueError,
+        "min_delta",
+    ),
     "validation: NaN in the data": (
         lambda: mx.validation(LOSS, jax.random.key(0), {"x": jnp.array([np.nan])}),
         ValueError,
         r"data\['x'\] holds 1 NaN",
     ),
     "checkpoints: no path": (lambda: mx.checkpoints(3), TypeError, "directory must be a path"),
-    "checkpoints: a file": (lambda: mx.checkpoints(__file__), ValueError, "directory must be a folder"),
+    "checkpoints: a file": (
+        lambda: mx.checkpoints(__file__),
+        ValueError,
+        "directory must be a folder",
+    ),
     "checkpoints: never": (lambda: mx.checkpoints("never", every=0), ValueError, "every"),
     "checkpoints: none kept": (lambda: mx.checkpoints("never", keep=0), ValueError, "keep"),
-    "checkpoints: a number for a tag": (lambda: mx.checkpoints("never", tag=2), TypeError, "tag must be a string"),
-    "tensorboard: no writer": (lambda: mx.tensorboard(print), TypeError, "writer must be a directory or have"),
+    "checkpoints: a number for a tag": (
+        lambda: mx.checkpoints("never", tag=2),
+        TypeError,
+        "tag must be a string",
+    ),
+    "tensorboard: no writer": (
+        lambda: mx.tensorboard(print),
+        TypeError,
+        "writer must be a directory or have",
+    ),
 }
 
 
@@ -426,4 +542,7 @@ def test_bad_input(case):
 
 
 def _bits(tree):
-    return jax.tree.map(lambda x: jax.random.key_data(x) if jnp.issubdtype(x.dtype, jax.dtypes.prng_key) else x, tree)
+    return jax.tree.map(
+        lambda x: jax.random.key_data(x) if jnp.issubdtype(x.dtype, jax.dtypes.prng_key) else x,
+        tree,
+    )

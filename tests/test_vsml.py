@@ -8,7 +8,9 @@ import pytest
 from jax.test_util import check_grads
 
 import metajax as mx
-from metajax.learners import convolution, dense, lstm_cell, minimal_vsml, rnn_cell, shared_matrix
+from metajax.cells import convolution, dense, minimal_vsml, shared_matrix
+from metajax.cells import lstm as lstm_cell
+from metajax.cells import rnn as rnn_cell
 
 
 def run(net, meta_params, images, labels, state=None):
@@ -25,7 +27,9 @@ def run(net, meta_params, images, labels, state=None):
 
 def stream(key, steps, batch, units, classes):
     k_image, k_label = jax.random.split(key)
-    return jax.random.normal(k_image, (steps, batch, units)), jax.random.randint(k_label, (steps, batch), 0, classes)
+    return jax.random.normal(k_image, (steps, batch, units)), jax.random.randint(
+        k_label, (steps, batch), 0, classes
+    )
 
 
 def sigmoid(x):
@@ -50,7 +54,9 @@ def message_by_hand(params, h):
     return x
 
 
-def network_by_hand(sizes, params, cells, images, labels, *, ticks, slots, reduce, feed_label, backward_pass):
+def network_by_hand(
+    sizes, params, cells, images, labels, *, ticks, slots, reduce, feed_label, backward_pass
+):
     """Kirsch & Schmidhuber 2021, eq. 7, one cell at a time. ``cells[k][a][b] = (c, h)``."""
     layers, classes = len(sizes) - 1, sizes[-1]
     error, label = np.zeros(classes), np.zeros(classes)
@@ -68,7 +74,8 @@ def network_by_hand(sizes, params, cells, images, labels, *, ticks, slots, reduc
             ]
         else:
             slot = [
-                total([message_by_hand(params["backward"], h) for _, h in cells[k + 1][a]]) for a in range(sizes[k + 1])
+                total([message_by_hand(params["backward"], h) for _, h in cells[k + 1][a]])
+                for a in range(sizes[k + 1])
             ]
         for a in range(sizes[k]):
             for b in range(sizes[k + 1]):
@@ -81,7 +88,12 @@ def network_by_hand(sizes, params, cells, images, labels, *, ticks, slots, reduc
             update(k, sent[k], silent=backward_pass)
             sent.append(
                 [
-                    total([message_by_hand(params["forward"], cells[k][a][b][1]) for a in range(sizes[k])])
+                    total(
+                        [
+                            message_by_hand(params["forward"], cells[k][a][b][1])
+                            for a in range(sizes[k])
+                        ]
+                    )
                     for b in range(sizes[k + 1])
                 ]
             )
@@ -110,12 +122,17 @@ CASES = [
 def test_equals_a_loop_over_single_cells(case):
     with jax.enable_x64(True):
         sizes, ticks, reduce = case["sizes"], case.get("ticks", 2), case.get("reduce", "mean")
-        norm, feed, back = (case.get(name, False) for name in ("layer_norm", "feed_label", "backward_pass"))
+        norm, feed, back = (
+            case.get(name, False) for name in ("layer_norm", "feed_label", "backward_pass")
+        )
         cell = lstm_cell(4, 3, ticks=ticks, reduce=reduce, layer_norm=norm)
         net = mx.vsml(sizes, cell, feed_label=feed, backward_pass=back)
         # Every parameter away from its initial value, so that each counts.
         params = jax.tree.map(
-            lambda x: x.astype(jnp.float64) + 0.3 * jax.random.normal(jax.random.key(x.size), x.shape, jnp.float64),
+            lambda x: (
+                x.astype(jnp.float64)
+                + 0.3 * jax.random.normal(jax.random.key(x.size), x.shape, jnp.float64)
+            ),
             net.init(jax.random.key(0)),
         )
         images, labels = stream(jax.random.key(1), 5, 1, sizes[0], sizes[-1])
@@ -139,7 +156,9 @@ def test_equals_a_loop_over_single_cells(case):
         assert np.std(want) > 0.01
 
 
-@pytest.mark.parametrize(("inputs", "outputs", "features"), [(3, 3, 4), (2, 5, 3), (5, 2, 3), (1, 1, 2), (4, 1, 1)])
+@pytest.mark.parametrize(
+    ("inputs", "outputs", "features"), [(3, 3, 4), (2, 5, 3), (5, 2, 3), (1, 1, 2), (4, 1, 1)]
+)
 def test_the_large_matrix_and_the_message_passing_agree(inputs, outputs, features):
     with jax.enable_x64(True):
         w, c = jax.random.normal(jax.random.key(0), (2, features, features), jnp.float64)
@@ -196,7 +215,9 @@ def test_a_permutation_of_inputs_and_outputs_changes_nothing(name):
     np.testing.assert_array_equal(got[1], accuracy)
     assert np.std(want) > 1e-4
     # And it is the permutation of the state that does it: without, the outcome is another.
-    other = run(net, params, images[..., rows], jnp.asarray(np.argsort(columns))[labels], state)[1][0]
+    other = run(net, params, images[..., rows], jnp.asarray(np.argsort(columns))[labels], state)[1][
+        0
+    ]
     assert np.abs(np.asarray(other) - np.asarray(want)).max() > 1e-5
 
 
@@ -214,9 +235,12 @@ def test_one_set_of_parameters_for_every_size(name):
 def test_the_headline_configuration_has_2384_parameters():
     params = mx.vsml((784, 10)).init(jax.random.key(0))
     assert sum(x.size for x in jax.tree.leaves(params)) == 2384
-    gates = np.concatenate([np.asarray(params["gates"][name]) for name in ("forward", "backward", "hidden")])
+    gates = np.concatenate(
+        [np.asarray(params["gates"][name]) for name in ("forward", "backward", "hidden")]
+    )
     assert gates.shape == (32, 64)
-    # A normal of std 1/sqrt(32), truncated at two of its standard deviations, which leaves .8796 of its own.
+    # A normal of std 1/sqrt(32), truncated at two of its standard deviations, which leaves .8796 of
+    # its own.
     np.testing.assert_allclose(gates.std(), 0.8796 / 32**0.5, rtol=0.05)
     assert np.abs(gates).max() <= 2 / 32**0.5
 
@@ -245,27 +269,37 @@ def test_a_convolution_with_one_position_is_dense():
     conv = mx.vsml([convolution((3, 3, 1), 5, kernel=3, stride=3), dense(5, 3)])
     params = net.init(jax.random.key(0))
     images, labels = stream(jax.random.key(1), 4, 1, 9, 3)
-    np.testing.assert_array_equal(run(net, params, images, labels)[1], run(conv, params, images, labels)[1])
+    np.testing.assert_array_equal(
+        run(net, params, images, labels)[1], run(conv, params, images, labels)[1]
+    )
 
 
-@pytest.mark.parametrize(("shape", "kernel", "stride"), [((5, 4, 2), 3, 2), ((4, 6, 1), 3, 1), ((7, 7, 3), 2, 3)])
+@pytest.mark.parametrize(
+    ("shape", "kernel", "stride"), [((5, 4, 2), 3, 2), ((4, 6, 1), 3, 1), ((7, 7, 3), 2, 3)]
+)
 @pytest.mark.slow
 def test_the_wiring_of_a_convolution_is_that_of_lax(shape, kernel, stride):
     layer = convolution(shape, 4, kernel=kernel, stride=stride)
     image = jax.random.normal(jax.random.key(0), (2, *shape))
     w = jax.random.normal(jax.random.key(1), (kernel, kernel, shape[2], 4))
-    want = jax.lax.conv_general_dilated(image, w, (stride, stride), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC"))
+    want = jax.lax.conv_general_dilated(
+        image, w, (stride, stride), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC")
+    )
     patches = layer.split(image.reshape(2, -1, 1))[..., 0]
     got = patches @ w.reshape(-1, 4)
     np.testing.assert_allclose(got.reshape(want.shape), want, rtol=1e-4, atol=1e-5)
-    # Merging gives back what was split: each unit is the mean of its own copies, except where nothing looks at it.
+    # Merging gives back what was split: each unit is the mean of its own copies, except where
+    # nothing looks at it.
     seen = layer.merge(jnp.ones((1, layer.positions, layer.inputs, 1)))[0, :, 0] > 0
     back = layer.merge(layer.split(image.reshape(2, -1, 1)))
     np.testing.assert_allclose(back[:, seen], image.reshape(2, -1, 1)[:, seen], rtol=1e-6)
 
 
 def test_equal_replicas_that_see_equal_examples_are_one():
-    one, two = mx.vsml((4, 5, 3), feed_label=True), mx.vsml((4, 5, 3), feed_label=True, batch_size=2)
+    one, two = (
+        mx.vsml((4, 5, 3), feed_label=True),
+        mx.vsml((4, 5, 3), feed_label=True, batch_size=2),
+    )
     params = one.init(jax.random.key(0))
     images, labels = stream(jax.random.key(1), 6, 1, 4, 3)
     want = run(one, params, images, labels)[1]
@@ -280,11 +314,15 @@ def test_replicas_share_the_first_half_and_keep_the_other():
     images, labels = stream(jax.random.key(1), 3, 3, 4, 3)
     state, _ = run(net, params, images, labels)
     ((c, _),) = state.cells
-    # What the next step starts from is what the step of a single network with the averaged half would start from.
+    # What the next step starts from is what the step of a single network with the averaged half
+    # would start from.
     half = jnp.broadcast_to(c[..., :8].mean(0, keepdims=True), (3, *c.shape[1:-1], 8))
     shared = state._replace(
         cells=jax.tree.map(
-            lambda x: x.at[..., :8].set(jnp.broadcast_to(x[..., :8].mean((0, 1)), x[..., :8].shape)), state.cells
+            lambda x: x.at[..., :8].set(
+                jnp.broadcast_to(x[..., :8].mean((0, 1)), x[..., :8].shape)
+            ),
+            state.cells,
         )
     )
     np.testing.assert_allclose(shared.cells[0][0][..., :8], half, rtol=1e-6)
@@ -295,7 +333,9 @@ def test_replicas_share_the_first_half_and_keep_the_other():
         alone = jax.tree.map(lambda x, r=r: x[r : r + 1], shared)
         one = jax.tree.map(lambda x, r=r: x[r : r + 1], batch)
         want = single.learner.step(jax.random.key(0), params, alone, one)[0]
-        chex.assert_trees_all_close(jax.tree.map(lambda x, r=r: x[r : r + 1], got), want, rtol=1e-5, atol=1e-6)
+        chex.assert_trees_all_close(
+            jax.tree.map(lambda x, r=r: x[r : r + 1], got), want, rtol=1e-5, atol=1e-6
+        )
     assert np.abs(np.asarray(c[0, ..., 8:] - c[1, ..., 8:])).max() > 1e-4
 
 
@@ -311,7 +351,9 @@ def test_the_loss_of_a_batch_is_that_of_the_next_prediction():
     ]
     batch = {"image": images[:, 0], "label": labels[:, 0]}
     losses, metrics = zip(*each, strict=True)
-    np.testing.assert_allclose(net.learner.loss(jax.random.key(0), params, state, batch), np.mean(losses), rtol=1e-5)
+    np.testing.assert_allclose(
+        net.learner.loss(jax.random.key(0), params, state, batch), np.mean(losses), rtol=1e-5
+    )
     got = net.learner.metrics(jax.random.key(0), params, state, batch)["accuracy"]
     np.testing.assert_allclose(got, np.mean([m["accuracy"] for m in metrics]), rtol=1e-6)
 
@@ -320,12 +362,18 @@ def test_the_loss_of_a_batch_is_that_of_the_next_prediction():
 @pytest.mark.slow
 def test_the_gradient_through_an_episode(norm):
     with jax.enable_x64(True):
-        net = mx.vsml((2, 3, 2), lstm_cell(3, 2, layer_norm=norm), feed_label=True, backward_pass=True)
+        net = mx.vsml(
+            (2, 3, 2), lstm_cell(3, 2, layer_norm=norm), feed_label=True, backward_pass=True
+        )
         params = jax.tree.map(lambda x: x.astype(jnp.float64), net.init(jax.random.key(0)))
         images, labels = stream(jax.random.key(1), 3, 1, 2, 2)
-        state = jax.tree.map(lambda x: x.astype(jnp.float64), net.learner.init(jax.random.key(2), params, ()))
+        state = jax.tree.map(
+            lambda x: x.astype(jnp.float64), net.learner.init(jax.random.key(2), params, ())
+        )
         images = images.astype(jnp.float64)
-        check_grads(lambda p: run(net, p, images, labels, state)[1][0].mean(), (params,), 1, rtol=1e-6)
+        check_grads(
+            lambda p: run(net, p, images, labels, state)[1][0].mean(), (params,), 1, rtol=1e-6
+        )
 
 
 def test_a_label_that_is_no_class_gives_nan_and_not_a_number_that_looks_right():
@@ -347,26 +395,40 @@ BAD = {
     ),
     "zero units": (lambda: mx.vsml((0, 3)), ValueError, "at least 1"),
     "one class": (lambda: mx.vsml((4, 1)), ValueError, "at least 2 classes"),
-    "one slot": (lambda: mx.vsml((4, 3), lstm_cell(4, 1), feed_label=True), ValueError, "error and label"),
-    "no cell": (lambda: mx.vsml((4, 3), 16), TypeError, "metajax.learners.lstm_cell"),
+    "one slot": (
+        lambda: mx.vsml((4, 3), lstm_cell(4, 1), feed_label=True),
+        ValueError,
+        "error and label",
+    ),
+    "no cell": (lambda: mx.vsml((4, 3), 16), TypeError, "metajax.cells.lstm"),
     "no ticks": (lambda: lstm_cell(ticks=0), ValueError, "ticks must be at least 1"),
     "reduce": (lambda: lstm_cell(reduce="max"), ValueError, "'mean' or 'sum'"),
     "image size": (
         lambda: run(
-            mx.vsml((4, 3)), mx.vsml((4, 3)).init(jax.random.key(0)), jnp.ones((2, 1, 5)), jnp.zeros((2, 1), int)
+            mx.vsml((4, 3)),
+            mx.vsml((4, 3)).init(jax.random.key(0)),
+            jnp.ones((2, 1, 5)),
+            jnp.zeros((2, 1), int),
         ),
         ValueError,
         r"begin with 4 units, but an image \[5\] has 5",
     ),
     "batch size": (
         lambda: run(
-            mx.vsml((4, 3)), mx.vsml((4, 3)).init(jax.random.key(0)), jnp.ones((2, 7, 4)), jnp.zeros((2, 7), int)
+            mx.vsml((4, 3)),
+            mx.vsml((4, 3)).init(jax.random.key(0)),
+            jnp.ones((2, 7, 4)),
+            jnp.zeros((2, 7), int),
         ),
         ValueError,
         "batch_size is 1",
     ),
     "image shape": (lambda: convolution((28, 28), 8), ValueError, r"\(height, width, channels\)"),
-    "matrix": (lambda: shared_matrix(jnp.ones((2, 3)), jnp.ones((2, 3)), 2, 2), ValueError, r"want w \[N, N\]"),
+    "matrix": (
+        lambda: shared_matrix(jnp.ones((2, 3)), jnp.ones((2, 3)), 2, 2),
+        ValueError,
+        r"want w \[N, N\]",
+    ),
 }
 
 

@@ -1,4 +1,6 @@
-"""Run by test_sharding.py in each of two processes: the document's script, then what hosts must agree on, as JSON."""
+"""Run by test_sharding.py in each of two processes: the document's script, then what hosts must
+agree on, as JSON.
+"""
 
 import json
 import runpy
@@ -12,7 +14,7 @@ import orbax.checkpoint as ocp
 import runs
 
 import metajax as mx
-from metajax import hosts
+from metajax.sharding import _hosts as hosts
 
 FOLDER = Path(sys.argv[1]).parent
 FOUND = {}
@@ -21,7 +23,9 @@ FOUND = {}
 def run(name, trainer, num_steps=6, **options):
     state = trainer.init(jax.random.key(0), jnp.float32(0))
     store = mx.checkpoints(FOLDER / name, every=2)
-    return mx.fit(trainer, state, num_steps=num_steps, chunk=2, checkpoint=store, progress=False, **options)
+    return mx.fit(
+        trainer, state, num_steps=num_steps, chunk=2, checkpoint=store, progress=False, **options
+    )
 
 
 def error(f):
@@ -38,7 +42,9 @@ def no():
 def stopped_early(me):
     """Validation losses that differ between the hosts, as those of different hardware may."""
     losses = iter([3.0, 1.0, 2.0, 2.0] if me == 0 else [3.0, 2.0, 1.0, 0.5])
-    validate = mx.validation(lambda *_: jnp.float32(next(losses)), jax.random.key(1), every=2, patience=2)
+    validate = mx.validation(
+        lambda *_: jnp.float32(next(losses)), jax.random.key(1), every=2, patience=2
+    )
     result = run("early", runs.counter(), 20, validate=validate, callbacks=[reported])
     return [x.tolist() for x in result.validation.values()]
 
@@ -65,7 +71,9 @@ def damaged():
 
 
 def a_full_disk():
-    """A write fails on the first host, which alone writes; the run goes on, on both, and says alike what was saved."""
+    """A write fails on the first host, which alone writes; the run goes on, on both, and says alike
+    what was saved.
+    """
     save = ocp.CheckpointManager.save
 
     def full(self, step, **kwargs):
@@ -85,13 +93,19 @@ def a_full_disk():
 runpy.run_path(str(FOLDER / "train.py"))
 me = jax.process_index()
 assert jax.process_count() == 2
-FOUND |= {"reported": [], "told": [hosts.told(me), hosts.told(f"from {me}")], "largest": hosts.largest(me)}
-FOUND["refused"] = error(lambda: hosts.from_first(no))
+FOUND |= {
+    "reported": [],
+    "told": [hosts.agreed(me), hosts.agreed(f"from {me}")],
+    "largest": hosts.maximum(me),
+}
+FOUND["refused"] = error(lambda: hosts.run_on_first(no))
 with warnings.catch_warnings(record=True) as caught:
     warnings.simplefilter("always", RuntimeWarning)
     FOUND["stopped early"] = stopped_early(me)
     FOUND["not finite"] = not_finite()
-    FOUND["another tag"] = error(lambda: mx.checkpoints(FOLDER / "early", tag="another").restore({}))[1]
+    FOUND["another tag"] = error(
+        lambda: mx.checkpoints(FOLDER / "early", tag="another").restore({})
+    )[1]
     FOUND["damaged"] = damaged()
     FOUND["a full disk"] = a_full_disk()
 FOUND["warned"] = [str(w.message).split(" in ")[0].split(" was ")[0] for w in caught]

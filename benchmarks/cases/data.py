@@ -26,17 +26,25 @@ def data_loading(setting: Setting) -> list[Row]:
 
         return jax.vmap(draw)(keys)
 
-    drawn = jax.device_get(jax.jit(lambda keys, data: jax.vmap(lambda k: tasks.sample(k, data))(keys))(keys, data))
+    drawn = jax.device_get(
+        jax.jit(lambda keys, data: jax.vmap(lambda k: tasks.sample(k, data))(keys))(keys, data)
+    )
 
     def host():
         def gather(index):
             index = index.reshape(num_tasks, -1)
-            label = np.tile(np.repeat(np.arange(20, dtype=np.int32), index.shape[1] // 20), (num_tasks, 1))
-            return jax.device_put({"image": data["image"][index].astype(np.float32) / 255, "label": label})
+            label = np.tile(
+                np.repeat(np.arange(20, dtype=np.int32), index.shape[1] // 20), (num_tasks, 1)
+            )
+            return jax.device_put(
+                {"image": data["image"][index].astype(np.float32) / 255, "label": label}
+            )
 
         return gather(drawn["support"]), gather(drawn["query"])
 
-    pixels = num_tasks * 20 * 6 * 28 * 28  # read as bytes, written as float32; most of the data is not touched
+    pixels = (
+        num_tasks * 20 * 6 * 28 * 28
+    )  # read as bytes, written as float32; most of the data is not touched
     programs = {
         "ours": Program(ours, (keys, data), moved_bytes=5 * pixels),
         "NumPy gather and copy": Program(host, (), jit=False),

@@ -1,8 +1,9 @@
 """Every estimator on one problem: how good its estimate is, and what it costs.
 
-The problem: a small coordinatewise LSTM (101 parameters) trains 8-dimensional quadratics for 40 steps. The meta-loss is
-the mean over the steps, and the meta-gradient flows through the optimizee's gradient too, so that reverse mode is
-exact. A sample is one episode: four windows of ten steps for the truncated estimators.
+The problem: a small coordinatewise LSTM (101 parameters) trains 8-dimensional quadratics for 40
+steps. The meta-loss is the mean over the steps, and the meta-gradient flows through the optimizee's
+gradient too, so that reverse mode is exact. A sample is one episode: four windows of ten steps for
+the truncated estimators.
 """
 
 import jax
@@ -15,15 +16,21 @@ HORIZON, WINDOW, TASKS, STD = 40, 10, 8, 0.02
 
 
 def estimators(setting: Setting) -> list[Row]:
-    """Bias, variance, direction and cost of every estimator on one problem: prints a table, draws a picture."""
+    """Bias, variance, direction and cost of every estimator on one problem: prints a table, draws a
+    picture.
+    """
     samples = 8 if setting.smoke else 4096
     optimizer = mx.optim.lstm(hidden=(4,), p=None)
     learner = mx.l2l(optimizer.tx, mx.problems.quadratic(), second_order=True)
     inner = mx.inner(learner, mx.tasks.quadratics(8), HORIZON)
     # A point where the optimizer already descends a little: a few exact steps from a random start.
-    trainer = mx.trainer(mx.bptt(inner, 32), optax.chain(optax.clip_by_global_norm(1.0), optax.adam(1e-2)))
+    trainer = mx.trainer(
+        mx.bptt(inner, 32), optax.chain(optax.clip_by_global_norm(1.0), optax.adam(1e-2))
+    )
     start = trainer.init(jax.random.key(0), optimizer.init(jax.random.key(1)))
-    meta_params = mx.fit(trainer, start, num_steps=4 if setting.smoke else 60, progress=False).state.meta_params
+    meta_params = mx.fit(
+        trainer, start, num_steps=4 if setting.smoke else 60, progress=False
+    ).state.meta_params
     exact = mx.mean_gradient(mx.bptt(inner, 64), jax.random.key(2), meta_params, samples=samples)
 
     # Here, since importing it settles JAX's devices.
@@ -49,10 +56,18 @@ def estimators(setting: Setting) -> list[Row]:
         "Open_ES of evosax": (mx.ask_tell(inner, strategy, 1), 1),
     }
     found = {}
-    print(f"{'estimator':<20}{'bias':>8}{'± error':>9}{'snr':>10}{'cosine':>8}{'steps':>8}{'ms':>8}{'MiB':>7}")
+    print(
+        f"{'estimator':<20}{'bias':>8}{'± error':>9}{'snr':>10}{'cosine':>8}{'steps':>8}{'ms':>8}{'MiB':>7}"
+    )
     for name, (estimator, windows) in cases.items():
         d = mx.diagnose(
-            estimator, jax.random.key(3), meta_params, reference=exact, inner=inner, samples=samples, windows=windows
+            estimator,
+            jax.random.key(3),
+            meta_params,
+            reference=exact,
+            inner=inner,
+            samples=samples,
+            windows=windows,
         )
         found[name] = d
         print(
@@ -61,9 +76,21 @@ def estimators(setting: Setting) -> list[Row]:
             flush=True,
         )
     mx.plot.estimators(found)[0].figure.savefig(setting.out / "estimators.png", dpi=130)
-    problem = {"horizon": HORIZON, "window": WINDOW, "num_tasks": TASKS, "std": STD, "samples": samples}
+    problem = {
+        "horizon": HORIZON,
+        "window": WINDOW,
+        "num_tasks": TASKS,
+        "std": STD,
+        "samples": samples,
+    }
     return [
-        Row("estimators", name, "ms a sample", 1e3 * d.seconds, detail={"problem": problem, **d._asdict()})
+        Row(
+            "estimators",
+            name,
+            "ms a sample",
+            1e3 * d.seconds,
+            detail={"problem": problem, **d._asdict()},
+        )
         for name, d in found.items()
     ]
 

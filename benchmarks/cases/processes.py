@@ -45,7 +45,9 @@ def python(code: str, **environment: str) -> tuple[float, str]:
     """Seconds of a new interpreter that runs ``code``, and what it prints."""
     environment = {**os.environ, "PYTHONPATH": str(ROOT), **environment}
     begin = time.perf_counter()
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment)
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, env=environment
+    )
     seconds = time.perf_counter() - begin
     if done.returncode:
         raise RuntimeError(f"the process failed:\n{done.stderr}")
@@ -54,7 +56,11 @@ def python(code: str, **environment: str) -> tuple[float, str]:
 
 def import_time(setting: Setting) -> list[Row]:
     """``import metajax`` against what one would import without it, and against jax alone."""
-    names = {"ours": "metajax", "jax, optax, flax, evosax": "jax, optax, flax, evosax", "jax alone": "jax"}
+    names = {
+        "ours": "metajax",
+        "jax, optax, flax, evosax": "jax, optax, flax, evosax",
+        "jax alone": "jax",
+    }
     rounds = 1 if setting.smoke else 7
     seconds = {name: [] for name in names}
     for i in range(rounds + 1):  # the first warms the disk's cache
@@ -65,13 +71,23 @@ def import_time(setting: Setting) -> list[Row]:
     bound = Target("ratio", ">=", 1 / 1.2)
     ours, both, alone = names
     return [
-        Row("import_time", "import metajax", "s", median[ours], median[both], both, targets=(bound,), detail=seconds),
+        Row(
+            "import_time",
+            "import metajax",
+            "s",
+            median[ours],
+            median[both],
+            both,
+            targets=(bound,),
+            detail=seconds,
+        ),
         Row("import_time", "import metajax", "s", median[ours], median[alone], alone),
     ]
 
 
 def first_call(setting: Setting) -> list[Row]:
-    """The first call of a training step, and each system's example of the README, all of it, in fresh processes.
+    """The first call of a training step, and each system's example of the README, all of it, in
+    fresh processes.
 
     The time of an example has the start of Python and the imports in it.
     """
@@ -82,12 +98,17 @@ def first_call(setting: Setting) -> list[Row]:
     rows = _cold_and_cached("a training step with the LSTM optimizer", step, setting, limits=(5, 1))
     for system, heading in list(README.items())[: 1 if setting.smoke else None]:
         code = PRELUDE + example(heading, blocks=1 if setting.smoke else None)
-        rows += _cold_and_cached(system, lambda env, code=code: python(code, **env)[0], setting, limits=(10, 2))
+        rows += _cold_and_cached(
+            system, lambda env, code=code: python(code, **env)[0], setting, limits=(10, 2)
+        )
     return rows
 
 
 def _cold_and_cached(
-    what: str, seconds: Callable[[dict[str, str]], float], setting: Setting, limits: tuple[float, float]
+    what: str,
+    seconds: Callable[[dict[str, str]], float],
+    setting: Setting,
+    limits: tuple[float, float],
 ) -> list[Row]:
     with tempfile.TemporaryDirectory() as cache:
         environment = {
@@ -106,8 +127,12 @@ def _cold_and_cached(
 
 
 def example(heading: str, blocks: int | None = None) -> str:
-    """The Python code under a heading of the README, up to the next heading, its first ``blocks`` only if asked."""
-    section = re.search(rf"^## {heading}.*?(?=^##|\Z)", (ROOT / "README.md").read_text(), re.S | re.M)
+    """The Python code under a heading of the README, up to the next heading, its first ``blocks``
+    only if asked.
+    """
+    section = re.search(
+        rf"^## {heading}.*?(?=^##|\Z)", (ROOT / "README.md").read_text(), re.S | re.M
+    )
     if section is None:
         raise ValueError(f"the README has no heading that begins with {heading!r}")
     code = re.findall(r"^```python\n(.*?)^```", section[0], re.S | re.M)[:blocks]

@@ -1,4 +1,6 @@
-"""VSML against the form one would write down from the paper: two nested vmaps over cells with whole messages."""
+"""VSML against the form one would write down from the paper: two nested vmaps over cells with whole
+messages.
+"""
 
 import jax
 import jax.numpy as jnp
@@ -24,7 +26,9 @@ def plain_cell(params, c, h, up, down):
 
 
 def plain_tick(params, c, h, x, error):
-    """All cells ``[A, B]`` on inputs ``[A]`` and errors ``[B]``: states and the messages upwards, ``[B, 8]``."""
+    """All cells ``[A, B]`` on inputs ``[A]`` and errors ``[B]``: states and the messages upwards,
+    ``[B, 8]``.
+    """
     up, down = (jnp.zeros((len(m), SLOTS)).at[:, 0].set(m) for m in (x, error))
     row = jax.vmap(plain_cell, (None, 0, 0, None, 0))
     c, h = jax.vmap(row, (None, 0, 0, 0, None))(params, c, h, up, down)
@@ -36,7 +40,7 @@ def plain_tick(params, c, h, x, error):
 def vsml_tick(setting: Setting) -> list[Row]:
     """The two micro-ticks that an example takes, and the messages upwards."""
     inputs, outputs = (12, 3) if setting.smoke else (784, 10)
-    cell = mx.learners.lstm_cell()
+    cell = mx.cells.lstm()
     params = cell.init(jax.random.key(0))
     rng = np.random.default_rng(0)
     c, h = rng.normal(size=(2, inputs, outputs, 16)).astype(np.float32)
@@ -52,11 +56,17 @@ def vsml_tick(setting: Setting) -> list[Row]:
         "nested vmap": Program(plain_tick, args, lambda r: (*r[:2], r[2][:, :2])),
     }
     found = contest(programs, setting.limits, rounds=setting.rounds)
-    return [compared("vsml_tick", f"{inputs} x {outputs} cells", found, targets=[Target("ratio", ">=", 2)])]
+    return [
+        compared(
+            "vsml_tick", f"{inputs} x {outputs} cells", found, targets=[Target("ratio", ">=", 2)]
+        )
+    ]
 
 
 def vsml_episode(setting: Setting) -> list[Row]:
-    """Online learning over an episode: forward, and the gradient by backpropagation through time."""
+    """Online learning over an episode: forward, and the gradient by backpropagation through
+    time.
+    """
     side, classes, steps, num_tasks = (3, 3, 4, 2) if setting.smoke else (28, 10, 100, 1)
     loop, meta_params, data = _episodes(side, classes, steps)
     tasks = mx.tasks.minibatches(1)
@@ -65,7 +75,9 @@ def vsml_episode(setting: Setting) -> list[Row]:
     state = estimator.init(jax.random.key(3), meta_params, data)
 
     def episodes(key, meta_params, data):
-        return jax.vmap(loop.init, (0, None, None))(jax.random.split(key, num_tasks), meta_params, data)
+        return jax.vmap(loop.init, (0, None, None))(
+            jax.random.split(key, num_tasks), meta_params, data
+        )
 
     def forward(key, meta_params, data):
         def episode(start):
@@ -80,15 +92,23 @@ def vsml_episode(setting: Setting) -> list[Row]:
     def plain(key, meta_params, data):
         def episode(start):
             def step(carry, t):
-                batch = tasks.train(jax.random.split(jax.random.fold_in(start.key, t))[0], data, (), t)
+                batch = tasks.train(
+                    jax.random.split(jax.random.fold_in(start.key, t))[0], data, (), t
+                )
                 c, h, error = carry
                 c, h, messages = plain_tick(meta_params, c, h, batch["image"].reshape(-1), error)
                 logits = 100 * jnp.tanh(messages[:, 1] / 100)
                 loss = optax.softmax_cross_entropy_with_integer_labels(logits, batch["label"][0])
-                return (c, h, jax.nn.softmax(logits) - jax.nn.one_hot(batch["label"][0], classes)), loss
+                return (
+                    c,
+                    h,
+                    jax.nn.softmax(logits) - jax.nn.one_hot(batch["label"][0], classes),
+                ), loss
 
             c, h = start.learner.cells[0]
-            return jax.lax.scan(step, (c[0, 0], h[0, 0], jnp.zeros(classes)), jnp.arange(steps))[1].mean()
+            return jax.lax.scan(step, (c[0, 0], h[0, 0], jnp.zeros(classes)), jnp.arange(steps))[
+                1
+            ].mean()
 
         return jax.vmap(episode)(episodes(key, meta_params, data)).mean()
 
@@ -124,9 +144,13 @@ def _published(setting: Setting) -> Row:
         return estimator.estimate(key, meta_params, state, data)[0].updates
 
     found = contest(
-        {"ours": Program(ours, (jax.random.key(4), meta_params, state, data))}, setting.limits, rounds=setting.rounds
+        {"ours": Program(ours, (jax.random.key(4), meta_params, state, data))},
+        setting.limits,
+        rounds=setting.rounds,
     )
-    return compared("vsml_episode", f"ES meta-step, {2 * pairs} x {steps} examples, {side**2} x 10 cells", found)
+    return compared(
+        "vsml_episode", f"ES meta-step, {2 * pairs} x {steps} examples, {side**2} x 10 cells", found
+    )
 
 
 def _episodes(side: int, classes: int, steps: int):

@@ -1,4 +1,6 @@
-"""What the experiments on few-shot learning share: methods, their meta-training, the test, claims and picture."""
+"""What the experiments on few-shot learning share: methods, their meta-training, the test, claims
+and picture.
+"""
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -21,9 +23,13 @@ Published = Mapping[str, Mapping[str, tuple[float, float | None]]]
 def build(
     method: str, ways: int, shape: tuple[int, ...], kind: Sequence[Any], p: dict[str, Any]
 ) -> tuple[mx.Learner, Any]:
-    """The learner and what initialises its meta-parameters. Batch normalisation looks at all queries of a task."""
+    """The learner and what initialises its meta-parameters. Batch normalisation looks at all
+    queries of a task.
+    """
     name, width, *options = kind
-    net = getattr(mx.nets, name)(EMBEDDING if method == "ProtoNet" else ways, shape, width, **dict(*options))
+    net = getattr(mx.nets, name)(
+        EMBEDDING if method == "ProtoNet" else ways, shape, width, **dict(*options)
+    )
     if method == "ProtoNet":
         return mx.protonet(net.apply, ways, EMBEDDING), net.init
     problem = mx.problems.classifier(*net)
@@ -45,7 +51,9 @@ def build(
 
 
 def over_query_sets(learner: mx.Learner, ways: int, sets: int) -> mx.Learner:
-    """The learner judged by the mean over several query sets, each as large as one and normalised by itself."""
+    """The learner judged by the mean over several query sets, each as large as one and normalised
+    by itself.
+    """
 
     def apart(batch):
         def one(x):
@@ -65,28 +73,42 @@ def over_query_sets(learner: mx.Learner, ways: int, sets: int) -> mx.Learner:
 
 
 def outer(method: str, rate: float, steps: int) -> optax.GradientTransformation:
-    """Adam, its rate falling to a tenth; for Reptile the steps towards what was adapted, which shrink to none."""
+    """Adam, its rate falling to a tenth; for Reptile the steps towards what was adapted, which
+    shrink to none.
+    """
     if method == "Reptile":
         return optax.sgd(optax.linear_schedule(1.0, 0.0, steps))
     return optax.adam(optax.cosine_decay_schedule(rate, steps, alpha=0.1))
 
 
 def run(
-    seed: int, settings: dict[str, Any], folder: Path, load: Callable[[str], Any], published: Published
+    seed: int,
+    settings: dict[str, Any],
+    folder: Path,
+    load: Callable[[str], Any],
+    published: Published,
 ) -> dict[str, np.ndarray]:
-    """Meta-trains each method of each setting on ``load("train")``; the test is on the classes of ``load("test")``."""
+    """Meta-trains each method of each setting on ``load("train")``; the test is on the classes of
+    ``load("test")``.
+    """
     s, results = settings, {}
-    train, validation, test = (jax.tree.map(jnp.asarray, load(part)) for part in ("train", "validation", "test"))
+    train, validation, test = (
+        jax.tree.map(jnp.asarray, load(part)) for part in ("train", "validation", "test")
+    )
     for where, budget in s["budgets"].items():
         ways, shots = (int(part.split("-")[0]) for part in where.split())
         for method, (meta_steps, tasks) in budget.items():
             p = options(s, where, method)
-            here, meta_params = folder / f"{where}, {method}".replace(", ", "-").replace(" ", "-"), None
+            here, meta_params = (
+                folder / f"{where}, {method}".replace(", ", "-").replace(" ", "-"),
+                None,
+            )
             for i, phase in enumerate(p.get("phases", [{"share": 1}])):
                 p = p | phase
                 learner, init = build(method, ways, train["image"].shape[1:], s["net"], p)
-                # As many queries a class as there are shots, in the test and in training, as is published; in training
-                # there may be several such sets, since a solve costs more than another set.
+                # As many queries a class as there are shots, in the test and in training, as is
+                # published; in training there may be several such sets, since a solve costs more
+                # than another set.
                 sets = p.get("query_sets", 1)
                 episodes = mx.tasks.episodes(ways, p.get("shots", shots), sets * shots)
                 trained = learner if sets == 1 else over_query_sets(learner, ways, sets)
@@ -94,7 +116,14 @@ def run(
                 judged = mx.inner(learner, mx.tasks.episodes(ways, shots), p["test_steps"])
 
                 def loss(key, meta_params, data, judged=judged):
-                    found = accuracy(judged, key, meta_params, data, tasks=s["validation_tasks"], at_once=s["at_once"])
+                    found = accuracy(
+                        judged,
+                        key,
+                        meta_params,
+                        data,
+                        tasks=s["validation_tasks"],
+                        at_once=s["at_once"],
+                    )
                     return 1 - found.mean()
 
                 steps = round(p["share"] * meta_steps)
@@ -107,12 +136,19 @@ def run(
                     episodes=tasks,
                     steps=steps,
                     folder=here if i == 0 else here.with_name(f"{here.name}-{i}"),
-                    validate=mx.validation(loss, jax.random.key(200), validation, every=s["validate"]),
+                    validate=mx.validation(
+                        loss, jax.random.key(200), validation, every=s["validate"]
+                    ),
                     chunk=s["chunk"],
                 )
             mx.save(here.with_suffix(".npz"), meta_params)
             found = 100 * accuracy(
-                judged, jax.random.key(300), meta_params, test, tasks=s["test_tasks"], at_once=s["at_once"]
+                judged,
+                jax.random.key(300),
+                meta_params,
+                test,
+                tasks=s["test_tasks"],
+                at_once=s["at_once"],
             )
             results[f"{where}, {method}"] = found.mean()
             results[f"{where}, {method}: interval"] = 1.96 * found.std(ddof=1) / len(found) ** 0.5
@@ -142,8 +178,12 @@ def _text(per_cent: float, interval: float | None) -> str:
     return f"{per_cent}" + ("" if interval is None else f" ± {interval}")
 
 
-def claims(results: Results, settings: dict[str, Any], published: Published, sources: Mapping[str, str]) -> list[Claim]:
-    """One for each method of each setting; ``sources`` says for each method where it is published."""
+def claims(
+    results: Results, settings: dict[str, Any], published: Published, sources: Mapping[str, str]
+) -> list[Claim]:
+    """One for each method of each setting; ``sources`` says for each method where it is
+    published.
+    """
     found = []
     for where in settings["budgets"]:
         for method, (per_cent, interval) in published[where].items():
@@ -169,12 +209,23 @@ def picture(results: Results, settings: dict[str, Any], figure: Any, published: 
     for ax, where in zip(axes, settings["budgets"], strict=True):
         per_cent, error = zip(*published[where].values(), strict=True)
         style = {"fmt": "o", "markersize": 4, "linewidth": 1.2}
-        ax.errorbar(per_cent, at - 0.15, xerr=[x or 0 for x in error], color="#888888", label="published", **style)
+        ax.errorbar(
+            per_cent,
+            at - 0.15,
+            xerr=[x or 0 for x in error],
+            color="#888888",
+            label="published",
+            **style,
+        )
         for i, method in enumerate(methods):
             name = f"{where}, {method}"
             if name in results[0]:
-                mean, error = (np.mean([r[k] for r in results]) for k in (name, f"{name}: interval"))
-                ax.errorbar(mean, i + 0.15, xerr=error, color=mx.plot.COLOURS[4], **style | {"fmt": "D"})
+                mean, error = (
+                    np.mean([r[k] for r in results]) for k in (name, f"{name}: interval")
+                )
+                ax.errorbar(
+                    mean, i + 0.15, xerr=error, color=mx.plot.COLOURS[4], **style | {"fmt": "D"}
+                )
         ax.errorbar([], [], color=mx.plot.COLOURS[4], label="ours", **style | {"fmt": "D"})
         ax.set_title(where, fontsize=9)
         ax.set_xlabel("accuracy (%)", fontsize=9)
@@ -183,11 +234,21 @@ def picture(results: Results, settings: dict[str, Any], figure: Any, published: 
         ax.tick_params(axis="x", labelsize=8)
         ax.grid(axis="x", linewidth=0.4)
         ax.spines[["top", "right"]].set_visible(False)
-    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside upper center", ncols=2, frameon=False, fontsize=8)
+    figure.legend(
+        *axes[0].get_legend_handles_labels(),
+        loc="outside upper center",
+        ncols=2,
+        frameon=False,
+        fontsize=8,
+    )
 
 
-def accuracy(loop: mx.Inner, key: Any, meta_params: Any, data: Any, *, tasks: int, at_once: int) -> np.ndarray:
-    """The accuracy on the query batch of each of ``tasks`` tasks, ``at_once`` at a time to bound the memory."""
+def accuracy(
+    loop: mx.Inner, key: Any, meta_params: Any, data: Any, *, tasks: int, at_once: int
+) -> np.ndarray:
+    """The accuracy on the query batch of each of ``tasks`` tasks, ``at_once`` at a time to bound
+    the memory.
+    """
     found = [
         mx.evaluate(loop, k, meta_params, data, num_tasks=at_once).test_metrics["accuracy"]
         for k in jax.random.split(key, -(-tasks // at_once))

@@ -1,4 +1,6 @@
-"""What the experiments on learned optimizers share: meta-training, searched baselines, claims and pictures."""
+"""What the experiments on learned optimizers share: meta-training, searched baselines, claims and
+pictures.
+"""
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -25,10 +27,11 @@ def learn(
 ) -> Any:
     """Meta-trains through the phases and returns the best meta-parameters of the last.
 
-    A phase is truncated backpropagation, or an evolution strategy on the loss after ``horizon`` steps or on the final
-    losses of runs with several ``ends``; it may have ``parts``, settings that replace its own, whose estimates are
-    averaged. What is best are the final losses after ``ends``, or else ``steps``, on ``validated`` tasks that are met
-    nowhere else. ``pose(part)`` gives the problem, its tasks and its data, the same for all parts.
+    A phase is truncated backpropagation, or an evolution strategy on the loss after ``horizon``
+    steps or on the final losses of runs with several ``ends``; it may have ``parts``, settings that
+    replace its own, whose estimates are averaged. What is best are the final losses after ``ends``,
+    or else ``steps``, on ``validated`` tasks that are met nowhere else. ``pose(part)`` gives the
+    problem, its tasks and its data, the same for all parts.
     """
     meta_params = optimizer.init(jax.random.key(100 + seed))
     for i, p in enumerate(phases):
@@ -41,11 +44,18 @@ def learn(
                 loop = divided(mx.inner(learner, tasks, q["horizon"]), q["tasks"])
                 estimators.append(mx.bptt(loop, q["tasks"], q["window"]))
             else:
-                loop = judged[-1] if "ends" in q else mx.inner(learner, tasks, q["horizon"], meta_loss="heldout")
+                loop = (
+                    judged[-1]
+                    if "ends" in q
+                    else mx.inner(learner, tasks, q["horizon"], meta_loss="heldout")
+                )
                 estimators.append(mx.es(divided(loop, q["tasks"]), q["tasks"], q["std"]))
 
         def loss(key, meta_params, data, judged=judged):
-            found = [mx.evaluate(loop, key, meta_params, data, num_tasks=validated).loss.mean() for loop in judged]
+            found = [
+                mx.evaluate(loop, key, meta_params, data, num_tasks=validated).loss.mean()
+                for loop in judged
+            ]
             return sum(found) / len(found)
 
         outer = optax.adam(optax.cosine_decay_schedule(p["rate"], p["steps"], alpha=0.05))
@@ -60,7 +70,9 @@ def learn(
 
 
 def final_loss(loop: mx.Inner, ends: Sequence[int]) -> mx.Inner:
-    """The inner loop with a meta-loss that is the mean, over ``ends``, of the loss in the tenth of the steps before."""
+    """The inner loop with a meta-loss that is the mean, over ``ends``, of the loss in the tenth of
+    the steps before.
+    """
     weights = np.zeros(loop.horizon)
     for end in ends:
         weights[end - end // 10 : end] += loop.horizon / (end // 10) / len(ends)
@@ -84,7 +96,9 @@ def compare(
     folder: Path,
     **settings: Any,
 ) -> dict[str, np.ndarray]:
-    """Learned optimizers and the usual four on fresh tasks: curves, final losses and rates, kept in ``folder``."""
+    """Learned optimizers and the usual four on fresh tasks: curves, final losses and rates, kept in
+    ``folder``.
+    """
     file = folder / f"{case}.npz"
     if file.exists():
         return dict(np.load(file))
@@ -107,15 +121,21 @@ def final(results: Results, case: str, name: str) -> list[float]:
     return [float(r[f"{case}, {name}: final"]) for r in results]
 
 
-def against_baselines(results: Results, case: str, name: str, source: str, published: Any, wins: bool = True) -> Claim:
-    """The final loss as a multiple of that of the best baseline of each seed; one that diverged is not the best."""
+def against_baselines(
+    results: Results, case: str, name: str, source: str, published: Any, wins: bool = True
+) -> Claim:
+    """The final loss as a multiple of that of the best baseline of each seed; one that diverged is
+    not the best.
+    """
     best = [np.nanmin([r[f"{case}, {b}: final"] for b in mx.BASELINES]) for r in results]
     ratio = [ours / other for ours, other in zip(final(results, case, name), best, strict=True)]
     text = f"{case}: final loss of {name} as a multiple of the best tuned baseline's {'< 1' if wins else '> 1'}"
     return claim(text, source, published, ratio, (lambda x: x < 1) if wins else (lambda x: x > 1))
 
 
-def draw(results: Results, case: str, learned: list[str], ax: Any, ylabel: str = "", smooth: int = 1) -> None:
+def draw(
+    results: Results, case: str, learned: list[str], ax: Any, ylabel: str = "", smooth: int = 1
+) -> None:
     """Mean learning curves over seeds, averaged over ``smooth`` steps; the band is their range.
 
     A curve that does not stay finite is drawn as far as it is below twice its start.
@@ -126,8 +146,21 @@ def draw(results: Results, case: str, learned: list[str], ax: Any, ylabel: str =
             curves = np.where(curves < 2 * curves[:, :1], curves, np.nan)
         curves = np.stack([np.convolve(c, np.ones(smooth) / smooth, "valid") for c in curves])
         colour, style = mx.plot.COLOURS[i], mx.plot.STYLES[i]
-        ax.plot(curves.mean(0), color=colour, linestyle=style, linewidth=2 if i < len(learned) else 1.2, label=name)
-        ax.fill_between(range(curves.shape[1]), curves.min(0), curves.max(0), color=colour, alpha=0.15, linewidth=0)
+        ax.plot(
+            curves.mean(0),
+            color=colour,
+            linestyle=style,
+            linewidth=2 if i < len(learned) else 1.2,
+            label=name,
+        )
+        ax.fill_between(
+            range(curves.shape[1]),
+            curves.min(0),
+            curves.max(0),
+            color=colour,
+            alpha=0.15,
+            linewidth=0,
+        )
     ax.set(title=case, xlabel="step", ylabel=ylabel, yscale="log")
     ax.title.set_fontsize(9)
     ax.spines[["top", "right"]].set_visible(False)

@@ -42,7 +42,8 @@ def meta_train(
     validate: mx.Validation | None = None,
     chunk: int = 50,
 ) -> Any:
-    """The best meta-parameters by validation, else the last; resumes from the checkpoints in ``folder``.
+    """The best meta-parameters by validation, else the last; resumes from the checkpoints in
+    ``folder``.
 
     ``episodes`` is the number that the estimator's inner loop was `divided` by.
     """
@@ -50,7 +51,14 @@ def meta_train(
     store = mx.checkpoints(folder, every=10 * chunk)
     state = placed(trainer.init(key, meta_params, data), episodes)
     fitted = mx.fit(
-        trainer, state, data, num_steps=steps, chunk=chunk, validate=validate, checkpoint=store, label=folder.name
+        trainer,
+        state,
+        data,
+        num_steps=steps,
+        chunk=chunk,
+        validate=validate,
+        checkpoint=store,
+        label=folder.name,
     )
     store.close()
     return mx.sharding.gather(fitted.best)

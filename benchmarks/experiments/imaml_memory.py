@@ -1,4 +1,6 @@
-"""Temporary memory of one meta-step, from the compiled program, and its time, against inner gradient steps."""
+"""Temporary memory of one meta-step, from the compiled program, and its time, against inner
+gradient steps.
+"""
 
 import time
 from pathlib import Path
@@ -35,7 +37,9 @@ def measure(trainer: mx.Trainer, state: Any, data: Any, repeats: int) -> tuple[f
     step = jax.jit(trainer.step).lower(state, data).compile()
     memory = step.memory_analysis()
     if memory is None:
-        raise ValueError("this backend does not say how much memory a program takes; run it on a CPU, a GPU or a TPU")
+        raise ValueError(
+            "this backend does not say how much memory a program takes; run it on a CPU, a GPU or a TPU"
+        )
     state, _ = jax.block_until_ready(step(state, data))
     seconds = []
     for _ in range(repeats):
@@ -50,7 +54,9 @@ def run(seed: int, settings: dict[str, Any], folder: Path) -> dict[str, np.ndarr
     classes, each = 2 * settings["ways"], 2 * settings["shots"]
     size = (classes * each, settings["size"], settings["size"], 1)
     images = np.random.default_rng(seed).integers(0, 256, size, np.uint8)
-    data = jax.device_put(mx.data.by_class({"image": images, "label": np.repeat(np.arange(classes), each)}))
+    data = jax.device_put(
+        mx.data.by_class({"image": images, "label": np.repeat(np.arange(classes), each)})
+    )
     results = {}
     for name in NAMES:
         found = []
@@ -58,7 +64,10 @@ def run(seed: int, settings: dict[str, Any], folder: Path) -> dict[str, np.ndarr
             trainer, init = meta_step(name, steps, settings)
             state = trainer.init(jax.random.key(seed), init(jax.random.key(seed)), data)
             found.append(measure(trainer, state, data, settings["repeats"]))
-            print(f"{name}, {steps} steps: {found[-1][0]:.1f} MiB, {1e3 * found[-1][1]:.0f} ms", flush=True)
+            print(
+                f"{name}, {steps} steps: {found[-1][0]:.1f} MiB, {1e3 * found[-1][1]:.0f} ms",
+                flush=True,
+            )
         results[f"{name}: MiB"], results[f"{name}: seconds"] = np.transpose(found)
     return results
 

@@ -1,7 +1,8 @@
 """Mini-ImageNet from one picture a class: MAML's family and iMAML.
 
 The pictures are not free to pass on: the scales small and full read the folder `mini_imagenet` that
-`metajax.data.few_shot` describes. The smoke scale makes such a folder, of scanned digits turned and enlarged.
+`metajax.data.few_shot` describes. The smoke scale makes such a folder, of scanned digits turned and
+enlarged.
 """
 
 import csv
@@ -27,7 +28,9 @@ PUBLISHED: _few_shot.Published = {
 
 
 def make(folder: Path, pictures: int) -> None:
-    """Writes ``pictures`` of each class of the digits, turned by 0, 90, 180 and 270 degrees, as mini-ImageNet is."""
+    """Writes ``pictures`` of each class of the digits, turned by 0, 90, 180 and 270 degrees, as
+    mini-ImageNet is.
+    """
     from PIL import Image
 
     (folder / "images").mkdir(parents=True, exist_ok=True)
@@ -56,15 +59,18 @@ def run(seed: int, settings: dict[str, Any], folder: Path) -> dict[str, np.ndarr
 
 
 def claims(results: Results, settings: dict[str, Any]) -> list[Claim]:
-    return _few_shot.claims(results, settings, PUBLISHED, dict.fromkeys(PUBLISHED["5-way 1-shot"], SOURCE))
+    return _few_shot.claims(
+        results, settings, PUBLISHED, dict.fromkeys(PUBLISHED["5-way 1-shot"], SOURCE)
+    )
 
 
 def picture(results: Results, settings: dict[str, Any], figure: Any) -> None:
     _few_shot.picture(results, settings, figure, PUBLISHED)
 
 
-# MAML's are those of Finn et al. 2017 (appendix A.1; 15 queries a class, here 15 sets of one, as in the test), those of
-# Reptile of Nichol et al. 2018 (table 3), those of iMAML of its supplement; the damping is that for Omniglot.
+# MAML's are those of Finn et al. 2017 (appendix A.1; 15 queries a class, here 15 sets of one, as in
+# the test), those of Reptile of Nichol et al. 2018 (table 3), those of iMAML of its supplement; the
+# damping is that for Omniglot.
 _IMPLICIT = {"steps": 1, "test_steps": 1, "lam": 0.5, "cg": 5, "damping": 10.0}
 _METHODS = {
     "MAML": {"rate": 0.01, "steps": 5, "test_steps": 10, "query_sets": 15},

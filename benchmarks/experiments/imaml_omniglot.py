@@ -1,4 +1,6 @@
-"""Omniglot from one and five drawings a character, with characters held out: MAML's family, iMAML and ProtoNet."""
+"""Omniglot from one and five drawings a character, with characters held out: MAML's family, iMAML
+and ProtoNet.
+"""
 
 from pathlib import Path
 from typing import Any
@@ -11,14 +13,44 @@ from benchmarks.reproduce import Claim, Experiment, Results, claim
 
 SOURCE = "Rajeswaran et al. 2019, table 2"
 METHODS = ("MAML", "FOMAML", "Reptile", "iMAML, GD", "iMAML, Hessian-free", "ProtoNet")
-SOURCES = dict.fromkeys(METHODS, SOURCE) | {"ProtoNet": "Snell et al. 2017, table 1"}  # who test in another way
+SOURCES = dict.fromkeys(METHODS, SOURCE) | {
+    "ProtoNet": "Snell et al. 2017, table 1"
+}  # who test in another way
 PUBLISHED: _few_shot.Published = {
     where: dict(zip(METHODS, figures, strict=True))
     for where, figures in {
-        "5-way 1-shot": ((98.7, 0.4), (98.3, 0.5), (97.68, 0.04), (99.16, 0.35), (99.50, 0.26), (98.8, None)),
-        "5-way 5-shot": ((99.9, 0.1), (99.2, 0.2), (99.48, 0.06), (99.67, 0.12), (99.74, 0.11), (99.7, None)),
-        "20-way 1-shot": ((95.8, 0.3), (89.4, 0.5), (89.43, 0.14), (94.46, 0.42), (96.18, 0.36), (96.0, None)),
-        "20-way 5-shot": ((98.9, 0.2), (97.9, 0.1), (97.12, 0.32), (98.69, 0.1), (99.14, 0.1), (98.9, None)),
+        "5-way 1-shot": (
+            (98.7, 0.4),
+            (98.3, 0.5),
+            (97.68, 0.04),
+            (99.16, 0.35),
+            (99.50, 0.26),
+            (98.8, None),
+        ),
+        "5-way 5-shot": (
+            (99.9, 0.1),
+            (99.2, 0.2),
+            (99.48, 0.06),
+            (99.67, 0.12),
+            (99.74, 0.11),
+            (99.7, None),
+        ),
+        "20-way 1-shot": (
+            (95.8, 0.3),
+            (89.4, 0.5),
+            (89.43, 0.14),
+            (94.46, 0.42),
+            (96.18, 0.36),
+            (96.0, None),
+        ),
+        "20-way 5-shot": (
+            (98.9, 0.2),
+            (97.9, 0.1),
+            (97.12, 0.32),
+            (98.69, 0.1),
+            (99.14, 0.1),
+            (98.9, None),
+        ),
     }.items()
 }
 
@@ -33,7 +65,11 @@ def run(seed: int, settings: dict[str, Any], folder: Path) -> dict[str, np.ndarr
 def claims(results: Results, settings: dict[str, Any]) -> list[Claim]:
     found = _few_shot.claims(results, settings, PUBLISHED, SOURCES)
     where = "20-way 1-shot"
-    for better, worse in (("iMAML, GD", "FOMAML"), ("iMAML, Hessian-free", "FOMAML"), ("MAML", "FOMAML")):
+    for better, worse in (
+        ("iMAML, GD", "FOMAML"),
+        ("iMAML, Hessian-free", "FOMAML"),
+        ("MAML", "FOMAML"),
+    ):
         pair = [f"{where}, {better}", f"{where}, {worse}"]
         # More of them might be all that it had.
         fair = _query_sets(settings, where, better) <= _query_sets(settings, where, worse)
@@ -53,7 +89,8 @@ def picture(results: Results, settings: dict[str, Any], figure: Any) -> None:
     _few_shot.picture(results, settings, figure, PUBLISHED)
 
 
-# Undamped, conjugate gradients met negative curvature in half of the tasks. The damping is that of the authors' code.
+# Undamped, conjugate gradients met negative curvature in half of the tasks. The damping is that of
+# the authors' code.
 _IMPLICIT = {"steps": 1, "test_steps": 1, "lam": 2.0, "cg": 5, "damping": 10.0}
 _METHODS = {
     "MAML": {"rate": 0.4, "steps": 1, "test_steps": 3},
@@ -68,15 +105,16 @@ _METHODS_20 = {  # where it differs for 20 ways
     "FOMAML": {"rate": 0.1, "steps": 5, "test_steps": 5},
     "iMAML, GD": {"solver_steps": 25},
 }
-# For little time: fewer steps, for 20 ways too, and a weaker pull. What they reach early on validation classes decided.
+# For little time: fewer steps, for 20 ways too, and a weaker pull. What they reach early on
+# validation classes decided.
 _QUICK = _METHODS | {
     "FOMAML": {"rate": 0.4, "steps": 3, "test_steps": 3},
     "iMAML, GD": {**_IMPLICIT, "lam": 0.1, "damping": 3.0, "rate": 0.4, "solver_steps": 16},
     "iMAML, Hessian-free": {**_IMPLICIT, "lam": 0.1, "damping": 1.0, "solver_steps": 3},
 }
-# Shorter solves are behind at first, ahead in a long run. In trials of minutes, judged on validation classes, conjugate
-# gradients with less damping stayed on the first plateau; from a start beyond it, less damping and a larger `lam` of
-# Lanczos solves learned faster.
+# Shorter solves are behind at first, ahead in a long run. In trials of minutes, judged on
+# validation classes, conjugate gradients with less damping stayed on the first plateau; from a
+# start beyond it, less damping and a larger `lam` of Lanczos solves learned faster.
 _LONG = {
     "iMAML, GD": {
         "lanczos": 3,
@@ -86,14 +124,17 @@ _LONG = {
     },
     "iMAML, Hessian-free": {"lanczos": 3, "query_sets": 5},  # damped by 0.5 it diverged
 }
-# With 20 ways these phases, with their five short steps, stopped at a validation error of .4 and diverged; after 700
-# meta-steps it was .49 with 5 steps of descent, and .36 to .39 with 16, or with 8 and a weaker pull.
-# FOMAML has as many sets of queries, and the published steps, ahead of those for 5 ways after 800 meta-steps.
+# With 20 ways these phases, with their five short steps, stopped at a validation error of .4 and
+# diverged; after 700 meta-steps it was .49 with 5 steps of descent, and .36 to .39 with 16, or with
+# 8 and a weaker pull. FOMAML has as many sets of queries, and the published steps, ahead of those
+# for 5 ways after 800 meta-steps.
 _LONG_20_1 = {
     "iMAML, GD": {"lanczos": 3, "solver_steps": 16, "query_sets": 3, "damping": 1.0},
     "FOMAML": {"rate": 0.1, "steps": 5, "test_steps": 5, "query_sets": 3},
 }
-_LONG_5 = {"iMAML, GD": {"lanczos": 3, "solver_steps": 8, "query_sets": 2, "damping": 1.0, "lam": 0.05}}
+_LONG_5 = {
+    "iMAML, GD": {"lanczos": 3, "solver_steps": 8, "query_sets": 2, "damping": 1.0, "lam": 0.05}
+}
 _COMMON = {"data": "omniglot", "test_tasks": 600}
 _AS_PUBLISHED = {**_COMMON, "methods": _METHODS, "methods, 20-way": _METHODS_20}
 EXPERIMENT = Experiment(

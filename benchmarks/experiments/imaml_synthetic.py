@@ -1,4 +1,6 @@
-"""The error of meta-gradients on linear regression, where the exact one is known, against inner gradient steps."""
+"""The error of meta-gradients on linear regression, where the exact one is known, against inner
+gradient steps.
+"""
 
 from pathlib import Path
 from typing import Any
@@ -20,9 +22,13 @@ def run(seed: int, settings: dict[str, Any], folder: Path) -> dict[str, np.ndarr
 
 
 def errors(seed: int, s: dict[str, Any]) -> dict[str, np.ndarray]:
-    """The relative error ``|g - exact| / |exact|`` of the mean meta-gradient ``g`` of the same tasks, by method."""
+    """The relative error ``|g - exact| / |exact|`` of the mean meta-gradient ``g`` of the same
+    tasks, by method.
+    """
     size, lam = s["size"], s["lam"]
-    tasks = mx.tasks.linear_regressions(size, s["shots"], s["queries"], condition=s["condition"], noise=s["noise"])
+    tasks = mx.tasks.linear_regressions(
+        size, s["shots"], s["queries"], condition=s["condition"], noise=s["noise"]
+    )
     problem = mx.problems.regressor(lambda key: jnp.zeros((size, 1)), lambda w, x: x @ w)
     k_theta, k_tasks = jax.random.split(jax.random.key(seed))
     theta, keys = jax.random.normal(k_theta, (size, 1)), jax.random.split(k_tasks, s["tasks"])
@@ -31,7 +37,9 @@ def errors(seed: int, s: dict[str, Any]) -> dict[str, np.ndarray]:
         loop = mx.inner(learner, tasks, steps, meta_loss="heldout")
 
         def loss(theta):
-            return jax.vmap(lambda key: mx.unroll(loop, theta, loop.init(key, theta, ()), (), steps)[1])(keys).mean()
+            return jax.vmap(
+                lambda key: mx.unroll(loop, theta, loop.init(key, theta, ()), (), steps)[1]
+            )(keys).mean()
 
         return np.asarray(jax.jit(jax.grad(loss))(theta))
 
@@ -49,10 +57,14 @@ def errors(seed: int, s: dict[str, Any]) -> dict[str, np.ndarray]:
     def descend(steps):
         return mx.implicit.descend(optax.sgd(rate), steps)
 
-    at_solution = mx.implicit.newton(1, mx.implicit.dense())
-    results: dict[str, Any] = {"MAML": [error(proximal_descent(problem, rate, lam), steps) for steps in s["steps"]]}
+    at_solution = mx.implicit.newton(1, mx.implicit.direct())
+    results: dict[str, Any] = {
+        "MAML": [error(proximal_descent(problem, rate, lam), steps) for steps in s["steps"]]
+    }
     for k in s["cg"]:
-        results[f"iMAML, {k} CG"] = [implicit(descend(steps), mx.implicit.cg(k)) for steps in s["steps"]]
+        results[f"iMAML, {k} CG"] = [
+            implicit(descend(steps), mx.implicit.cg(k)) for steps in s["steps"]
+        ]
         results[f"iMAML, {k} CG: at the solution"] = implicit(at_solution, mx.implicit.cg(k))
     results["converged"] = implicit(descend(s["converged"]), mx.implicit.cg(2 * size))
     results["condition number"] = steepest / lam  # at most
@@ -60,7 +72,9 @@ def errors(seed: int, s: dict[str, Any]) -> dict[str, np.ndarray]:
 
 
 def proximal_descent(problem: mx.Problem, rate: float, lam: float) -> mx.Learner:
-    """Gradient descent on the inner objective of iMAML step by step: what MAML would differentiate through."""
+    """Gradient descent on the inner objective of iMAML step by step: what MAML would differentiate
+    through.
+    """
 
     def make_tx(theta):
         def pull(grads, params):
@@ -71,13 +85,19 @@ def proximal_descent(problem: mx.Problem, rate: float, lam: float) -> mx.Learner
     return mx.adapt(problem, make_tx)
 
 
-def closed_form(support: Any, query: Any, theta: np.ndarray, lam: float) -> tuple[np.ndarray, float]:
-    """The mean over tasks of ``lam (H + lam I)^-1 grad L_val(phi*)``, and the greatest eigenvalue of ``H + lam I``."""
+def closed_form(
+    support: Any, query: Any, theta: np.ndarray, lam: float
+) -> tuple[np.ndarray, float]:
+    """The mean over tasks of ``lam (H + lam I)^-1 grad L_val(phi*)``, and the greatest eigenvalue
+    of ``H + lam I``.
+    """
     gradients, steepest = [], 0.0
     for x, y, x_val, y_val in zip(support["x"], support["y"], query["x"], query["y"], strict=True):
         system = 2 * x.T @ x / len(x) + lam * np.eye(x.shape[1])
         phi = np.linalg.solve(system, 2 * x.T @ y / len(x) + lam * theta)
-        gradients.append(lam * np.linalg.solve(system, 2 * x_val.T @ (x_val @ phi - y_val) / len(x_val)))
+        gradients.append(
+            lam * np.linalg.solve(system, 2 * x_val.T @ (x_val @ phi - y_val) / len(x_val))
+        )
         steepest = max(steepest, float(np.linalg.eigvalsh(system)[-1]))
     return np.mean(gradients, 0), steepest
 
@@ -91,7 +111,10 @@ def claims(results: Results, settings: dict[str, Any]) -> list[Claim]:
         return [r[name][i] for r in results]
 
     def off_level(r):
-        return max(abs(r[f"iMAML, {k} CG"][-1] / r[f"iMAML, {k} CG: at the solution"] - 1) for k in (few, enough))
+        return max(
+            abs(r[f"iMAML, {k} CG"][-1] / r[f"iMAML, {k} CG: at the solution"] - 1)
+            for k in (few, enough)
+        )
 
     ratio = [np.max(r[f"iMAML, {enough} CG"][: at + 1] / r["MAML"][: at + 1]) for r in results]
     worse = [r[f"iMAML, {few} CG"][-1] / r[f"iMAML, {enough} CG"][-1] for r in results]
@@ -127,11 +150,26 @@ def picture(results: Results, settings: dict[str, Any], figure: Any) -> None:
     ax = figure.subplots()
     steps = settings["steps"]
     for i, name in enumerate(["MAML", *(f"iMAML, {k} CG" for k in settings["cg"])]):
-        error = np.exp(np.stack([np.log(r[name]) for r in results]).mean(0))  # the geometric mean over seeds
+        error = np.exp(
+            np.stack([np.log(r[name]) for r in results]).mean(0)
+        )  # the geometric mean over seeds
         style = {"color": mx.plot.COLOURS[(0, 1, 4, 6, 3)[i]], "linewidth": 2.2 if i == 0 else 1.5}
         label = name if i == 0 else f"{name} steps"
-        ax.plot(steps, error, linestyle=mx.plot.STYLES[i], marker="os^Dv"[i], markersize=4, label=label, **style)
-    ax.set(xscale="log", yscale="log", xlabel="inner gradient steps", ylabel="relative error of the meta-gradient")
+        ax.plot(
+            steps,
+            error,
+            linestyle=mx.plot.STYLES[i],
+            marker="os^Dv"[i],
+            markersize=4,
+            label=label,
+            **style,
+        )
+    ax.set(
+        xscale="log",
+        yscale="log",
+        xlabel="inner gradient steps",
+        ylabel="relative error of the meta-gradient",
+    )
     ax.set_xticks(steps, [str(t) for t in steps], minor=False)
     ax.minorticks_off()
     ax.set(ylim=(1e-10, 3))
@@ -139,14 +177,34 @@ def picture(results: Results, settings: dict[str, Any], figure: Any) -> None:
     ax.legend(frameon=False, loc="upper left", bbox_to_anchor=(1.0, 1.0))
 
 
-_PROBLEM = {"size": 20, "shots": 40, "queries": 40, "condition": 50.0, "noise": 0.1, "lam": 1.0, "judged": 8}
+_PROBLEM = {
+    "size": 20,
+    "shots": 40,
+    "queries": 40,
+    "condition": 50.0,
+    "noise": 0.1,
+    "lam": 1.0,
+    "judged": 8,
+}
 EXPERIMENT = Experiment(
     title="The error of meta-gradients against inner gradient steps",
     source=SOURCE,
     settings={
         "smoke": {**_PROBLEM, "tasks": 4, "steps": [1, 8, 64], "cg": [2, 5], "converged": 500},
-        "small": {**_PROBLEM, "tasks": 32, "steps": [1, 2, 4, 8, 16, 32, 64], "cg": [2, 5, 10], "converged": 500},
-        "full": {**_PROBLEM, "tasks": 512, "steps": [1, 2, 4, 8, 16, 32, 64], "cg": [2, 5, 10], "converged": 500},
+        "small": {
+            **_PROBLEM,
+            "tasks": 32,
+            "steps": [1, 2, 4, 8, 16, 32, 64],
+            "cg": [2, 5, 10],
+            "converged": 500,
+        },
+        "full": {
+            **_PROBLEM,
+            "tasks": 512,
+            "steps": [1, 2, 4, 8, 16, 32, 64],
+            "cg": [2, 5, 10],
+            "converged": 500,
+        },
     },
     run=run,
     claims=claims,

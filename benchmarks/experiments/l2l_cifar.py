@@ -1,7 +1,9 @@
-"""Two LSTMs, one for convolutions and one for dense layers, learn to train a convolutional network on CIFAR-10.
+"""Two LSTMs, one for convolutions and one for dense layers, learn to train a convolutional network
+on CIFAR-10.
 
-They then train it on five and on two of the classes. LSTM-sub was meta-trained on the other five classes only. Beside
-them, which the paper has not, Nadam with learned hyperparameters for each of the two groups.
+They then train it on five and on two of the classes. LSTM-sub was meta-trained on the other five
+classes only. Beside them, which the paper has not, Nadam with learned hyperparameters for each of
+the two groups.
 """
 
 from pathlib import Path
@@ -43,12 +45,18 @@ def images(s: dict[str, Any], split: str, classes: tuple[int, ...]) -> dict[str,
     data = mx.data.resize(mx.data.load(s["data"], split), s["size"])
     chosen = np.isin(data["label"], classes)
     image = np.repeat(data["image"][chosen], 3 // data["image"].shape[-1], -1)
-    return {"image": image, "label": np.searchsorted(classes, data["label"][chosen]).astype(np.int32)}
+    return {
+        "image": image,
+        "label": np.searchsorted(classes, data["label"][chosen]).astype(np.int32),
+    }
 
 
 def run(seed: int, settings: dict[str, Any], folder: Path) -> dict[str, np.ndarray]:
     s, tasks = settings, mx.tasks.minibatches(settings["batch"])
-    lstm, nadam = mx.optim.lstm(**s["preset"]), mx.optim.nadam(rate=0.005, knots=(1, 10, 100, 300, 600, 850, 1000))
+    lstm, nadam = (
+        mx.optim.lstm(**s["preset"]),
+        mx.optim.nadam(rate=0.005, knots=(1, 10, 100, 300, 600, 850, 1000)),
+    )
     phases = s["meta_training"]
     methods = {  # what is meta-trained, how, on which classes
         "LSTM": (lstm, phases["LSTM"], CASES["CIFAR-10"]),
@@ -57,7 +65,9 @@ def run(seed: int, settings: dict[str, Any], folder: Path) -> dict[str, np.ndarr
     }
 
     def network(classes):
-        return mx.problems.convnet(len(classes), (s["size"], s["size"], 3), s["filters"], s["hidden"], s["kernel"])
+        return mx.problems.convnet(
+            len(classes), (s["size"], s["size"], 3), s["filters"], s["hidden"], s["kernel"]
+        )
 
     learned = {}
     for name, (method, trained_by, classes) in methods.items():
@@ -89,7 +99,14 @@ def picture(results: Results, settings: dict[str, Any], figure: Any) -> None:
     figure.set_size_inches(9, 3.2)
     axes = figure.subplots(1, len(cases(settings)), squeeze=False)[0]
     for i, (ax, case) in enumerate(zip(axes, cases(settings), strict=True)):
-        _l2l.draw(results, case, list(NAMES), ax, "" if i else "loss (nats)", smooth=min(20, settings["steps"] // 10))
+        _l2l.draw(
+            results,
+            case,
+            list(NAMES),
+            ax,
+            "" if i else "loss (nats)",
+            smooth=min(20, settings["steps"] // 10),
+        )
     axes[-1].legend(frameon=False, fontsize=7)
 
 

@@ -1,9 +1,11 @@
-"""An LSTM learns to make neural art with one style, then makes it of unseen images, in an unseen style, and larger.
+"""An LSTM learns to make neural art with one style, then makes it of unseen images, in an unseen
+style, and larger.
 
 Beside it, which the paper has not, Nadam with learned hyperparameters.
 
-The paper leaves open the network, its layers and the weights of the loss. Here the network is trained in the run on
-CIFAR-10, where the contents come from, or it is the VGG whose file is named in ``vgg``. Styles are drawn by formulas.
+The paper leaves open the network, its layers and the weights of the loss. Here the network is
+trained in the run on CIFAR-10, where the contents come from, or it is the VGG whose file is named
+in ``vgg``. Styles are drawn by formulas.
 """
 
 from pathlib import Path
@@ -30,7 +32,9 @@ def style(which: str, size: int) -> np.ndarray:
     y, x = np.mgrid[:size, :size] / 32
     if which == "waves":
         bend = x + 0.3 * np.sin(2 * np.pi * y)
-        phases = [2 * np.pi * (5 * bend + shift) + 4 * np.sin(np.pi * y) for shift in (0, 0.25, 0.6)]
+        phases = [
+            2 * np.pi * (5 * bend + shift) + 4 * np.sin(np.pi * y) for shift in (0, 0.25, 0.6)
+        ]
         return np.stack([0.5 + 0.5 * np.sin(p) for p in phases], -1).astype(np.float32)
     rng = np.random.default_rng(0)
     points, colours = rng.random((40, 2)) * (y.max() + 1 / 32), rng.random((40, 3))
@@ -43,18 +47,20 @@ def style(which: str, size: int) -> np.ndarray:
 def embedded(seed: int, s: dict[str, Any], data: dict[str, np.ndarray], folder: Path) -> Any:
     """The features of the network that looks at the images."""
     if s["vgg"]:
-        return mx.art.vgg(mx.art.load_vgg(s["vgg"]))
+        return mx.problems.vgg(mx.problems.load_vgg(s["vgg"]))
     weights, last = mx.nets.GLOROT, list(s["layers"])[-1]
     normalisation = ((0.5, 0.5, 0.5), (0.25, 0.25, 0.25))
 
     def init(key):
         convs, inputs = {}, 3
-        for k, (name, n) in zip(jax.random.split(key, len(s["layers"])), s["layers"].items(), strict=True):
+        for k, (name, n) in zip(
+            jax.random.split(key, len(s["layers"])), s["layers"].items(), strict=True
+        ):
             convs[name], inputs = {"w": weights(k, (3, 3, inputs, n)), "b": jnp.zeros(n)}, n
         return {"conv": convs, "head": weights(key, (inputs, 10))}
 
     def apply(params, images):
-        features = mx.art.vgg(params["conv"], normalisation)
+        features = mx.problems.vgg(params["conv"], normalisation)
         return jax.vmap(lambda image: features(image)[last].mean((0, 1)))(images) @ params["head"]
 
     path = folder / "network.npz"
@@ -63,10 +69,13 @@ def embedded(seed: int, s: dict[str, Any], data: dict[str, np.ndarray], folder: 
         loop = mx.inner(mx.l2l(optax.adam, problem), mx.tasks.minibatches(64), s["network_steps"])
         curves = mx.evaluate(loop, jax.random.key(seed), 2e-3, data, num_tasks=1)
         print(
-            f"embedded network: {100 * float(curves.test_metrics['accuracy'][0]):.0f} % of training images", flush=True
+            f"embedded network: {100 * float(curves.test_metrics['accuracy'][0]):.0f} % of training images",
+            flush=True,
         )
         mx.save(path, jax.tree.map(lambda x: x[0], curves.state.learner.params))
-    return mx.art.vgg(mx.load(path, like=jax.eval_shape(init, jax.random.key(0)))["conv"], normalisation)
+    return mx.problems.vgg(
+        mx.load(path, like=jax.eval_shape(init, jax.random.key(0)))["conv"], normalisation
+    )
 
 
 def colour(name: str, split: str, size: int) -> dict[str, np.ndarray]:
@@ -79,7 +88,7 @@ def run(seed: int, settings: dict[str, Any], folder: Path) -> dict[str, np.ndarr
     nadam = mx.optim.nadam(rate=0.1, knots=(1, 10, 30, 60, 90, 110, 128))
     train = colour(s["data"], "train", size)
     features = embedded(seed, s, train, folder)
-    problem, tasks = mx.art.neural_art(features, s["content"], s["style"], **s["weights"])
+    problem, tasks = mx.problems.neural_art(features, s["content"], s["style"], **s["weights"])
     posed = problem, tasks, {"content": train["image"], "style": style("waves", size)[None]}
     learned, results = {}, {}
     for name, optimizer in zip(LEARNED, (mx.optim.lstm(), nadam), strict=True):
@@ -105,7 +114,11 @@ def run(seed: int, settings: dict[str, Any], folder: Path) -> dict[str, np.ndarr
         for name, tx in made.items():
             loop = mx.inner(mx.l2l(lambda _, tx=tx: tx, problem), tasks, s["steps"])
             state = mx.evaluate(loop, key, jnp.zeros(()), data, num_tasks=1).state
-            row |= {"content": state.task["content"][0], "style": state.task["style"][0], name: state.learner.params[0]}
+            row |= {
+                "content": state.task["content"][0],
+                "style": state.task["style"][0],
+                name: state.learner.params[0],
+            }
         for name in ROW:
             pixels = (255 * np.clip(row[name], 0, 1)).round()
             Image.fromarray(pixels.astype(np.uint8)).save(folder / f"{case}, {name}.png")
@@ -116,14 +129,20 @@ def run(seed: int, settings: dict[str, Any], folder: Path) -> dict[str, np.ndarr
 
 def claims(results: Results, settings: dict[str, Any]) -> list[Claim]:
     cases = settings.get("cases", CASES)
-    return [_l2l.against_baselines(results, case, LEARNED[0], SOURCE, "below all baselines") for case in cases] + [
-        _l2l.against_baselines(results, case, LEARNED[1], f"beyond {SOURCE}", None) for case in cases
+    return [
+        _l2l.against_baselines(results, case, LEARNED[0], SOURCE, "below all baselines")
+        for case in cases
+    ] + [
+        _l2l.against_baselines(results, case, LEARNED[1], f"beyond {SOURCE}", None)
+        for case in cases
     ]
 
 
 def picture(results: Results, settings: dict[str, Any], figure: Any) -> None:
     figure.set_size_inches(9, 4)
-    axes = figure.subplots(2, len(settings.get("cases", CASES)), squeeze=False, height_ratios=[3, 1])
+    axes = figure.subplots(
+        2, len(settings.get("cases", CASES)), squeeze=False, height_ratios=[3, 1]
+    )
     shown = next((r for r in results if f"{CASES[0]}: image, LSTM" in r), None)
     for i, case in enumerate(settings.get("cases", CASES)):
         _l2l.draw(results, case, list(LEARNED), axes[0, i], "loss" if i == 0 else "")
@@ -175,7 +194,7 @@ EXPERIMENT = Experiment(
                 "Nadam, learned": [{**_SEARCH, "ends": [128], "tasks": 12, "steps": 60, "chunk": 10}],
             },
         },
-        "full": {  # name a file for mx.art.load_vgg in "vgg", the layers of Gatys et al., and 64 pixels
+        "full": {  # name a file for mx.problems.load_vgg in "vgg", the layers of Gatys et al., and 64 pixels
             **_NETWORK, "data": "cifar10", "size": 64, "network_steps": 20_000, "steps": 128, "validated": 16,
             "test_tasks": 32, "rates": [10 ** (k / 2) for k in range(-6, 6)],
             "meta_training": {

@@ -22,10 +22,13 @@ def run(seed: int, settings: dict[str, Any], folder: Path) -> dict[str, np.ndarr
     loop = mx.inner(mx.l2l(optimizer.tx, problem), tasks, s["horizon"])
 
     def last(key, meta_params, data):
-        return mx.evaluate(loop, key, meta_params, data, num_tasks=s["validated"]).loss[:, -1].mean()
+        return (
+            mx.evaluate(loop, key, meta_params, data, num_tasks=s["validated"]).loss[:, -1].mean()
+        )
 
     outer = optax.chain(
-        optax.clip_by_global_norm(1.0), optax.adam(optax.cosine_decay_schedule(s["rate"], s["steps"], alpha=0.01))
+        optax.clip_by_global_norm(1.0),
+        optax.adam(optax.cosine_decay_schedule(s["rate"], s["steps"], alpha=0.01)),
     )
     best = meta_train(
         mx.bptt(loop, s["tasks"], s["window"]), outer, jax.random.key(seed), optimizer.init(jax.random.key(100 + seed)),

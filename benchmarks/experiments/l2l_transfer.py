@@ -15,7 +15,11 @@ SOURCE = "this package: mx.pretrained"
 
 def problems(batch: int) -> dict[str, tuple[mx.Problem, mx.Tasks, Any]]:
     """Name -> (problem, tasks, data), all with what comes with the package."""
-    digits, text, images = mx.data.load("digits", "test"), mx.data.sums("test"), mx.tasks.minibatches(batch)
+    digits, text, images = (
+        mx.data.load("digits", "test"),
+        mx.data.sums("test"),
+        mx.tasks.minibatches(batch),
+    )
     symbols = len(text["alphabet"])
     return {
         "quadratics": (mx.problems.quadratic(), mx.tasks.quadratics(10), ()),
@@ -43,7 +47,10 @@ def run(seed: int, settings: dict[str, Any], folder: Path) -> dict[str, np.ndarr
 
 
 def claims(results: Results, settings: dict[str, Any]) -> list[Claim]:
-    return [_l2l.against_baselines(results, name, settings["optimizer"], SOURCE, None) for name in chosen(settings)]
+    return [
+        _l2l.against_baselines(results, name, settings["optimizer"], SOURCE, None)
+        for name in chosen(settings)
+    ]
 
 
 def picture(results: Results, settings: dict[str, Any], figure: Any) -> None:

@@ -43,7 +43,9 @@ def told(tasks: mx.Tasks) -> mx.Tasks:
     """The same with the amplitude and the phase as further inputs: what the oracle sees."""
 
     def add(task, batch):
-        known = jnp.broadcast_to(jnp.stack([task["amplitude"], task["phase"]]), (len(batch["x"]), 2))
+        known = jnp.broadcast_to(
+            jnp.stack([task["amplitude"], task["phase"]]), (len(batch["x"]), 2)
+        )
         return {**batch, "x": jnp.concatenate([batch["x"], known], 1)}
 
     return tasks._replace(
@@ -55,7 +57,8 @@ def told(tasks: mx.Tasks) -> mx.Tasks:
 def run(seed: int, settings: dict[str, Any], folder: Path) -> dict[str, np.ndarray]:
     s, rate, lam = settings, settings["rate"], settings["lam"]
     problem, tasks = regressor(1), mx.tasks.sinusoids(s["shots"], s["shots"])
-    # Nothing in an implicit gradient keeps gradient steps of a fixed size stable; Newton's method searches its own.
+    # Nothing in an implicit gradient keeps gradient steps of a fixed size stable; Newton's method
+    # searches its own.
     cg = mx.implicit.cg(s["cg"])
     trained = {
         "MAML": (problem, mx.maml(problem, rate), tasks),
@@ -73,24 +76,37 @@ def run(seed: int, settings: dict[str, Any], folder: Path) -> dict[str, np.ndarr
         )  # fmt: skip
 
     results, key = {}, jax.random.key(200 + seed)
-    tuned = mx.adapt(problem, lambda m: optax.sgd(m["rate"]), start=lambda m: m["params"], second_order=False)
+    tuned = mx.adapt(
+        problem, lambda m: optax.sgd(m["rate"]), start=lambda m: m["params"], second_order=False
+    )
     # A step of iMAML goes on from where the last has come to.
-    adapts = {"MAML": mx.maml(problem, rate), "iMAML": mx.imaml(problem, mx.implicit.newton(1, cg), cg, lam)}
+    adapts = {
+        "MAML": mx.maml(problem, rate),
+        "iMAML": mx.imaml(problem, mx.implicit.newton(1, cg), cg, lam),
+    }
     candidates = {name: [params[name]] for name in adapts}
     adapts["pretrained"] = tuned
-    candidates["pretrained"] = [{"params": params["pretrained"], "rate": jnp.float32(r)} for r in s["rates"]]
+    candidates["pretrained"] = [
+        {"params": params["pretrained"], "rate": jnp.float32(r)} for r in s["rates"]
+    ]
     for shots in s["test"]:
         tasks = mx.tasks.sinusoids(shots, queries=100)
         for name, learner in adapts.items():
             # The rate of the pretrained network is the best on the very tasks that are reported.
             grid = query_errors(learner, tasks, key, candidates[name], s["test_tasks"])
-            best = int(np.argmin(np.nan_to_num([errors[:, -1].mean() for errors in grid], nan=np.inf)))
+            best = int(
+                np.argmin(np.nan_to_num([errors[:, -1].mean() for errors in grid], nan=np.inf))
+            )
             results[f"K={shots}, {name}"] = grid[best].mean(0)
-            results[f"K={shots}, {name}: error"] = 1.96 * grid[best].std(0, ddof=1) / s["test_tasks"] ** 0.5
+            results[f"K={shots}, {name}: error"] = (
+                1.96 * grid[best].std(0, ddof=1) / s["test_tasks"] ** 0.5
+            )
             if name == "pretrained":
                 results[f"K={shots}, {name}: rate"] = np.asarray(s["rates"][best])
             if shots == s["test"][0]:
-                results |= example(name, learner, tasks, jax.random.key(300 + seed), candidates[name][best])
+                results |= example(
+                    name, learner, tasks, jax.random.key(300 + seed), candidates[name][best]
+                )
         loop = mx.inner(mx.maml(regressor(3), 0.0), told(tasks), 1)
         errors = mx.evaluate(loop, key, params["oracle"], num_tasks=s["test_tasks"]).test_loss
         results[f"K={shots}, oracle"] = np.full(STEPS + 1, errors.mean())
@@ -100,8 +116,12 @@ def run(seed: int, settings: dict[str, Any], folder: Path) -> dict[str, np.ndarr
     return results
 
 
-def query_errors(learner: mx.Learner, tasks: mx.Tasks, key: Any, candidates: list[Any], n: int) -> list[np.ndarray]:
-    """For each of the meta-parameters, the mean squared error on the query points after 0 .. 10 steps, ``[n, 11]``."""
+def query_errors(
+    learner: mx.Learner, tasks: mx.Tasks, key: Any, candidates: list[Any], n: int
+) -> list[np.ndarray]:
+    """For each of the meta-parameters, the mean squared error on the query points after 0 .. 10
+    steps, ``[n, 11]``.
+    """
     loop = mx.inner(learner, tasks, STEPS)
 
     def one(key, meta_params):
@@ -115,15 +135,23 @@ def query_errors(learner: mx.Learner, tasks: mx.Tasks, key: Any, candidates: lis
     return [np.asarray(every(jax.random.split(key, n), meta_params)) for meta_params in candidates]
 
 
-def example(name: str, learner: mx.Learner, tasks: mx.Tasks, key: Any, params: Any) -> dict[str, np.ndarray]:
-    """What is predicted on one task after 0, 1 and 10 steps, the truth, and the points that were given."""
+def example(
+    name: str, learner: mx.Learner, tasks: mx.Tasks, key: Any, params: Any
+) -> dict[str, np.ndarray]:
+    """What is predicted on one task after 0, 1 and 10 steps, the truth, and the points that were
+    given.
+    """
     loop = mx.inner(learner, tasks, STEPS)
     start = jax.jit(loop.init)(key, params, ())
     states = {0: start} | {
-        n: jax.jit(mx.unroll, static_argnums=(0, 4))(loop, params, start, (), n)[0] for n in (1, STEPS)
+        n: jax.jit(mx.unroll, static_argnums=(0, 4))(loop, params, start, (), n)[0]
+        for n in (1, STEPS)
     }
     task = jax.tree.map(np.asarray, start.task)
-    found = {f"{name}, after {n}": predict(x.learner.params, GRID[:, None])[:, 0] for n, x in states.items()}
+    found = {
+        f"{name}, after {n}": predict(x.learner.params, GRID[:, None])[:, 0]
+        for n, x in states.items()
+    }
     found["truth"] = task["amplitude"] * np.sin(GRID - task["phase"])
     found["points"] = np.concatenate([task["support"]["x"], task["support"]["y"]], 1)
     return {f"example: {k}": np.asarray(v) for k, v in found.items()}
@@ -142,7 +170,11 @@ def claims(results: Results, settings: dict[str, Any]) -> list[Claim]:
     found = []
     for step, published, wanted in ((1, 0.67, 1.0), (5, 0.38, 0.6), (10, 0.35, 0.55)):
         text = f"MAML, K = {few}: mean squared error after {step} gradient steps < {wanted}"
-        found.append(claim(text, table, published, of(few, "MAML", step), lambda x, wanted=wanted: x < wanted))
+        found.append(
+            claim(
+                text, table, published, of(few, "MAML", step), lambda x, wanted=wanted: x < wanted
+            )
+        )
     text = f"Pretrained on all tasks, K = {few}: mean squared error after 10 steps > 1.5"
     found.append(claim(text, table, 2.19, of(few, "pretrained", 10), lambda x: x > 1.5))
     for shots in (few, many):
@@ -161,7 +193,9 @@ def claims(results: Results, settings: dict[str, Any]) -> list[Claim]:
             )
         )  # fmt: skip
     text = f"The oracle, K = {few}: mean squared error < 0.1"
-    found.append(claim(text, f"{SOURCE}, figure 3", "near 0", of(few, "oracle", 0), lambda x: x < 0.1))
+    found.append(
+        claim(text, f"{SOURCE}, figure 3", "near 0", of(few, "oracle", 0), lambda x: x < 0.1)
+    )
     text = f"iMAML, K = {few}: its error after 10 steps of Newton's method over that of pretraining < 0.5"
     found.append(
         claim(
@@ -176,13 +210,36 @@ def picture(results: Results, settings: dict[str, Any], figure: Any) -> None:
     first = results[0]
     fit.plot(GRID, first["example: truth"], color=mx.plot.COLOURS[4], linewidth=1.2, label="truth")
     for n, style in ((0, ":"), (1, "--"), (STEPS, "-")):
-        fit.plot(GRID, first[f"example: MAML, after {n}"], "k" + style, linewidth=1.3, label=f"MAML, {n}")
+        fit.plot(
+            GRID, first[f"example: MAML, after {n}"], "k" + style, linewidth=1.3, label=f"MAML, {n}"
+        )
     after = first[f"example: pretrained, after {STEPS}"]
-    fit.plot(GRID, after, color=mx.plot.COLOURS[2], linewidth=1.2, linestyle="-.", label=f"pretrained, {STEPS}")
-    fit.plot(*first["example: points"].T, "^", color=mx.plot.COLOURS[6], markersize=6, label="given")
+    fit.plot(
+        GRID,
+        after,
+        color=mx.plot.COLOURS[2],
+        linewidth=1.2,
+        linestyle="-.",
+        label=f"pretrained, {STEPS}",
+    )
+    fit.plot(
+        *first["example: points"].T, "^", color=mx.plot.COLOURS[6], markersize=6, label="given"
+    )
     low, high = fit.get_ylim()
-    fit.set(title=f"K = {settings['test'][0]}, one task", xlabel="x", ylabel="y", ylim=(low, high + 0.6 * (high - low)))
-    fit.legend(frameon=False, fontsize=7, ncols=2, loc="upper center", columnspacing=0.8, title="curve, gradient steps")
+    fit.set(
+        title=f"K = {settings['test'][0]}, one task",
+        xlabel="x",
+        ylabel="y",
+        ylim=(low, high + 0.6 * (high - low)),
+    )
+    fit.legend(
+        frameon=False,
+        fontsize=7,
+        ncols=2,
+        loc="upper center",
+        columnspacing=0.8,
+        title="curve, gradient steps",
+    )
     for ax, shots in zip(axes, settings["test"], strict=True):
         for i, name in enumerate(NAMES):
             mean = np.stack([r[f"K={shots}, {name}"] for r in results]).mean(0)
@@ -212,7 +269,11 @@ EXPERIMENT = Experiment(
     source=f"{SOURCE}, figures 2 and 3",
     settings={
         "smoke": {**_SETTINGS, "steps": dict.fromkeys(NAMES, 50), "test_tasks": 20, "chunk": 25},
-        "small": {**_SETTINGS, "steps": dict.fromkeys(NAMES, 70_000) | {"iMAML": 10_000}, "test_tasks": 600},
+        "small": {
+            **_SETTINGS,
+            "steps": dict.fromkeys(NAMES, 70_000) | {"iMAML": 10_000},
+            "test_tasks": 600,
+        },
         "full": {**_SETTINGS, "steps": dict.fromkeys(NAMES, 70_000), "test_tasks": 600},
     },
     run=run,

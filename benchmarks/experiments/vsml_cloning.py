@@ -1,4 +1,6 @@
-"""A cell is fitted to backpropagation; then networks of it learn images with no gradient, beside the same under SGD."""
+"""A cell is fitted to backpropagation; then networks of it learn images with no gradient, beside
+the same under SGD.
+"""
 
 from pathlib import Path
 from typing import Any
@@ -17,15 +19,20 @@ PUBLISHED = {("mnist", 1): 87, ("mnist", 0): 90, ("fashion_mnist", 1): 76, ("fas
 WANTED = {("mnist", 1): 85, ("mnist", 0): 88, ("fashion_mnist", 1): 74, ("fashion_mnist", 0): 78}
 
 
-def clone(seed: int, settings: dict[str, Any], folder: Path) -> tuple[mx.learners.Cell, Any, dict[str, np.ndarray]]:
+def clone(
+    seed: int, settings: dict[str, Any], folder: Path
+) -> tuple[mx.cells.Cell, Any, dict[str, np.ndarray]]:
     """Fits the cell, phase by phase; returns it, its parameters, and what its error is."""
-    cell = mx.learners.with_weights(mx.learners.lstm_cell(settings["hidden"], slots=1, reduce="sum"))
-    fitted = mx.learners.clone_backprop(cell, settings["rate"])
+    cell = mx.cells.with_weights(mx.cells.lstm(settings["hidden"], slots=1, reduce="sum"))
+    fitted = mx.clone_backprop(cell, settings["rate"])
     meta_params = fitted.init(jax.random.key(seed))
     for i, (horizon, steps, rate) in enumerate(settings["phases"]):
-        loop = mx.inner(fitted.learner, mx.tasks.signals(settings["cells"], settings["spread"]), horizon)
+        loop = mx.inner(
+            fitted.learner, mx.tasks.signals(settings["cells"], settings["spread"]), horizon
+        )
         outer = optax.chain(
-            optax.clip_by_global_norm(1.0), optax.adam(optax.cosine_decay_schedule(rate, steps, alpha=0.01))
+            optax.clip_by_global_norm(1.0),
+            optax.adam(optax.cosine_decay_schedule(rate, steps, alpha=0.01)),
         )
         trainer = mx.trainer(mx.bptt(loop, 1, remat=False), outer)
         state = trainer.init(jax.random.key(1000 + seed), meta_params)
@@ -53,11 +60,13 @@ def clone(seed: int, settings: dict[str, Any], folder: Path) -> tuple[mx.learner
 
 
 def same_network(net: mx.InContext) -> mx.Problem:
-    """What the clone imitates, from the same weights: ``tanh(x) w + b``, a bias for each pair of units."""
+    """What the clone imitates, from the same weights: ``tanh(x) w + b``, a bias for each pair of
+    units.
+    """
 
     def init(key, task):
         cells = net.learner.init(key, (), task).cells
-        return [jax.tree.map(lambda x: x[0, 0], mx.learners.recall(c)) for c in cells]
+        return [jax.tree.map(lambda x: x[0, 0], mx.cells.recall(c)) for c in cells]
 
     def loss(key, params, batch):
         x = batch["image"].reshape(len(batch["image"]), -1)
@@ -78,7 +87,10 @@ def run(seed: int, settings: dict[str, Any], folder: Path) -> dict[str, np.ndarr
         for hidden in ((), (settings["units"],)):
             net = mx.vsml((units, *hidden, 10), cell, backward_pass=True)
             sgd = mx.l2l(optax.sgd, same_network(net))
-            for which, learner, params in (("vsml", net.learner, meta_params), ("sgd", sgd, settings["rate"])):
+            for which, learner, params in (
+                ("vsml", net.learner, meta_params),
+                ("sgd", sgd, settings["rate"]),
+            ):
                 loop = mx.inner(learner, mx.tasks.minibatches(1, test_size=1), steps)
                 key = jax.random.key(4000 + seed)
                 curves = mx.evaluate(loop, key, params, train, num_tasks=1)
@@ -96,20 +108,34 @@ def claims(results: Results, settings: dict[str, Any]) -> list[Claim]:
     found = []
     for name in settings["data"]:
         for hidden in (0, 1):
-            ours, sgd = ([r[f"{name}, {hidden} hidden, {w}: test"] for r in results] for w in ("vsml", "sgd"))
+            ours, sgd = (
+                [r[f"{name}, {hidden} hidden, {w}: test"] for r in results] for w in ("vsml", "sgd")
+            )
             where, key = f"{name}, {hidden} hidden layers", (name, hidden)
             if key in WANTED:
                 text = f"Cloned learning, {where}: test accuracy >= {WANTED[key]} %"
-                found.append(claim(text, SOURCE, f"{PUBLISHED[key]} %", ours, lambda x, key=key: x >= WANTED[key]))
+                found.append(
+                    claim(
+                        text,
+                        SOURCE,
+                        f"{PUBLISHED[key]} %",
+                        ours,
+                        lambda x, key=key: x >= WANTED[key],
+                    )
+                )
             gap = [b - a for a, b in zip(ours, sgd, strict=True)]
             text = f"Cloned learning, {where}: points behind the same network under SGD <= 2"
             found.append(claim(text, SOURCE, None, gap, lambda x: x <= 2))
     drift = [r["drift"][-1] for r in results]
     spread = f"{settings['spread'] / 20:.3g} to {settings['spread']:g}"
-    text = f"Drift of a cell's weight and bias after 500 steps, for weights of spread {spread}: < 0.01"
+    text = (
+        f"Drift of a cell's weight and bias after 500 steps, for weights of spread {spread}: < 0.01"
+    )
     found.append(claim(text, SOURCE, None, drift, lambda x: x < 0.01))
     relative = [r["relative_error_of_the_update"] for r in results]
-    found.append(claim("Relative error of a single update < 5 %", SOURCE, None, relative, lambda x: x < 0.05))
+    found.append(
+        claim("Relative error of a single update < 5 %", SOURCE, None, relative, lambda x: x < 0.05)
+    )
     return found
 
 
@@ -121,10 +147,20 @@ def picture(results: Results, settings: dict[str, Any], figure: Any) -> None:
             curve = np.stack([r[f"{name}, {hidden} hidden, {which}: online"] for r in results])
             label = f"{'cloned' if which == 'vsml' else 'SGD'}, {hidden} hidden layer{'s' * (hidden != 1)}"
             style = "-" if which == "vsml" else "--"
-            ax.plot(steps, curve.mean(0), style, color=mx.plot.COLOURS[[4, 4, 6, 6][i]], label=label, linewidth=1.5)
+            ax.plot(
+                steps,
+                curve.mean(0),
+                style,
+                color=mx.plot.COLOURS[[4, 4, 6, 6][i]],
+                label=label,
+                linewidth=1.5,
+            )
             if (name, hidden) in PUBLISHED and which == "vsml":
                 ax.axhline(
-                    PUBLISHED[name, hidden], color=mx.plot.COLOURS[[4, 4, 6, 6][i]], linewidth=0.8, linestyle=":"
+                    PUBLISHED[name, hidden],
+                    color=mx.plot.COLOURS[[4, 4, 6, 6][i]],
+                    linewidth=0.8,
+                    linestyle=":",
                 )
         ax.set(title=name, xlabel="examples seen", xscale="log")
         ax.spines[["top", "right"]].set_visible(False)

@@ -24,7 +24,12 @@ def sources(settings: dict[str, Any]) -> dict[str, tuple[mx.Tasks, int, Any, Any
         classes = min(settings["classes"], len(train["start"]) - 1)
         found[name] = (mx.tasks.classification(classes), classes, train, test)
     shape = (size * size,)
-    found["Random"] = (mx.tasks.random_images(shape, num_classes=settings["classes"]), settings["classes"], (), ())
+    found["Random"] = (
+        mx.tasks.random_images(shape, num_classes=settings["classes"]),
+        settings["classes"],
+        (),
+        (),
+    )
     found["Sum Sign"] = (mx.tasks.permute_labels(mx.tasks.sum_sign(shape), 2), 2, (), ())
     return found
 
@@ -37,12 +42,27 @@ def meta_train(seed: int, chosen: dict[str, Any], settings: dict[str, Any], fold
         if p["dims"]:
             tasks = mx.tasks.unit_spread(mx.tasks.project(tasks, p["dims"]))
         loop = mx.inner(_vsml.network(p["dims"] or units, classes).learner, tasks, p["horizon"])
-        estimators[name], data[name] = mx.bptt(loop, max(1, p["tasks"] // len(chosen)), p["window"]), train
+        estimators[name], data[name] = (
+            mx.bptt(loop, max(1, p["tasks"] // len(chosen)), p["window"]),
+            train,
+        )
     rate = optax.cosine_decay_schedule(p["rate"], p["steps"], alpha=0.05)
-    trainer = mx.trainer(mx.mix(estimators), optax.chain(optax.clip_by_global_norm(1.0), optax.adam(rate)))
-    state = trainer.init(jax.random.key(seed + 50), _vsml.network(2, 2).init(jax.random.key(seed)), data)
+    trainer = mx.trainer(
+        mx.mix(estimators), optax.chain(optax.clip_by_global_norm(1.0), optax.adam(rate))
+    )
+    state = trainer.init(
+        jax.random.key(seed + 50), _vsml.network(2, 2).init(jax.random.key(seed)), data
+    )
     store = mx.checkpoints(folder, every=50)
-    fitted = mx.fit(trainer, state, data, num_steps=p["steps"], chunk=25, checkpoint=store, label=" + ".join(chosen))
+    fitted = mx.fit(
+        trainer,
+        state,
+        data,
+        num_steps=p["steps"],
+        chunk=25,
+        checkpoint=store,
+        label=" + ".join(chosen),
+    )
     store.close()
     return fitted.state.meta_params
 
@@ -55,12 +75,20 @@ def run(seed: int, settings: dict[str, Any], folder: Path) -> dict[str, np.ndarr
         mixtures |= {f"all but {name}": [n for n in trainable if n != name] for name in trainable}
     results, units = {}, settings["size"] ** 2
     for i, (mixture, names) in enumerate(mixtures.items()):
-        meta_params = meta_train(seed, {n: every[n] for n in names}, settings, folder / f"mixture-{i}")
+        meta_params = meta_train(
+            seed, {n: every[n] for n in names}, settings, folder / f"mixture-{i}"
+        )
         row = []
         for name, (tasks, classes, _, test) in every.items():
             learner = _vsml.network(units, classes).learner
             accuracy = _vsml.stream(
-                seed, learner, meta_params, test, tasks=tasks, steps=settings["steps"], runs=settings["runs"]
+                seed,
+                learner,
+                meta_params,
+                test,
+                tasks=tasks,
+                steps=settings["steps"],
+                runs=settings["runs"],
             )
             row.append(_vsml.cumulative(accuracy)[:, -1].mean())
             print(f"from {mixture} to {name}: {row[-1]:.1f} %", flush=True)
@@ -80,7 +108,9 @@ def claims(results: Results, settings: dict[str, Any]) -> list[Claim]:
     first = names[0]
     lead = [r[first][0] - r["Random"][0] for r in results]
     text = f"Tested on {first}: points that meta-training on it is ahead of meta-training on Random alone > 0"
-    found.append(claim(text, f"{SOURCE}, figure 8", "real images teach more", lead, lambda x: x > 0))
+    found.append(
+        claim(text, f"{SOURCE}, figure 8", "real images teach more", lead, lambda x: x > 0)
+    )
     return found
 
 
@@ -92,9 +122,20 @@ def picture(results: Results, settings: dict[str, Any], figure: Any) -> None:
     image = ax.imshow(values, cmap="viridis", vmin=0, vmax=100, aspect="auto")
     for i, j in np.ndindex(values.shape):
         ax.text(
-            j, i, f"{values[i, j]:.0f}", ha="center", va="center", color="w" if values[i, j] < 60 else "k", fontsize=8
+            j,
+            i,
+            f"{values[i, j]:.0f}",
+            ha="center",
+            va="center",
+            color="w" if values[i, j] < 60 else "k",
+            fontsize=8,
         )
-    ax.set(xticks=range(len(columns)), yticks=range(len(rows)), xlabel="meta-tested on", ylabel="meta-trained on")
+    ax.set(
+        xticks=range(len(columns)),
+        yticks=range(len(rows)),
+        xlabel="meta-tested on",
+        ylabel="meta-trained on",
+    )
     ax.set_xticklabels(columns, fontsize=8)
     ax.set_yticklabels(rows, fontsize=8)
     figure.colorbar(image, label=f"accuracy over {settings['steps']} examples (%)")

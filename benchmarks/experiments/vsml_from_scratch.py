@@ -1,4 +1,6 @@
-"""A learning algorithm meta-learned on MNIST training images, then, unchanged, on images it has never seen."""
+"""A learning algorithm meta-learned on MNIST training images, then, unchanged, on images it has
+never seen.
+"""
 
 from pathlib import Path
 from typing import Any
@@ -17,7 +19,9 @@ AT = (50, 100, 300, 500, 1000, 2000)
 
 
 def meta_rnn(seed: int, data: Any, p: dict[str, Any], folder: Path) -> Any:
-    """The baseline that is a plain LSTM: meta-trained on the images as they are, labels in place."""
+    """The baseline that is a plain LSTM: meta-trained on the images as they are, labels in
+    place.
+    """
     rnn = mx.meta_rnn(data["image"].shape[1], 10, p["hidden"])
     loop = mx.inner(rnn.learner, mx.tasks.minibatches(1), p["horizon"])
     outer = optax.chain(optax.clip_by_global_norm(1.0), optax.adam(p["rate"]))
@@ -25,7 +29,9 @@ def meta_rnn(seed: int, data: Any, p: dict[str, Any], folder: Path) -> Any:
     state = trainer.init(jax.random.key(seed + 20), rnn.init(jax.random.key(seed + 30)), data)
     store = mx.checkpoints(folder / "meta-rnn", every=100)
     label = "Meta RNN"
-    fitted = mx.fit(trainer, state, data, num_steps=p["steps"], chunk=50, checkpoint=store, label=label)
+    fitted = mx.fit(
+        trainer, state, data, num_steps=p["steps"], chunk=50, checkpoint=store, label=label
+    )
     store.close()
     return rnn.learner, fitted.state.meta_params
 
@@ -46,9 +52,12 @@ def run(seed: int, settings: dict[str, Any], folder: Path) -> dict[str, np.ndarr
         curves = {}
         for who, (learner, meta_params) in learners.items():
             stream = mx.tasks.minibatches(1) if who == "Meta RNN" else _vsml.tasks(10)
-            curves[who] = _vsml.stream(seed, learner, meta_params, test, tasks=stream, steps=steps, runs=runs)
+            curves[who] = _vsml.stream(
+                seed, learner, meta_params, test, tasks=stream, steps=steps, runs=runs
+            )
         for who, grid in _vsml.baselines(seed, test, steps=steps, runs=runs).items():
-            # The best rate at each point, chosen on the very streams that are reported: more than a user could do.
+            # The best rate at each point, chosen on the very streams that are reported: more than a
+            # user could do.
             curves[who] = grid
         for who, accuracy in curves.items():
             mean = _vsml.cumulative(accuracy).mean(-2)
@@ -62,7 +71,10 @@ def run(seed: int, settings: dict[str, Any], folder: Path) -> dict[str, np.ndarr
             else:
                 error = _vsml.cumulative(accuracy).std(0, ddof=1) / runs**0.5
                 results[f"{name}, {who}: error"] = error[at - 1]
-            print(f"{name}, {who}: " + " / ".join(f"{x:.1f}" for x in results[f"{name}, {who}: at"]), flush=True)
+            print(
+                f"{name}, {who}: " + " / ".join(f"{x:.1f}" for x in results[f"{name}, {who}: at"]),
+                flush=True,
+            )
     return results
 
 
@@ -75,18 +87,41 @@ def claims(results: Results, settings: dict[str, Any]) -> list[Claim]:
             ours = [r[f"{name}, VSML, BPTT: at"][i] for r in results]
             lead = [a - b for a, b in zip(ours, best, strict=True)]
             text = f"{name}: points of cumulative accuracy ahead of the best online SGD or Adam after {steps} examples"
-            found.append(claim(text, f"{SOURCE}, figure 6", "ahead in the first hundreds", lead, lambda x: x > 0))
+            found.append(
+                claim(
+                    text,
+                    f"{SOURCE}, figure 6",
+                    "ahead in the first hundreds",
+                    lead,
+                    lambda x: x > 0,
+                )
+            )
     for name in settings["test"][1:]:
-        lost = [r[f"{settings['test'][0]}, Meta RNN: at"][-1] - r[f"{name}, Meta RNN: at"][-1] for r in results]
-        text = f"Meta RNN overfits: points of accuracy lost from {settings['test'][0]} to {name} > 30"
-        found.append(claim(text, f"{SOURCE}, figure 6", "does not transfer", lost, lambda x: x > 30))
+        lost = [
+            r[f"{settings['test'][0]}, Meta RNN: at"][-1] - r[f"{name}, Meta RNN: at"][-1]
+            for r in results
+        ]
+        text = (
+            f"Meta RNN overfits: points of accuracy lost from {settings['test'][0]} to {name} > 30"
+        )
+        found.append(
+            claim(text, f"{SOURCE}, figure 6", "does not transfer", lost, lambda x: x > 30)
+        )
     return found
 
 
 def picture(results: Results, settings: dict[str, Any], figure: Any) -> None:
     at = _vsml.points(settings["steps"])
     axes = figure.subplots(1, len(settings["test"]), sharey=True, squeeze=False)[0]
-    who = ["VSML, BPTT", "VSML, ES", "SGD, 0 hidden", "SGD, 1 hidden", "Adam, 0 hidden", "Adam, 1 hidden", "Meta RNN"]
+    who = [
+        "VSML, BPTT",
+        "VSML, ES",
+        "SGD, 0 hidden",
+        "SGD, 1 hidden",
+        "Adam, 0 hidden",
+        "Adam, 1 hidden",
+        "Meta RNN",
+    ]
     for ax, name in zip(axes, settings["test"], strict=True):
         for i, w in enumerate(who):
             mean = np.stack([r[f"{name}, {w}"] for r in results]).mean(0)
@@ -104,9 +139,27 @@ def picture(results: Results, settings: dict[str, Any], figure: Any) -> None:
     axes[0].legend(frameon=False, fontsize=7)
 
 
-_SMOKE = {"view": "mixed", "dims": 4, "classes": 3, "horizon": 8, "window": 8, "tasks": 2, "rate": 1e-2, "steps": 3}
+_SMOKE = {
+    "view": "mixed",
+    "dims": 4,
+    "classes": 3,
+    "horizon": 8,
+    "window": 8,
+    "tasks": 2,
+    "rate": 1e-2,
+    "steps": 3,
+}
 _BPTT = [  # short and small to leave the plateau, then longer
-    {"view": "project", "dims": 32, "classes": 5, "horizon": 60, "window": 60, "tasks": 16, "rate": 1e-2, "steps": 400},
+    {
+        "view": "project",
+        "dims": 32,
+        "classes": 5,
+        "horizon": 60,
+        "window": 60,
+        "tasks": 16,
+        "rate": 1e-2,
+        "steps": 400,
+    },
     {
         "view": "mixed",
         "dims": 49,
@@ -149,7 +202,16 @@ _ES = [  # as many steps as take about the time of the above
         "rate": 2.5e-2,
         "steps": 1500,
     },
-    {"view": "mixed", "dims": 49, "classes": 10, "horizon": 100, "tasks": 32, "std": 0.05, "rate": 1e-2, "steps": 500},
+    {
+        "view": "mixed",
+        "dims": 49,
+        "classes": 10,
+        "horizon": 100,
+        "tasks": 32,
+        "std": 0.05,
+        "rate": 1e-2,
+        "steps": 500,
+    },
 ]
 _FULL = {"view": "project", "dims": 784, "classes": 10, "horizon": 500, "steps": 10_000}
 EXPERIMENT = Experiment(

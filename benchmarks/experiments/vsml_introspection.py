@@ -1,4 +1,6 @@
-"""What one example changes: the probabilities of all classes before and after it, and for the class it was of."""
+"""What one example changes: the probabilities of all classes before and after it, and for the class
+it was of.
+"""
 
 from pathlib import Path
 from typing import Any
@@ -31,14 +33,21 @@ def run(seed: int, settings: dict[str, Any], folder: Path) -> dict[str, np.ndarr
     key, runs, steps = jax.random.key(seed + 40), settings["runs"], int(warm.max())
     results, shown = {}, 0
     for who, (learner, candidates) in learners.items():
-        probed = [tuple(map(np.asarray, probe(key, learner, x, test, runs, steps))) for x in candidates]
+        probed = [
+            tuple(map(np.asarray, probe(key, learner, x, test, runs, steps))) for x in candidates
+        ]
         for k in reversed(warm):
             # Of SGD the rate that predicts these very examples best.
-            best = int(np.argmax([(before.argmax(-1) == label)[:, :k].mean() for before, _, label in probed]))
+            best = int(
+                np.argmax(
+                    [(before.argmax(-1) == label)[:, :k].mean() for before, _, label in probed]
+                )
+            )
             before, after, label = probed[best]
             if who == "SGD":
                 results[f"{who}, {k}: rate"] = np.float64(candidates[best])
-            # [runs, steps, classes] -> what was thought of the right class before, and of that image after one step.
+            # [runs, steps, classes] -> what was thought of the right class before, and of that
+            # image after one step.
             right = np.take_along_axis(before, label[..., None], -1)[..., 0]
             later = np.take_along_axis(after, label[..., None], -1)[..., 0]
             wrong = before.argmax(-1) != label
@@ -47,15 +56,21 @@ def run(seed: int, settings: dict[str, Any], folder: Path) -> dict[str, np.ndarr
             results[f"{who}, {k}: before"] = right[:, at][w].mean()
             results[f"{who}, {k}: after"] = later[:, at][w].mean()
             results[f"{who}, {k}: corrected"] = 100 * (after.argmax(-1) == label)[:, at][w].mean()
-        if who == "VSML":  # the same image for both: the first of its place in the streams that VSML took for another
+        if (
+            who == "VSML"
+        ):  # the same image for both: the first of its place in the streams that VSML took for another
             shown = int(wrong[:, warm[0] - 1].argmax())
-        results[f"{who}: example"] = np.stack([before[shown, warm[0] - 1], after[shown, warm[0] - 1]])
+        results[f"{who}: example"] = np.stack(
+            [before[shown, warm[0] - 1], after[shown, warm[0] - 1]]
+        )
         results[f"{who}: label"] = label[shown, warm[0] - 1]
     return results
 
 
 def probe(key: Any, learner: mx.Learner, meta_params: Any, data: Any, runs: int, steps: int) -> Any:
-    """Probabilities ``[runs, steps, classes]`` for each image as it comes and again after learning from it."""
+    """Probabilities ``[runs, steps, classes]`` for each image as it comes and again after learning
+    from it.
+    """
 
     @jax.jit
     def one(key, meta_params, data):
@@ -88,11 +103,18 @@ def claims(results: Results, settings: dict[str, Any]) -> list[Claim]:
         ours, sgd = ([r[f"{who}, {k}: corrected"] for r in results] for who in ("VSML", "SGD"))
         text = f"Misclassified images that are right after one look, examples up to {k}: VSML minus SGD, in points, > 0"
         more = [a - b for a, b in zip(ours, sgd, strict=True)]
-        found.append(claim(text, f"{SOURCE}, figure 9", "VSML corrects at once", more, lambda x: x > 0))
-        ours, sgd = ([r[f"{who}, {k}: after"] - r[f"{who}, {k}: before"] for r in results] for who in ("VSML", "SGD"))
+        found.append(
+            claim(text, f"{SOURCE}, figure 9", "VSML corrects at once", more, lambda x: x > 0)
+        )
+        ours, sgd = (
+            [r[f"{who}, {k}: after"] - r[f"{who}, {k}: before"] for r in results]
+            for who in ("VSML", "SGD")
+        )
         text = f"Rise of the probability of the right class of those, examples up to {k}: VSML minus SGD > 0"
         more = [a - b for a, b in zip(ours, sgd, strict=True)]
-        found.append(claim(text, f"{SOURCE}, figure 9", "confidently, SGD slowly", more, lambda x: x > 0))
+        found.append(
+            claim(text, f"{SOURCE}, figure 9", "confidently, SGD slowly", more, lambda x: x > 0)
+        )
     return found
 
 
@@ -103,7 +125,9 @@ def picture(results: Results, settings: dict[str, Any], figure: Any) -> None:
         before, after = np.asarray(r[f"{who}: example"])
         ax.bar(np.arange(10) - 0.2, before, 0.4, color=mx.plot.COLOURS[2], label="before")
         ax.bar(np.arange(10) + 0.2, after, 0.4, color=mx.plot.COLOURS[4], label="after one look")
-        ax.axvline(int(r[f"{who}: label"]), color="#000000", linestyle=":", linewidth=1, label="its class")
+        ax.axvline(
+            int(r[f"{who}: label"]), color="#000000", linestyle=":", linewidth=1, label="its class"
+        )
         ax.set(title=who, xlabel="class", xticks=range(10), ylim=(0, 1))
         ax.spines[["top", "right"]].set_visible(False)
     axes[0].set(ylabel="probability")
@@ -112,7 +136,13 @@ def picture(results: Results, settings: dict[str, Any], figure: Any) -> None:
 
 def _settings(scale: str, **own: Any) -> dict[str, Any]:
     shared = FROM_SCRATCH.settings[scale]
-    return {"train": shared["train"], "test": shared["train"], "size": shared["size"], "bptt": shared["bptt"], **own}
+    return {
+        "train": shared["train"],
+        "test": shared["train"],
+        "size": shared["size"],
+        "bptt": shared["bptt"],
+        **own,
+    }
 
 
 EXPERIMENT = Experiment(

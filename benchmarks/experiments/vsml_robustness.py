@@ -1,4 +1,6 @@
-"""The learning algorithm, unchanged, on images of other sizes, other numbers of classes, shuffled and projected."""
+"""The learning algorithm, unchanged, on images of other sizes, other numbers of classes, shuffled
+and projected.
+"""
 
 import math
 from pathlib import Path
@@ -19,7 +21,10 @@ PLAIN = "plain"  # images of the usual size as they are, which meta-training has
 def conditions(settings: dict[str, Any]) -> dict[str, tuple[int, int, Any]]:
     """Name -> (size of the image, classes, augmentation)."""
     usual = settings["size"]
-    found: dict[str, tuple[int, int, Any]] = {PLAIN: (usual, 10, None), "5 classes": (usual, 5, None)}
+    found: dict[str, tuple[int, int, Any]] = {
+        PLAIN: (usual, 10, None),
+        "5 classes": (usual, 5, None),
+    }
     found |= {f"{n}x{n}": (n, 10, None) for n in settings["sizes"]}
     found["projected"] = (usual, 10, lambda stream: mx.tasks.project(stream, usual**2))
     found["pixels shuffled"] = (usual, 10, mx.tasks.permute_pixels)
@@ -27,7 +32,9 @@ def conditions(settings: dict[str, Any]) -> dict[str, tuple[int, int, Any]]:
 
 
 def trained_on(settings: dict[str, Any]) -> set[str]:
-    """Which of the conditions are among the views of meta-training; low resolutions are, of the size of a phase."""
+    """Which of the conditions are among the views of meta-training; low resolutions are, of the
+    size of a phase.
+    """
     mixed = [math.isqrt(p["dims"]) for p in settings["bptt"] if p["view"] == "mixed"]
     return {"projected"} | {f"{n}x{n}" for n in mixed}
 
@@ -47,9 +54,14 @@ def run(seed: int, settings: dict[str, Any], folder: Path) -> dict[str, np.ndarr
         units = rnn_units if name == "projected" else pixels**2
         learner = _vsml.network(units, classes).learner
         for who, params in (("varied", meta_params), ("narrow", narrow)):
-            accuracy = _vsml.stream(seed, learner, params, test, tasks=stream, steps=steps, runs=runs)
+            accuracy = _vsml.stream(
+                seed, learner, params, test, tasks=stream, steps=steps, runs=runs
+            )
             results[f"{name}, {who}"] = _vsml.cumulative(accuracy)[:, -1].mean()
-            print(f"{name}, {who}: {results[f'{name}, {who}']:.1f} % over {steps} examples", flush=True)
+            print(
+                f"{name}, {who}: {results[f'{name}, {who}']:.1f} % over {steps} examples",
+                flush=True,
+            )
     return results
 
 
@@ -74,14 +86,22 @@ def picture(results: Results, settings: dict[str, Any], figure: Any) -> None:
     for i, who in enumerate(("varied", "narrow")):
         x = np.stack([[r[f"{n}, {who}"] for n in names] for r in results]).astype(float)
         error = x.std(0, ddof=1) if len(x) > 1 else None
-        views = "projections, low resolutions and subsets of pixels" if who == "varied" else "plain images"
+        views = (
+            "projections, low resolutions and subsets of pixels"
+            if who == "varied"
+            else "plain images"
+        )
         steps = sum(p["steps"] for p in settings["bptt" if who == "varied" else "narrow"])
         label = f"meta-trained on {views}, {steps:,} meta-steps"
         ax.bar(
             np.arange(len(names)) + 0.4 * i - 0.2, x.mean(0), 0.4, yerr=error, color=mx.plot.COLOURS[[2, 1][i]],
             label=label, capsize=2,
         )  # fmt: skip
-    ax.set(xticks=range(len(names)), ylabel=f"accuracy over {settings['steps']} examples (%)", ylim=(0, 100))
+    ax.set(
+        xticks=range(len(names)),
+        ylabel=f"accuracy over {settings['steps']} examples (%)",
+        ylim=(0, 100),
+    )
     ax.set_xticklabels(names, fontsize=8)
     ax.legend(frameon=False, fontsize=8, loc="lower left", bbox_to_anchor=(0, 1))
     ax.spines[["top", "right"]].set_visible(False)

@@ -1,9 +1,9 @@
 """Ways of differentiating an unrolled inner loop."""
 
-from metajax.estimators.ask_tell import ask_tell
-from metajax.estimators.bptt import bptt
-from metajax.estimators.evolution import es, guided_es, noise_reuse_es, pes
-from metajax.estimators.forward import forward
-from metajax.estimators.mix import mix
+from metajax.estimators._ask_tell import ask_tell
+from metajax.estimators._bptt import bptt
+from metajax.estimators._evolution import es, guided_es, noise_reuse_es, pes
+from metajax.estimators._forward import forward
+from metajax.estimators._mix import mix
 
 __all__ = ["ask_tell", "bptt", "es", "forward", "guided_es", "mix", "noise_reuse_es", "pes"]

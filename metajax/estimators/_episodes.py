@@ -3,18 +3,20 @@
 import jax
 import jax.numpy as jnp
 
-from metajax import checks
+from metajax import _checks, _trees
 from metajax.types import Array, Inner, InnerState, PyTree
 
 _LENGTH = 2**31 - 2  # the fold_in tag of an episode's length: no inner step reaches it
 
 
 def window(inner: Inner, truncation: int | None) -> int:
-    """The number of inner steps in a window; it must divide the horizon, since episodes restart between windows."""
-    checks.instance("inner", inner, Inner, "metajax.inner")
+    """The number of inner steps in a window; it must divide the horizon, since episodes restart
+    between windows.
+    """
+    _checks.instance("inner", inner, Inner, "metajax.inner")
     if truncation is None:
         return inner.horizon
-    truncation = checks.positive_int("truncation", truncation)
+    truncation = _checks.positive_int("truncation", truncation)
     if inner.horizon % truncation:
         raise ValueError(
             f"truncation must divide the horizon {inner.horizon} of inner, got {truncation}; "
@@ -28,16 +30,21 @@ def window(inner: Inner, truncation: int | None) -> int:
     return truncation
 
 
-def start(inner: Inner, key: Array, meta_params: PyTree, data: PyTree, num_tasks: int, stride: int = 0) -> InnerState:
-    """A batch of episodes; the i-th begins ``i * stride`` steps late in its first episode, which is cut short by that.
+def start(
+    inner: Inner, key: Array, meta_params: PyTree, data: PyTree, num_tasks: int, stride: int = 0
+) -> InnerState:
+    """A batch of episodes; the i-th begins ``i * stride`` steps late in its first episode, which is
+    cut short by that.
 
-    Those that are not cut short are marked as over, so that they begin inside the estimate and its gradient reaches
-    what ``inner.init`` makes of the meta-parameters.
+    Those that are not cut short are marked as over, so that they begin inside the estimate and its
+    gradient reaches what ``inner.init`` makes of the meta-parameters.
     """
     keys, init = jax.random.split(key, num_tasks), inner.vmap(inner.init, (0, None, None))
     if stride == 0:  # only the shapes matter: to compile what makes the contents would take seconds
         shapes = jax.eval_shape(init, keys, meta_params, data)
-        return jax.tree.map(lambda x: _blank(x, key), shapes)._replace(t=jnp.full(num_tasks, inner.horizon, jnp.int32))
+        return jax.tree.map(lambda x: _blank(x, key), shapes)._replace(
+            t=jnp.full(num_tasks, inner.horizon, jnp.int32)
+        )
     state = init(keys, meta_params, data)
     late = jnp.arange(num_tasks, dtype=jnp.int32) * stride % inner.horizon
     return state._replace(t=jnp.where(late == 0, inner.horizon, late))
@@ -52,8 +59,8 @@ def _blank(x: jax.ShapeDtypeStruct, key: Array) -> Array:
 def length(inner: Inner, key: Array, window: int) -> Array | int:
     """The steps ``[n]`` of the episodes with the keys ``key [n]``, in whole windows.
 
-    Log-uniform from ``inner.shortest`` to ``inner.horizon``, and a function of the episode's key alone: nothing has to
-    be carried along, and antithetic episodes agree.
+    Log-uniform from ``inner.shortest`` to ``inner.horizon``, and a function of the episode's key
+    alone: nothing has to be carried along, and antithetic episodes agree.
     """
     if inner.shortest is None:
         return inner.horizon
@@ -67,35 +74,19 @@ def ended(inner: Inner, state: InnerState, window: int) -> Array:
     return state.t >= length(inner, state.key, window)
 
 
-def restart(inner: Inner, key: Array, meta_params: PyTree, state: InnerState, data: PyTree, window: int) -> InnerState:
+def restart(
+    inner: Inner, key: Array, meta_params: PyTree, state: InnerState, data: PyTree, window: int
+) -> InnerState:
     """Puts a fresh episode in the place of each that has `ended`."""
-    fresh = inner.vmap(inner.init, (0, None, None))(jax.random.split(key, state.t.shape[0]), meta_params, data)
-    return where(ended(inner, state, window), fresh, state)
+    fresh = inner.vmap(inner.init, (0, None, None))(
+        jax.random.split(key, state.t.shape[0]), meta_params, data
+    )
+    return _trees.where(ended(inner, state, window), fresh, state)
 
 
 def close(inner: Inner, before: InnerState, after: InnerState, ok: Array) -> InnerState:
-    """Marks as over the episodes that have diverged in a window: their loss was not ``ok [n]``, or a state got lost."""
-    ok &= stays_finite(after.learner, before.learner, batch=True)
-    return after._replace(t=jnp.where(ok, after.t, inner.horizon))
-
-
-def where(pred: Array, a: PyTree, b: PyTree) -> PyTree:
-    """`jnp.where` over trees, ``pred [n]`` against leaves ``[n, ...]``."""
-    return jax.vmap(lambda p, x, y: jax.tree.map(lambda u, v: jnp.where(p, u, v), x, y))(pred, a, b)
-
-
-def all_finite(tree: PyTree) -> Array:
-    """Whether all floating leaves are finite."""
-    ok = [jnp.isfinite(x).all() for x in jax.tree.leaves(tree) if jnp.issubdtype(x.dtype, jnp.inexact)]
-    return jnp.stack(ok).all() if ok else jnp.array(True)
-
-
-def stays_finite(new: PyTree, old: PyTree, batch: bool = False) -> Array:
-    """Whether no value has become infinite or NaN; with ``batch``, for each index of the leaves' leading axis.
-
-    Some states begin with infinity: the lowest loss so far, a mask.
+    """Marks as over the episodes that have diverged in a window: their loss was not ``ok [n]``, or
+    a state got lost.
     """
-    pairs = zip(jax.tree.leaves(new), jax.tree.leaves(old), strict=True)
-    ok = [jnp.isfinite(x) | ~jnp.isfinite(y) for x, y in pairs if jnp.issubdtype(x.dtype, jnp.inexact)]
-    ok = [x.reshape(x.shape[0], -1).all(1) if batch else x.all() for x in ok]
-    return jnp.stack(ok).all(0) if ok else jnp.array(True)
+    ok &= _trees.stays_finite(after.learner, before.learner, batch=True)
+    return after._replace(t=jnp.where(ok, after.t, inner.horizon))

@@ -1,13 +1,13 @@
-"""Inner algorithms, and the parts some of them are made of."""
+"""Inner algorithms."""
 
-from metajax.learners.cloning import clone_backprop, recall, store, with_weights
-from metajax.learners.fast_weights import fast_weight_memory, hebbian
-from metajax.learners.grid import Cell, Layer, convolution, dense, lstm_cell, rnn_cell
-from metajax.learners.imaml import imaml, imaml_diagnosed
-from metajax.learners.imitation import imitate
-from metajax.learners.in_context import in_context
-from metajax.learners.l2l import l2l
-from metajax.learners.maml import (
+from metajax.learners._cloning import clone_backprop
+from metajax.learners._external_memory import external_memory
+from metajax.learners._fast_weights import fast_weight_memory, hebbian
+from metajax.learners._imaml import imaml, imaml_diagnosed
+from metajax.learners._imitate import imitate
+from metajax.learners._in_context import in_context
+from metajax.learners._l2l import l2l
+from metajax.learners._maml import (
     adapt,
     anil,
     boil,
@@ -22,21 +22,15 @@ from metajax.learners.maml import (
     with_rates,
     with_step_rates,
 )
-from metajax.learners.memory import external_memory
-from metajax.learners.metric import protonet, ridge, with_ridge
-from metajax.learners.minimal_vsml import minimal_vsml, shared_matrix
-from metajax.learners.recurrent import meta_rnn
-from metajax.learners.vsml import vsml
+from metajax.learners._metric import protonet, ridge, with_ridge
+from metajax.learners._recurrent import meta_rnn
+from metajax.learners._vsml import vsml
 
 __all__ = [
-    "Cell",
-    "Layer",
     "adapt",
     "anil",
     "boil",
     "clone_backprop",
-    "convolution",
-    "dense",
     "external_memory",
     "fast_weight_memory",
     "finetune",
@@ -47,24 +41,17 @@ __all__ = [
     "imitate",
     "in_context",
     "l2l",
-    "lstm_cell",
     "maml",
     "maml_plus_plus",
     "meta_rnn",
     "meta_sgd",
-    "minimal_vsml",
     "multi_step",
     "protonet",
-    "recall",
     "reptile",
     "ridge",
-    "rnn_cell",
-    "shared_matrix",
     "step_weights",
-    "store",
     "vsml",
     "with_rates",
     "with_ridge",
     "with_step_rates",
-    "with_weights",
 ]

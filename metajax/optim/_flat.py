@@ -1,9 +1,11 @@
-"""A tree of parameters as one flat vector of coordinates and back, dtypes, scalars and empty leaves included."""
+"""A tree of parameters as one flat vector of coordinates and back, dtypes, scalars and empty leaves
+included.
+"""
 
 import jax
 import jax.numpy as jnp
 
-from metajax import checks
+from metajax import _checks
 from metajax.types import Array, PyTree
 
 
@@ -28,7 +30,9 @@ def unravel(vector: Array, like: PyTree) -> PyTree:
     leaves, treedef = jax.tree.flatten(like)
     out, start = [], 0
     for x in leaves:
-        out.append(vector[start : start + jnp.size(x)].reshape(jnp.shape(x)).astype(jnp.result_type(x)))
+        out.append(
+            vector[start : start + jnp.size(x)].reshape(jnp.shape(x)).astype(jnp.result_type(x))
+        )
         start += jnp.size(x)
     return jax.tree.unflatten(treedef, out)
 
@@ -46,14 +50,18 @@ def check_meta_params(meta_params: PyTree, like: PyTree) -> None:
     """Says where ``meta_params`` are not like those of the optimizer's init."""
     got, want = jax.tree.structure(meta_params), jax.tree.structure(like)
     if got != want:
-        raise ValueError(f"meta_params must be those of this optimizer's init:\n  got  {got}\n  want {want}")
-    for (path, x), y in zip(jax.tree_util.tree_leaves_with_path(meta_params), jax.tree.leaves(like), strict=True):
+        raise ValueError(
+            f"meta_params must be those of this optimizer's init:\n  got  {got}\n  want {want}"
+        )
+    for (path, x), y in zip(
+        jax.tree_util.tree_leaves_with_path(meta_params), jax.tree.leaves(like), strict=True
+    ):
         if jnp.shape(x) != y.shape:
             raise ValueError(
                 f"meta_params{jax.tree_util.keystr(path)} must have the shape {y.shape} of this optimizer's init, got "
                 f"{jnp.shape(x)}; were they made with other settings?"
             )
-    checks.floating("meta_params", meta_params)
+    _checks.floating("meta_params", meta_params)
 
 
 def check_state_dtype(state_dtype: jax.typing.DTypeLike | None) -> None:
@@ -64,7 +72,7 @@ def check_state_dtype(state_dtype: jax.typing.DTypeLike | None) -> None:
 
 def check_updates(updates: PyTree, size_at_init: int) -> None:
     """Says that ``updates`` are not those of the parameters that the state was made for."""
-    checks.floating("updates", updates)
+    _checks.floating("updates", updates)
     if size(updates) != size_at_init:
         raise ValueError(
             f"updates must have the tree of the params given to init: they hold {size(updates)} coordinates, the state "
@@ -73,9 +81,13 @@ def check_updates(updates: PyTree, size_at_init: int) -> None:
 
 
 def check_params(params: PyTree, updates: PyTree) -> None:
-    """Says that the transformation looks at the parameters and did not get those of the ``updates``."""
+    """Says that the transformation looks at the parameters and did not get those of the
+    ``updates``.
+    """
     if params is None:
-        raise ValueError("params must be given to this transformation: tx.update(updates, state, params)")
+        raise ValueError(
+            "params must be given to this transformation: tx.update(updates, state, params)"
+        )
     shapes = [[jnp.shape(x) for x in jax.tree.leaves(tree)] for tree in (params, updates)]
     if shapes[0] != shapes[1]:
         raise ValueError(f"params must have the shapes of updates, {shapes[1]}, got {shapes[0]}")

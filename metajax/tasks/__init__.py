@@ -1,13 +1,21 @@
 """Task distributions."""
 
-from metajax.tasks.augment import augment, flatten, permute_labels, permute_pixels, project, standardize, unit_spread
-from metajax.tasks.few_shot import episodes
-from metajax.tasks.images import minibatches
-from metajax.tasks.query import with_query
-from metajax.tasks.signals import signals
-from metajax.tasks.streams import classification, prototypes, random_images, sum_sign
-from metajax.tasks.synthetic import linear_regressions, quadratics, sinusoids
-from metajax.tasks.text import text
+from metajax.tasks._augment import (
+    augment,
+    flatten,
+    permute_labels,
+    permute_pixels,
+    project,
+    standardize,
+    unit_spread,
+)
+from metajax.tasks._episodes import episodes
+from metajax.tasks._minibatches import minibatches
+from metajax.tasks._signals import signals
+from metajax.tasks._streams import classification, prototypes, random_images, sum_sign
+from metajax.tasks._synthetic import linear_regressions, quadratics, sinusoids
+from metajax.tasks._text import text
+from metajax.tasks._with_query import with_query
 
 __all__ = [
     "augment",

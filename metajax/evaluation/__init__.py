@@ -1,0 +1,18 @@
+"""Looking at what was learned: learning curves, optimizers side by side, how good an estimator
+is.
+"""
+
+from metajax.evaluation._compare import BASELINES, Comparison, compare
+from metajax.evaluation._diagnose import Diagnosis, diagnose, mean_gradient
+from metajax.evaluation._evaluate import Curves, evaluate
+
+__all__ = [
+    "BASELINES",
+    "Comparison",
+    "Curves",
+    "Diagnosis",
+    "compare",
+    "diagnose",
+    "evaluate",
+    "mean_gradient",
+]

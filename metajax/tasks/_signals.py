@@ -1,0 +1,48 @@
+"""What a cell of a network meets while the network learns."""
+
+import jax
+import jax.numpy as jnp
+
+from metajax import _checks
+from metajax.types import Tasks
+
+
+def signals(num_cells: int, spread: float = 1.0) -> Tasks:
+    """What single cells meet in a network that learns by backpropagation: tasks for
+    `metajax.clone_backprop`.
+
+    Each cell has scales of its own: weights and biases ``N(0, s^2)``, ``s`` log-uniform from
+    ``spread / 20`` to ``spread``; inputs ``N(0, c^2)``, ``c`` log-uniform from 0.1 to 4. Errors lie
+    in ±1.5, most of them near 0: those of a softmax are below 1, what it sends down to hidden units
+    is not. Batches are ``{"x": [M], "e": [M]}``.
+
+    >>> import jax, metajax as mx
+    >>> mx.tasks.signals(5).sample(jax.random.key(0), ())["w"].shape
+    (5,)
+    """
+    num_cells = _checks.positive_int("num_cells", num_cells)
+    spread = _checks.positive_float("spread", spread)
+
+    def log_uniform(key, low, high):
+        return low * (high / low) ** jax.random.uniform(key, (num_cells,))
+
+    def sample(key, data):
+        k_spread, k_w, k_b, k_scale = jax.random.split(key, 4)
+        own = log_uniform(k_spread, spread / 20, spread)
+        return {
+            "w": own * jax.random.normal(k_w, (num_cells,)),
+            "b": own * jax.random.normal(k_b, (num_cells,)),
+            "scale": log_uniform(k_scale, 0.1, 4.0),
+        }
+
+    def draw(key, task):
+        k_x, k_e, k_sign = jax.random.split(key, 3)
+        size = 1.5 * jax.random.uniform(k_e, (num_cells,)) ** 4
+        return {
+            "x": task["scale"] * jax.random.normal(k_x, (num_cells,)),
+            "e": jnp.where(jax.random.bernoulli(k_sign, 0.5, (num_cells,)), size, -size),
+        }
+
+    return Tasks(
+        sample, lambda key, data, task, t: draw(key, task), lambda key, data, task: draw(key, task)
+    )

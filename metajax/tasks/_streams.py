@@ -1,0 +1,206 @@
+"""Classification as a stream: batches ``{"image": [B, ...], "label": [B]}``, for learners that
+learn online.
+"""
+
+from collections.abc import Callable, Sequence
+
+import jax
+import jax.numpy as jnp
+
+from metajax import _checks
+from metajax._random import draw_flat
+from metajax.data._arrange import labelled_images
+from metajax.tasks._minibatches import examples
+from metajax.types import Tasks
+
+
+def classification(num_classes: int, batch_size: int = 1, test_size: int = 256) -> Tasks:
+    """Random classes of ``data = mx.data.by_class(...)`` in random order.
+
+    A task is ``{"classes": [num_classes]}``: the label ``k`` stands for the class ``classes[k]``,
+    so that also with all classes of the data tasks differ in what the labels mean. Examples are
+    drawn uniformly, with replacement, from those of the task's classes; a draw costs the same
+    however large the data. For the labels as they are in the data, take `minibatches`.
+
+    Args:
+      num_classes: classes of a task.
+      batch_size: examples in a training batch; 1 is online learning.
+      test_size: examples in the test batch.
+
+    Raises: TypeError, ValueError: sizes out of range, data not sorted by class or with fewer
+      classes than a task needs.
+
+    >>> import jax, metajax as mx
+    >>> data = mx.data.by_class(mx.data.load("digits"))
+    >>> tasks = mx.tasks.classification(num_classes=5)
+    >>> task = tasks.sample(jax.random.key(0), data)
+    >>> batch = tasks.train(jax.random.key(1), data, task, 0)
+    >>> task["classes"].shape, batch["image"].shape, batch["label"].shape
+    ((5,), (1, 8, 8, 1), (1,))
+    """
+    num_classes = _several("num_classes", num_classes)
+
+    def sample(key, data):
+        labelled_images(data)
+        if "start" not in data:
+            raise TypeError('data has no "start": sort it with metajax.data.by_class(data)')
+        count = len(data["start"]) - 1
+        if count < num_classes:
+            raise ValueError(f"num_classes is {num_classes}, but the data has {count} classes")
+        return {"classes": jax.random.permutation(key, count)[:num_classes]}
+
+    def draw(key, data, task, size):
+        start = jnp.asarray(data["start"])
+        first = start[task["classes"]]
+        count = start[task["classes"] + 1] - first
+        end = count.cumsum()
+        place = jax.random.randint(
+            key, (size,), 0, end[-1], end.dtype
+        )  # among the examples of the task's classes
+        label = jnp.searchsorted(end, place, side="right", method="compare_all").astype(jnp.int32)
+        return {"image": examples(data, (first - end + count)[label] + place), "label": label}
+
+    return _stream(sample, draw, batch_size, test_size)
+
+
+def prototypes(
+    num_classes: int,
+    shape: Sequence[int],
+    noise: float = 0.5,
+    batch_size: int = 1,
+    test_size: int = 256,
+) -> Tasks:
+    """Gaussian clusters: each class is a standard normal image, each example that image plus normal
+    noise.
+
+    It needs no data. A task is ``{"prototype": [num_classes, *shape]}``; labels are uniform.
+
+    Args:
+      num_classes: classes of a task.
+      shape: of an image, e.g. ``(16,)``.
+      noise: standard deviation of the examples around their prototype.
+      batch_size: examples in a training batch.
+      test_size: examples in the test batch.
+
+    >>> import jax, metajax as mx
+    >>> tasks = mx.tasks.prototypes(num_classes=5, shape=(16,))
+    >>> task = tasks.sample(jax.random.key(0), ())
+    >>> tasks.train(jax.random.key(1), (), task, 0)["image"].shape
+    (1, 16)
+    """
+    num_classes, shape = _several("num_classes", num_classes), _shape(shape)
+    noise = _checks.positive_float("noise", noise)
+
+    def draw(key, data, task, size):
+        k_label, k_noise = jax.random.split(key)
+        label = jax.random.randint(k_label, (size,), 0, num_classes, jnp.int32)
+        return {
+            "image": task["prototype"][label] + noise * draw_flat(k_noise, (size, *shape)),
+            "label": label,
+        }
+
+    return _stream(
+        lambda key, data: {"prototype": draw_flat(key, (num_classes, *shape))},
+        draw,
+        batch_size,
+        test_size,
+    )
+
+
+def random_images(
+    shape: Sequence[int],
+    num_images: int = 20,
+    num_classes: int = 10,
+    batch_size: int = 1,
+    test_size: int = 256,
+) -> Tasks:
+    """A few standard normal images with random labels: nothing but memory helps (Kirsch &
+    Schmidhuber 2021, 4.4).
+
+    It needs no data. A task is ``{"image": [num_images, *shape], "label": [num_images]}``, of which
+    batches are drawn with replacement. For one such set that all tasks share, give it as data to
+    `minibatches`.
+
+    Args:
+      shape: of an image, e.g. ``(28, 28, 1)``.
+      num_images: images of a task; the paper's *Random* has 20.
+      num_classes: labels are uniform over ``0..num_classes - 1``.
+      batch_size: examples in a training batch.
+      test_size: examples in the test batch.
+
+    >>> import jax, metajax as mx
+    >>> tasks = mx.tasks.random_images((28, 28, 1))
+    >>> tasks.sample(jax.random.key(0), ())["image"].shape
+    (20, 28, 28, 1)
+    """
+    shape, num_images = _shape(shape), _checks.positive_int("num_images", num_images)
+    num_classes = _several("num_classes", num_classes)
+
+    def sample(key, data):
+        k_image, k_label = jax.random.split(key)
+        return {
+            "image": draw_flat(k_image, (num_images, *shape)),
+            "label": jax.random.randint(k_label, (num_images,), 0, num_classes, jnp.int32),
+        }
+
+    def draw(key, data, task, size):
+        index = jax.random.randint(key, (size,), 0, num_images)
+        return jax.tree.map(lambda x: x[index], task)
+
+    return _stream(sample, draw, batch_size, test_size)
+
+
+def sum_sign(shape: Sequence[int], batch_size: int = 1, test_size: int = 256) -> Tasks:
+    """Is the sum of the values positive? Two classes (Kirsch & Schmidhuber 2021, 4.4).
+
+    Each image has a mean of its own, uniform in [-1, 1], around which its values are standard
+    normal, truncated at two standard deviations; its label is 1 where they sum to 0 or more. It
+    needs no data and all tasks are the same: see `permute_labels`.
+
+    Args:
+      shape: of an image, e.g. ``(28, 28, 1)``.
+      batch_size: examples in a training batch.
+      test_size: examples in the test batch.
+
+    >>> import jax, metajax as mx
+    >>> batch = mx.tasks.sum_sign((28, 28, 1)).test(jax.random.key(0), (), ())
+    >>> batch["image"].shape, float(batch["label"].mean().round(1))
+    ((256, 28, 28, 1), 0.5)
+    """
+    shape = _shape(shape)
+
+    def draw(key, data, task, size):
+        k_mean, k_value = jax.random.split(key)
+        mean = jax.random.uniform(k_mean, (size, *[1] * len(shape)), minval=-1.0)
+        image = mean + draw_flat(
+            k_value, (size, *shape), jax.random.truncated_normal, lower=-2.0, upper=2.0
+        )
+        return {"image": image, "label": (image.reshape(size, -1).sum(-1) >= 0).astype(jnp.int32)}
+
+    return _stream(lambda key, data: (), draw, batch_size, test_size)
+
+
+def _stream(sample: Callable, draw: Callable, batch_size: int, test_size: int) -> Tasks:
+    # draw: (key, data, task, size) -> batch.
+    batch_size = _checks.positive_int("batch_size", batch_size)
+    test_size = _checks.positive_int("test_size", test_size)
+    return Tasks(
+        sample,
+        lambda key, data, task, t: draw(key, data, task, batch_size),
+        lambda key, data, task: draw(key, data, task, test_size),
+    )
+
+
+def _several(name: str, value: int) -> int:
+    value = _checks.positive_int(name, value)
+    if value < 2:
+        raise ValueError(f"{name} must be at least 2: with one class there is nothing to learn")
+    return value
+
+
+def _shape(shape: Sequence[int]) -> tuple[int, ...]:
+    if not isinstance(shape, (tuple, list)) or not shape:
+        raise TypeError(
+            f"shape must be a tuple with the shape of an image, e.g. (28, 28, 1), got {shape!r}"
+        )
+    return tuple(_checks.positive_int("shape", n) for n in shape)

@@ -1,0 +1,121 @@
+"""Tasks that need no data."""
+
+import jax
+import jax.numpy as jnp
+
+from metajax import _checks
+from metajax._random import draw_flat
+from metajax.types import Tasks
+
+
+def quadratics(size: int) -> Tasks:
+    """Random quadratics ``|W x - y|^2``, ``W [n, n]`` and ``y [n]`` standard normal (Andrychowicz
+    et al. 2016, 3.1).
+
+    The batch is the task itself: there is no sampling noise.
+
+    >>> import jax, metajax as mx
+    >>> mx.tasks.quadratics(10).sample(jax.random.key(0), ())["W"].shape
+    (10, 10)
+    """
+    size = _checks.positive_int("size", size)
+
+    def sample(key, data):
+        k_w, k_y = jax.random.split(key)
+        return {"W": draw_flat(k_w, (size, size)), "y": jax.random.normal(k_y, (size,))}
+
+    return Tasks(sample, lambda key, data, task, t: task, lambda key, data, task: task)
+
+
+def sinusoids(shots: int = 10, queries: int = 10) -> Tasks:
+    """Sinusoid regression (Finn et al. 2017, section 5.1): ``y = a sin(x - p)`` from a few points.
+
+    Amplitude ``a`` uniform on [0.1, 5], phase ``p`` on [0, pi], inputs on [-5, 5]. A task's points
+    are drawn once: each inner step sees the same ``shots``. Batches are ``{"x": [K, 1], "y": [K,
+    1]}``, for `metajax.problems.regressor`.
+
+    Args:
+      shots: points to adapt to.
+      queries: points of the test batch.
+
+    >>> import jax, metajax as mx
+    >>> tasks = mx.tasks.sinusoids(5, queries=100)
+    >>> task = tasks.sample(jax.random.key(0), ())
+    >>> tasks.train(jax.random.key(1), (), task, 0)["x"].shape, tasks.test(jax.random.key(1), (), task)["y"].shape
+    ((5, 1), (100, 1))
+    """
+    shots, queries = _checks.positive_int("shots", shots), _checks.positive_int("queries", queries)
+
+    def sample(key, data):
+        k_amplitude, k_phase, k_x = jax.random.split(key, 3)
+        amplitude = jax.random.uniform(k_amplitude, (), minval=0.1, maxval=5.0)
+        phase = jax.random.uniform(k_phase, (), maxval=jnp.pi)
+        x = jax.random.uniform(k_x, (shots + queries, 1), minval=-5.0, maxval=5.0)
+        return {"amplitude": amplitude, "phase": phase} | _halves(
+            x, amplitude * jnp.sin(x - phase), shots
+        )
+
+    return _given(sample)
+
+
+def linear_regressions(
+    size: int,
+    shots: int,
+    queries: int,
+    *,
+    condition: float = 1.0,
+    noise: float = 0.0,
+    spread: float = 1.0,
+) -> Tasks:
+    """Linear regression ``y = w x + noise``, where adaptation and its meta-gradient have closed
+    forms.
+
+    The kind of problem on which Rajeswaran et al. 2019 (section 4, first experiment) measure the
+    error of meta-gradients; the distribution is this package's own. ``w [n]`` is normal with
+    standard deviation ``spread``, the inputs are normal, and the standard deviation of coordinate
+    ``i`` falls geometrically from 1 to ``condition ** -0.5``: ``E[x x^T]``, half the expected
+    Hessian of the mean squared error, has this condition number. Batches are ``{"x": [K, n], "y":
+    [K, 1]}``, for `metajax.problems.regressor`.
+
+    Args:
+      size: inputs ``n``.
+      shots: points to adapt to.
+      queries: points of the test batch.
+      condition: condition number of the inputs' second moments, at least 1.
+      noise: standard deviation of the noise on ``y``.
+      spread: standard deviation of ``w`` over the tasks.
+
+    >>> import jax, metajax as mx
+    >>> tasks = mx.tasks.linear_regressions(3, shots=20, queries=20, condition=50.0)
+    >>> tasks.sample(jax.random.key(0), ())["w"].shape
+    (3,)
+    """
+    size = _checks.positive_int("size", size)
+    shots, queries = _checks.positive_int("shots", shots), _checks.positive_int("queries", queries)
+    condition, spread = (
+        _checks.positive_float("condition", condition),
+        _checks.positive_float("spread", spread),
+    )
+    if condition < 1:
+        raise ValueError(f"condition must be at least 1, got {condition}")
+    noise = 0.0 if noise == 0 else _checks.positive_float("noise", noise)
+
+    def sample(key, data):
+        k_w, k_x, k_noise = jax.random.split(key, 3)
+        w = spread * jax.random.normal(k_w, (size,))
+        x = draw_flat(k_x, (shots + queries, size)) * condition ** -jnp.linspace(0, 0.5, size)
+        y = x @ w[:, None] + noise * jax.random.normal(k_noise, (shots + queries, 1))
+        return {"w": w} | _halves(x, y, shots)
+
+    return _given(sample)
+
+
+def _halves(x, y, shots):
+    return {"support": {"x": x[:shots], "y": y[:shots]}, "query": {"x": x[shots:], "y": y[shots:]}}
+
+
+def _given(sample) -> Tasks:
+    # The task holds its points.
+    return Tasks(
+        sample, lambda key, data, task, t: task["support"], lambda key, data, task: task["query"]
+    )
