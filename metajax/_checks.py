@@ -1,4 +1,7 @@
-"""Checks at the boundary: each says which argument is wrong and what to do about it."""
+"""Checks at the boundary: each says which argument is wrong and what to do about it.
+
+Values are passed by the names that their owner knows them by: ``positive_int(horizon=horizon)``.
+"""
 
 import math
 from collections.abc import Mapping
@@ -9,74 +12,143 @@ import jax.core
 import jax.numpy as jnp
 import numpy as np
 
-from metajax.types import Problem
+_MAKERS = {
+    "Cell": "metajax.cells.lstm or another cell",
+    "Checkpoints": "metajax.checkpoints",
+    "Estimator": "metajax.bptt or another estimator",
+    "Inner": "metajax.inner",
+    "LearnedOptimizer": "metajax.optim",
+    "Learner": "metajax.l2l or another learner",
+    "Problem": "metajax.problems",
+    "Tasks": "metajax.tasks",
+    "Trainer": "metajax.trainer",
+    "TrainState": "trainer.init",
+    "Validation": "metajax.validation",
+}
 
 
-def positive_int(name: str, value: Any) -> int:
-    """Returns ``value`` as an int, or says that ``name`` must be one and at least 1."""
-    if isinstance(value, bool) or not isinstance(value, (int, np.integer)):
-        raise TypeError(
-            f"{name} must be a Python int, got {value!r} of type {type(value).__name__}"
-        )
-    if value < 1:
-        raise ValueError(f"{name} must be at least 1, got {value}")
-    return int(value)
+def positive_int(**values: Any) -> None:
+    """Each must be an int of at least 1."""
+    for name, value in values.items():
+        if isinstance(value, bool) or not isinstance(value, (int, np.integer)):
+            raise TypeError(f"{name} must be a Python int, got {_shown(value)}")
+        if value < 1:
+            raise ValueError(f"{name} must be at least 1, got {value}")
 
 
-def positive_float(name: str, value: Any) -> float:
-    """Returns ``value`` as a float, or says that ``name`` must be one, finite and above 0."""
+def positive_ints(name: str, values: Any, like: tuple[int, ...]) -> tuple[int, ...]:
+    """Returns ``values``, ints of at least 1, as a tuple; as many as in ``like``, if that is 2 or 3.
+
+    ``like`` is an example of what is wanted, for the message.
+    """
+    if not isinstance(values, (tuple, list)):
+        raise TypeError(f"{name} must be a tuple such as {like}, got {_shown(values)}")
+    if not values or (len(like) > 1 and len(values) != len(like)):
+        raise ValueError(f"{name} must have {len(like)} numbers such as {like}, got {values}")
+    for value in values:
+        positive_int(**{name: value})
+    return tuple(map(int, values))
+
+
+def increasing_pair(name: str, values: Any, like: tuple[int, int]) -> tuple[int, int]:
+    """Returns a pair ``(fewest, most)`` of ints of at least 1."""
+    low, high = positive_ints(name, values, like)
+    if low > high:
+        raise ValueError(f"{name} must be a pair (fewest, most), got {values}; swap them")
+    return low, high
+
+
+def positive_float(**values: Any) -> None:
+    """Each must be a finite number above 0."""
+    for name, value in values.items():
+        if not number(name, value) > 0:
+            raise ValueError(f"{name} must be finite and greater than 0, got {value}")
+
+
+def at_least_zero(**values: Any) -> None:
+    """Each must be a finite number of at least 0."""
+    for name, value in values.items():
+        if not number(name, value) >= 0:
+            raise ValueError(f"{name} must be finite and at least 0, got {value}")
+
+
+def unit_interval(**values: Any) -> None:
+    """Each must be a number from 0 to 1."""
+    for name, value in values.items():
+        if not 0 <= number(name, value) <= 1:
+            raise ValueError(f"{name} must lie in [0, 1], got {value}")
+
+
+def below_one(**values: Any) -> None:
+    """Each must be a number of at least 0 and below 1, as the decay of a moving average."""
+    for name, value in values.items():
+        if not 0 <= number(name, value) < 1:
+            raise ValueError(f"{name} must be at least 0 and below 1, got {value}")
+
+
+def number(name: str, value: Any) -> float:
+    """Returns the Python number ``value``, NaN if it is not finite."""
     if isinstance(value, bool) or not isinstance(value, (int, float, np.number)):
-        raise TypeError(
-            f"{name} must be a Python number, got {value!r} of type {type(value).__name__}"
-        )
-    if not (math.isfinite(value) and value > 0):
-        raise ValueError(f"{name} must be finite and greater than 0, got {value}")
-    return float(value)
+        raise TypeError(f"{name} must be a Python number, got {_shown(value)}")
+    return float(value) if math.isfinite(value) else math.nan
 
 
-def at_least_zero(name: str, value: Any) -> float:
-    """Returns ``value`` as a float, or says that ``name`` must be one, finite and not below 0."""
-    if isinstance(value, bool) or not isinstance(value, (int, float, np.number)):
-        raise TypeError(
-            f"{name} must be a Python number, got {value!r} of type {type(value).__name__}"
-        )
-    if not (math.isfinite(value) and value >= 0):
-        raise ValueError(f"{name} must be finite and at least 0, got {value}")
-    return float(value)
+def one_of(name: str, value: Any, choices: tuple[str, ...]) -> None:
+    """``value`` must be one of ``choices``."""
+    if value not in choices:
+        listed = " or ".join(map(repr, choices))
+        raise ValueError(f"{name} must be {listed}, got {value!r}")
 
 
-def instance(name: str, value: Any, kind: type, maker: str) -> None:
-    """Says that ``name`` must be a ``kind`` and which function makes one."""
-    if not isinstance(value, kind):
-        raise TypeError(
-            f"{name} must be a metajax.{kind.__name__} as made by {maker}, got {type(value).__name__}"
-        )
+def function(**values: Any) -> None:
+    """Each must be callable."""
+    for name, value in values.items():
+        if not callable(value):
+            raise TypeError(f"{name} must be a function, got {type(value).__name__}")
 
 
-def function(name: str, value: Any) -> None:
-    """Says that ``name`` must be callable."""
-    if not callable(value):
-        raise TypeError(f"{name} must be a function, got {type(value).__name__}")
+def instance(kind: type, **values: Any) -> None:
+    """Each must be a ``kind``; the message says which function makes one."""
+    for name, value in values.items():
+        if not isinstance(value, kind):
+            maker = _MAKERS[kind.__name__]
+            got = type(value).__name__
+            raise TypeError(
+                f"{name} must be a metajax.{kind.__name__} as made by {maker}, got {got}"
+            )
+
+
+def transformation(**values: Any) -> None:
+    """Each must be an optax transformation."""
+    for name, value in values.items():
+        if not is_transformation(value):
+            got = type(value).__name__
+            raise TypeError(
+                f"{name} must be an optax.GradientTransformation, e.g. optax.adam(1e-3), got {got}"
+            )
+
+
+def is_transformation(value: Any) -> bool:
+    """Whether ``value`` is an optax transformation."""
+    return hasattr(value, "init") and hasattr(value, "update")
 
 
 def entries(name: str, value: Any, wanted: tuple[str, ...], maker: str) -> Any:
-    """Returns the dict ``value``, or says which entries it must have and which function makes
-    it.
-    """
+    """Returns the dict ``value``, which must have the entries ``wanted``; ``maker`` makes it."""
     if not isinstance(value, Mapping) or not set(wanted) <= set(value):
         got = sorted(value) if isinstance(value, Mapping) else type(value).__name__
         raise ValueError(
-            f"{name} must be as made by metajax.{maker}, with the entries {list(wanted)}, got {got}"
+            f"{name} must be as made by {maker}, with the entries {list(wanted)}, got {got}"
         )
     return value
 
 
 def key(value: Any) -> None:
-    """Says that ``key`` must be one typed key, as made by `jax.random.key`."""
+    """``key`` must be one typed key, as made by `jax.random.key`."""
     dtype = getattr(value, "dtype", None)
     if dtype is None or not jnp.issubdtype(dtype, jax.dtypes.prng_key):
         raise TypeError(
-            f"key must be a typed key as made by jax.random.key(seed), got {_describe(value)}; "
+            f"key must be a typed key as made by jax.random.key(seed), got {describe(value)}; "
             f"wrap an old-style key with jax.random.wrap_key_data"
         )
     if value.shape != ():
@@ -86,54 +158,55 @@ def key(value: Any) -> None:
 
 
 def floating(name: str, tree: Any) -> None:
-    """Says which leaf of ``name`` is not a floating-point array."""
+    """All leaves must be floating-point arrays."""
     for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
-        dtype = getattr(leaf, "dtype", None)
-        dtype = (
-            jnp.result_type(leaf)
-            if dtype is None and isinstance(leaf, (int, float, complex))
-            else dtype
-        )
+        plain = isinstance(leaf, (int, float, complex))
+        dtype = jnp.result_type(leaf) if plain else getattr(leaf, "dtype", None)
         if dtype is None or not jnp.issubdtype(dtype, jnp.floating):
             raise TypeError(
-                f"{name}{jax.tree_util.keystr(path)} must be a floating-point array, got {_describe(leaf)}; "
-                f"convert it with jnp.asarray(x, jnp.float32), or keep it out with optax.masked"
+                f"{name}{jax.tree_util.keystr(path)} must be a floating-point array, got "
+                f"{describe(leaf)}; convert it with jnp.asarray(x, jnp.float32), or keep it out "
+                f"with optax.masked"
             )
 
 
 def returned(name: str, value: Any, parts: str) -> None:
-    """Says that ``name`` must return a tuple of ``parts``, e.g. ``"state, loss, metrics"``."""
+    """``name`` must return a tuple of ``parts``, e.g. ``"state, loss, metrics"``."""
     if not isinstance(value, tuple) or len(value) != parts.count(",") + 1:
-        raise TypeError(f"{name} must return ({parts}), got {_describe(value)}")
+        raise TypeError(f"{name} must return ({parts}), got {describe(value)}")
 
 
-def scalar(name: str, value: Any) -> None:
-    """Says that ``name`` must be a real scalar."""
-    if isinstance(value, (tuple, list, dict)) or value is None:
-        raise TypeError(f"{name} must be a floating-point scalar alone, got {_describe(value)}")
-    shape, dtype = jnp.shape(value), jnp.result_type(value)
-    if shape != () or not jnp.issubdtype(dtype, jnp.floating):
-        raise ValueError(
-            f"{name} must be a floating-point scalar, got {dtype}{list(shape)}; reduce it, e.g. by .mean()"
-        )
-
-
-def metrics(name: str, value: Any) -> None:
-    """Says that ``name`` must give a dict of scalars."""
-    if not isinstance(value, dict):
+def loss_and_metrics(name: str, loss: Any, metrics: Any) -> None:
+    """What ``name`` returned must be a real scalar and a dict of scalars."""
+    scalar(f"the loss returned by {name}", loss)
+    if not isinstance(metrics, dict):
         raise TypeError(
-            f"the metrics returned by {name} must be a dict of scalars, {{}} if none, got {_describe(value)}"
+            f"the metrics returned by {name} must be a dict of scalars, {{}} if none, got "
+            f"{describe(metrics)}"
         )
-    for metric, x in value.items():
+    for metric, x in metrics.items():
         if jnp.shape(x) != ():
             raise ValueError(
-                f"the metric {metric!r} returned by {name} must be a scalar, got {_describe(x)}; reduce it, e.g. by "
-                f".mean(), or give each number a name of its own"
+                f"the metric {metric!r} returned by {name} must be a scalar, got {describe(x)}; "
+                f"reduce it, e.g. by .mean(), or give each number a name of its own"
             )
 
 
+def scalar(name: str, value: Any) -> None:
+    """``name`` must be a real scalar."""
+    if isinstance(value, (tuple, list, dict)) or value is None:
+        raise TypeError(f"{name} must be a floating-point scalar alone, got {describe(value)}")
+    shape = jnp.shape(value)
+    dtype = jnp.result_type(value)
+    if shape != () or not jnp.issubdtype(dtype, jnp.floating):
+        raise ValueError(
+            f"{name} must be a floating-point scalar, got {dtype}{list(shape)}; reduce it, e.g. by "
+            f".mean()"
+        )
+
+
 def unused_names(who: str, metrics: dict[str, Any], own: tuple[str, ...]) -> None:
-    """Says which of the metrics has a name that ``who`` gives to one of its own."""
+    """No metric may have a name that ``who`` gives to one of its own."""
     for name in own:
         if name in metrics:
             raise ValueError(
@@ -141,72 +214,108 @@ def unused_names(who: str, metrics: dict[str, Any], own: tuple[str, ...]) -> Non
             )
 
 
-def problem(name: str, value: Any) -> Problem:
-    """Returns the problem with a loss that says so when it gives something other than a scalar and
-    metrics.
-    """
-    instance(name, value, Problem, "metajax.problems")
-
-    def loss(key, params, batch):
-        found = value.loss(key, params, batch)
-        returned(f"{name}.loss", found, "loss, metrics")
-        scalar(f"the loss returned by {name}.loss", found[0])
-        metrics(f"{name}.loss", found[1])
-        return found
-
-    return value._replace(loss=loss)
-
-
 def same_structure(name: str, got: Any, want: Any, like: str) -> None:
-    """Says where the tree ``name`` differs from the tree ``like`` in structure, shape or dtype."""
-    a, b = jax.tree.structure(got), jax.tree.structure(want)
-    if a != b:
-        raise ValueError(f"{name} must have the tree structure of {like}:\n  got  {a}\n  want {b}")
-    for (path, x), y in zip(
-        jax.tree_util.tree_leaves_with_path(got), jax.tree.leaves(want), strict=True
-    ):
+    """The tree ``name`` must agree with the tree ``like`` in structure, shapes and dtypes."""
+    structure = jax.tree.structure(got)
+    wanted = jax.tree.structure(want)
+    if structure != wanted:
+        raise ValueError(
+            f"{name} must have the tree structure of {like}:\n  got  {structure}\n  want {wanted}"
+        )
+    leaves = jax.tree_util.tree_leaves_with_path(got)
+    for (path, x), y in zip(leaves, jax.tree.leaves(want), strict=True):
         if jnp.shape(x) != jnp.shape(y) or jnp.result_type(x) != jnp.result_type(y):
             at = jax.tree_util.keystr(path)
             raise ValueError(
-                f"{name}{at} must be like {like}{at}: got {_describe(x)}, want {_describe(y)}"
+                f"{name}{at} must be like {like}{at}: got {describe(x)}, want {describe(y)}"
             )
 
 
 def positive(name: str, tree: Any) -> None:
-    """Says which leaf of ``name`` holds values that are not above 0; traced leaves pass."""
+    """All values of all leaves must be above 0; traced leaves pass."""
     for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
-        if not isinstance(leaf, jax.core.Tracer) and not np.all(np.asarray(leaf, np.float64) > 0):
+        if isinstance(leaf, jax.core.Tracer):
+            continue
+        if not np.all(np.asarray(leaf, np.float64) > 0):
             raise ValueError(
                 f"{name}{jax.tree_util.keystr(path)} must be greater than 0, got {leaf}"
             )
 
 
 def finite(name: str, tree: Any) -> None:
-    """Says which leaf of ``name`` holds NaN or infinity; traced leaves and those that are not
-    floats pass.
-    """
+    """No leaf may hold NaN or infinity; traced leaves and those that are not floats pass."""
     for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
+        at = f"{name}{jax.tree_util.keystr(path)}"
         if not hasattr(leaf, "dtype") and not isinstance(leaf, (bool, int, float, complex)):
-            raise TypeError(
-                f"{name}{jax.tree_util.keystr(path)} must be an array, got {leaf!r}; leave it out"
-            )
-        if isinstance(leaf, jax.core.Tracer) or not jnp.issubdtype(
-            jnp.result_type(leaf), jnp.floating
-        ):
+            raise TypeError(f"{at} must be an array, got {leaf!r}; leave it out")
+        if isinstance(leaf, jax.core.Tracer):
             continue
-        bad = int(
-            np.size(leaf) - np.isfinite(np.asarray(leaf, np.float64)).sum()
-        )  # on the host, also under jit
+        if not jnp.issubdtype(jnp.result_type(leaf), jnp.floating):
+            continue
+        # On the host, also under jit.
+        finite = np.isfinite(np.asarray(leaf, np.float64))
+        bad = int(np.size(leaf) - finite.sum())
         if bad:
             raise ValueError(
-                f"{name}{jax.tree_util.keystr(path)} holds {bad} NaN or infinite values of {jnp.size(leaf)}; "
-                f"clean them before training, e.g. with jnp.nan_to_num"
+                f"{at} holds {bad} NaN or infinite values of {jnp.size(leaf)}; clean them before "
+                f"training, e.g. with jnp.nan_to_num"
             )
 
 
-def _describe(x: Any) -> str:
+def describe(x: Any) -> str:
+    """The dtype and shape of an array, the type of anything else."""
     if hasattr(x, "dtype") and hasattr(x, "shape"):
         return f"{x.dtype}{list(x.shape)}"
     if isinstance(x, tuple):
         return f"{type(x).__name__} of {len(x)}"
     return f"{type(x).__name__}"
+
+
+def _shown(value: Any) -> str:
+    return f"{value!r} of type {type(value).__name__}"
+
+
+# TO GO: the old forms, until every module uses the new ones.
+
+
+def _old(check):
+    def either(*old, **values):
+        if not old:
+            return check(**values)
+        check(**{old[0].replace(" ", "_"): old[1]})
+        return old[1]
+
+    return either
+
+
+positive_int = _old(positive_int)
+positive_float = _old(positive_float)
+at_least_zero = _old(at_least_zero)
+function = _old(function)
+
+
+def metrics(name, value):
+    """Old."""
+    loss_and_metrics(name, jnp.zeros(()), value)
+
+
+def problem(name, value):
+    """Old."""
+
+    def loss(key, params, batch):
+        found = value.loss(key, params, batch)
+        returned(f"{name}.loss", found, "loss, metrics")
+        loss_and_metrics(f"{name}.loss", *found)
+        return found
+
+    return value._replace(loss=loss)
+
+
+_instance = instance
+
+
+def instance(*args, **values):  # noqa: F811
+    """Old."""
+    if values:
+        return _instance(args[0], **values)
+    return _instance(args[2], **{args[0].replace(".", "_"): args[1]})

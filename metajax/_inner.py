@@ -36,8 +36,8 @@ def inner(
     >>> int(state.t), loss.shape
     (10, ())
     """
-    _checks.instance("learner", learner, Learner, "metajax.l2l or another learner")
-    _checks.instance("tasks", tasks, Tasks, "metajax.tasks")
+    _checks.instance(Learner, learner=learner)
+    _checks.instance(Tasks, tasks=tasks)
     shortest, longest = _lengths(horizon)
     if meta_loss not in ("online", "heldout"):
         raise ValueError(f"meta_loss must be 'online' or 'heldout', got {meta_loss!r}")
@@ -120,7 +120,7 @@ def unroll(
     >>> state = loop.init(jax.random.key(0), 0.1, ())
     >>> state, loss, metrics = mx.unroll(loop, 0.1, state, (), length=4)
     """
-    length = _checks.positive_int("length", length)
+    _checks.positive_int(length=length)
 
     def body(state, _):
         return inner.step(meta_params, state, data)

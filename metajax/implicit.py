@@ -77,9 +77,7 @@ def argmin(
     >>> bool(jnp.allclose(slope, exact, rtol=1e-3))
     True
     """
-    _checks.function("objective", objective)
-    _checks.function("solver", solver)
-    _checks.function("linear_solver", linear_solver)
+    _checks.function(objective=objective, solver=solver, linear_solver=linear_solver)
 
     def solve(init: PyTree, *args: Any) -> tuple[PyTree, dict[str, Array]]:
         _checks.floating("init", init)
@@ -139,8 +137,7 @@ def inverse_hvp(objective: Callable[..., Any], linear_solver: Callable[..., Any]
     >>> [round(float(x), 3) for x in solution.x], round(float(solution.residual), 3), bool(solution.negative_curvature)
     ([1.0, 2.0], 0.0, False)
     """
-    _checks.function("objective", objective)
-    _checks.function("linear_solver", linear_solver)
+    _checks.function(objective=objective, linear_solver=linear_solver)
 
     def solve(phi: PyTree, vector: PyTree, *args: Any) -> LinearSolution:
         _, hvp = jax.linearize(jax.grad(lambda phi: objective(phi, *args)), phi)
@@ -174,7 +171,7 @@ def proximal(loss: Callable[..., Any]) -> Callable:
     >>> round(float(phi[0]), 3)
     2.0
     """
-    _checks.function("loss", loss)
+    _checks.function(loss=loss)
 
     def objective(phi: PyTree, theta: PyTree, lam: PyTree, *args: Any) -> Array:
         _checks.positive("lam", lam)
@@ -213,7 +210,7 @@ def descend(tx: optax.GradientTransformation, steps: int) -> Callable:
         raise TypeError(
             f"tx must be an optax.GradientTransformation, e.g. optax.sgd(0.1), got {type(tx).__name__}"
         )
-    steps = _checks.positive_int("steps", steps)
+    _checks.positive_int(steps=steps)
     tx = optax.with_extra_args_support(tx)
 
     def solver(objective, init):
@@ -255,8 +252,8 @@ def newton(steps: int, linear_solver: Callable[..., Any]) -> Callable:
     >>> phi.round(3).tolist(), float(metrics["inner_negative_curvature"])
     ([1.0, -2.0], 0.0)
     """
-    steps = _checks.positive_int("steps", steps)
-    _checks.function("linear_solver", linear_solver)
+    _checks.positive_int(steps=steps)
+    _checks.function(linear_solver=linear_solver)
 
     def solver(objective, init):
         x, unravel = ravel_pytree(init)
@@ -314,8 +311,8 @@ def cg(steps: int, damping: float = 0.0) -> Callable:
     >>> solution.x.round(3).tolist(), bool(solution.residual < 1e-6)
     ([1.0, 1.0], True)
     """
-    steps = _checks.positive_int("steps", steps)
-    damping = _checks.at_least_zero("damping", damping)
+    _checks.positive_int(steps=steps)
+    _checks.at_least_zero(damping=damping)
 
     def solve(matvec, b):
         operator, b, restore = _operator(matvec, b, damping)
@@ -369,9 +366,9 @@ def neumann(steps: int, rate: float, damping: float = 0.0) -> Callable:
     >>> solution.x.round(3).tolist()
     [1.0, 1.0]
     """
-    steps = _checks.positive_int("steps", steps)
-    rate = _checks.positive_float("rate", rate)
-    damping = _checks.at_least_zero("damping", damping)
+    _checks.positive_int(steps=steps)
+    _checks.positive_float(rate=rate)
+    _checks.at_least_zero(damping=damping)
 
     def solve(matvec, b):
         operator, b, restore = _operator(matvec, b, damping)
@@ -410,7 +407,7 @@ def direct(damping: float = 0.0) -> Callable:
     >>> solution.x.round(3).tolist(), bool(solution.negative_curvature)
     ([1.0, 1.0], True)
     """
-    damping = _checks.at_least_zero("damping", damping)
+    _checks.at_least_zero(damping=damping)
 
     def solve(matvec, b):
         operator, b, restore = _operator(matvec, b, damping)
@@ -450,7 +447,7 @@ def lanczos(steps: int, floor: float, damping: float = 0.0) -> Callable:
     >>> solution.x.round().astype(int).tolist(), bool(solution.negative_curvature)  # 3 (1, 1) / 3 + (1, -1) / 0.5
     ([3, -1], True)
     """
-    steps = _checks.positive_int("steps", steps)
+    _checks.positive_int(steps=steps)
     floor, damping = (
         _checks.positive_float("floor", floor),
         _checks.at_least_zero("damping", damping),

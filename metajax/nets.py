@@ -145,11 +145,10 @@ def conv4(
     113221
     """
     height, width, channels = shape = _image_shape(shape)
-    ways, filters = _checks.positive_int("ways", ways), _checks.positive_int("filters", filters)
+    _checks.positive_int(ways=ways, filters=filters)
     if downsample not in ("stride", "max_pool"):
         raise ValueError(f"downsample must be 'stride' or 'max_pool', got {downsample!r}")
-    _checks.function("norm", norm)
-    _checks.function("weights", weights)
+    _checks.function(norm=norm, weights=weights)
     pooled = downsample == "max_pool"
     if pooled and min(height, width) < 16:
         raise ValueError(
@@ -202,10 +201,9 @@ def dense4(
     (4, (64, 5))
     """
     height, width, channels = shape = _image_shape(shape)
-    ways = _checks.positive_int("ways", ways)
+    _checks.positive_int(ways=ways)
     sizes = (height * width * channels, *(_checks.positive_int("hidden", n) for n in hidden))
-    _checks.function("norm", norm)
-    _checks.function("weights", weights)
+    _checks.function(norm=norm, weights=weights)
 
     def init(key):
         keys = jax.random.split(key, len(sizes))
@@ -252,10 +250,9 @@ def resnet12(
     12424320
     """
     height, width, channels = shape = _image_shape(shape)
-    ways = _checks.positive_int("ways", ways)
+    _checks.positive_int(ways=ways)
     sizes = (channels, *(_checks.positive_int("filters", n) for n in filters))
-    _checks.function("norm", norm)
-    _checks.function("weights", weights)
+    _checks.function(norm=norm, weights=weights)
     if min(height, width) < 2 ** (len(sizes) - 1):
         raise ValueError(
             f"shape must be at least 2^blocks = {2 ** (len(sizes) - 1)} in height and width, got {shape}"

@@ -59,9 +59,7 @@ def convolution(
     if len(shape) != 3:
         raise ValueError(f"shape must be (height, width, channels), got {shape}")
     height, width, depth = (_checks.positive_int("shape", n) for n in shape)
-    channels = _checks.positive_int("channels", channels)
-    kernel, stride = _checks.positive_int("kernel", kernel), _checks.positive_int("stride", stride)
-
+    _checks.positive_int(channels=channels, kernel=kernel, stride=stride)
     # Which unit each input of each position is; one that lies outside the image is the unit after
     # the last.
     units = height * width * depth

@@ -35,13 +35,12 @@ def lstm(
     >>> sum(x.size for x in jax.tree.leaves(cell.init(jax.random.key(0))))
     2384
     """
-    hidden = _checks.positive_int("hidden", hidden)
-    slots = _checks.positive_int("slots", slots)
+    _checks.positive_int(hidden=hidden, slots=slots)
     if layer_norm and slots == 1:
         raise ValueError(
             "layer_norm needs slots of at least 2: a single number, normalised, is always 0"
         )
-    ticks = _checks.positive_int("ticks", ticks)
+    _checks.positive_int(ticks=ticks)
     if reduce not in ("mean", "sum"):
         raise ValueError(f"reduce must be 'mean' or 'sum', got {reduce!r}")
 

@@ -22,8 +22,8 @@ def rnn(hidden: int, activation: Callable = jnp.tanh) -> Cell:
     >>> sum(x.size for x in jax.tree.leaves(net.init(jax.random.key(0))))
     192
     """
-    hidden = _checks.positive_int("hidden", hidden)
-    _checks.function("activation", activation)
+    _checks.positive_int(hidden=hidden)
+    _checks.function(activation=activation)
 
     def init(key):
         keys = jax.random.split(key, 3)

@@ -24,7 +24,7 @@ def with_weights(cell: Cell) -> Cell:
     >>> w.shape
     (1, 1, 64, 10)
     """
-    _checks.instance("cell", cell, Cell, "metajax.cells.lstm")
+    _checks.instance(Cell, cell=cell)
 
     def state(key, shape):
         w = draw_flat(key, shape) / shape[-2] ** 0.5

@@ -18,7 +18,7 @@ def resize(data: Arrays, size: int) -> Arrays:
     (1197, 4, 4, 1)
     """
     labelled_images(data)
-    size = _checks.positive_int("size", size)
+    _checks.positive_int(size=size)
     image = np.asarray(data["image"])
     if image.ndim != 4:
         raise ValueError(

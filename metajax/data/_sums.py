@@ -49,7 +49,7 @@ def sums(split: str = "train", limit: int = 50) -> dict[str, np.ndarray]:
     """
     if split not in ("train", "test"):
         raise ValueError(f"split must be 'train' or 'test', got {split!r}")
-    limit = _checks.positive_int("limit", limit)
+    _checks.positive_int(limit=limit)
     if limit > 100:
         raise ValueError(f"limit must be at most 100, got {limit}")
     order = np.random.default_rng(0).permutation(limit**2)

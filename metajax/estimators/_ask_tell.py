@@ -58,8 +58,8 @@ def ask_tell(inner: Inner, strategy: Any, num_tasks: int, params: Any = None) ->
     >>> state = trainer.init(jax.random.key(0), rate)
     >>> state, metrics = jax.jit(trainer.step)(state)
     """
-    _checks.instance("inner", inner, Inner, "metajax.inner")
-    num_tasks = _checks.positive_int("num_tasks", num_tasks)
+    _checks.instance(Inner, inner=inner)
+    _checks.positive_int(num_tasks=num_tasks)
     kinds = {kind.__name__ for kind in type(strategy).__mro__}
     for kind in _NOT_SERVED.keys() & kinds:
         raise TypeError(

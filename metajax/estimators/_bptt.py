@@ -42,7 +42,7 @@ def bptt(
     ()
     """
     length = _episodes.window(inner, truncation)
-    num_tasks = _checks.positive_int("num_tasks", num_tasks)
+    _checks.positive_int(num_tasks=num_tasks)
 
     def init(key, meta_params, data):
         return _episodes.start(inner, key, meta_params, data, num_tasks, length if stagger else 0)

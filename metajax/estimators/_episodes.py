@@ -13,10 +13,10 @@ def window(inner: Inner, truncation: int | None) -> int:
     """The number of inner steps in a window; it must divide the horizon, since episodes restart
     between windows.
     """
-    _checks.instance("inner", inner, Inner, "metajax.inner")
+    _checks.instance(Inner, inner=inner)
     if truncation is None:
         return inner.horizon
-    truncation = _checks.positive_int("truncation", truncation)
+    _checks.positive_int(truncation=truncation)
     if inner.horizon % truncation:
         raise ValueError(
             f"truncation must divide the horizon {inner.horizon} of inner, got {truncation}; "

@@ -140,8 +140,8 @@ def _pairs(
     inner: Inner, num_tasks: int, std: float, truncation: int | None, *, stagger: bool, reuse: bool
 ):
     length = _episodes.window(inner, truncation)
-    num_tasks = _checks.positive_int("num_tasks", num_tasks)
-    std = _checks.positive_float("std", std)
+    _checks.positive_int(num_tasks=num_tasks)
+    _checks.positive_float(std=std)
 
     def init(key, meta_params, data):
         _precise(meta_params)
@@ -225,10 +225,10 @@ def guided_es(
     >>> state, metrics = jax.jit(trainer.step)(state)
     """
     length = _episodes.window(inner, None)
-    num_tasks = _checks.positive_int("num_tasks", num_tasks)
-    std = _checks.positive_float("std", std)
-    _checks.instance("surrogate", surrogate, Estimator, "metajax.bptt or another estimator")
-    rank = _checks.positive_int("rank", rank)
+    _checks.positive_int(num_tasks=num_tasks)
+    _checks.positive_float(std=std)
+    _checks.instance(Estimator, surrogate=surrogate)
+    _checks.positive_int(rank=rank)
     if isinstance(alpha, bool) or not isinstance(alpha, (int, float)):
         raise TypeError(
             f"alpha must be a Python number, got {alpha!r} of type {type(alpha).__name__}"

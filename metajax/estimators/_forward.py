@@ -49,8 +49,7 @@ def forward(
     True
     """
     length = _episodes.window(inner, truncation)
-    num_tasks = _checks.positive_int("num_tasks", num_tasks)
-    chunk = _checks.positive_int("chunk", chunk)
+    _checks.positive_int(num_tasks=num_tasks, chunk=chunk)
 
     def init(key, meta_params, data):
         return _episodes.start(inner, key, meta_params, data, num_tasks, length if stagger else 0)

@@ -104,8 +104,8 @@ def compare(
         raise ValueError("rates is empty: give at least one learning rate")
     _checks.key(key)
     if score is not None:
-        _checks.function("score", score)
-    steps = _checks.positive_int("steps", steps)
+        _checks.function(score=score)
+    _checks.positive_int(steps=steps)
     k_search, k_report = jax.random.split(key)
     tail = max(1, steps // 10)
     result = Comparison({}, {}, {}, {})

@@ -70,10 +70,10 @@ def diagnose(
     >>> mx.diagnose(mx.bptt(loop, 4), jax.random.key(1), rate, reference=exact, samples=32).snr > 0
     True
     """
-    _checks.instance("estimator", estimator, Estimator, "metajax.bptt or another estimator")
+    _checks.instance(Estimator, estimator=estimator)
     if inner is not None:
-        _checks.instance("inner", inner, Inner, "metajax.inner")
-    samples = _checks.positive_int("samples", samples)
+        _checks.instance(Inner, inner=inner)
+    _checks.positive_int(samples=samples)
     if samples < 2:
         raise ValueError("samples must be at least 2: a variance needs two")
     begin = time.perf_counter()
@@ -130,7 +130,7 @@ def mean_gradient(
     >>> mx.mean_gradient(mx.bptt(loop, 8), jax.random.key(0), jax.numpy.float32(0.01), samples=4).shape
     ()
     """
-    _checks.instance("estimator", estimator, Estimator, "metajax.bptt or another estimator")
+    _checks.instance(Estimator, estimator=estimator)
     g = _sampler(estimator, _checks.positive_int("samples", samples), windows)(
         key, meta_params, data
     )
@@ -138,7 +138,7 @@ def mean_gradient(
 
 
 def _sampler(estimator: Estimator, samples: int, windows: int):
-    windows = _checks.positive_int("windows", windows)
+    _checks.positive_int(windows=windows)
 
     @jax.jit
     def run(key, meta_params, data):

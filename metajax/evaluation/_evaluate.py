@@ -61,9 +61,9 @@ def evaluate(
     >>> bool(curves.loss[:, -1].mean() < curves.loss[:, 0].mean())
     True
     """
-    _checks.instance("inner", inner, Inner, "metajax.inner")
+    _checks.instance(Inner, inner=inner)
     _checks.key(key)
-    num_tasks = _checks.positive_int("num_tasks", num_tasks)
+    _checks.positive_int(num_tasks=num_tasks)
     steps = inner.horizon if steps is None else _checks.positive_int("steps", steps)
     _checks.finite("meta_params", meta_params)
     _checks.finite("data", data)

@@ -54,12 +54,12 @@ def clone_backprop(cell: Cell, rate: float) -> InContext:
     >>> sorted(curves.metrics)
     ['drift', 'e', 'update', 'y']
     """
-    _checks.instance("cell", cell, Cell, "metajax.cells.lstm")
+    _checks.instance(Cell, cell=cell)
     if cell.slots != 1:
         raise ValueError(
             f"cell must have messages of 1 slot to pass on what it computes, got {cell.slots}"
         )
-    rate = _checks.positive_float("rate", rate)
+    _checks.positive_float(rate=rate)
 
     def init(key, meta_params, task):
         cells = cell.state(key, (len(task["w"]), 1, 1))

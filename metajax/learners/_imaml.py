@@ -135,7 +135,7 @@ def _objective(problem: Problem, lam: Any, start: Callable) -> tuple[Callable, C
     """The inner objective ``(phi, theta, lam, key, batch)``, and ``meta_params -> (theta,
     lam)``.
     """
-    _checks.function("start", start)
+    _checks.function(start=start)
     if not callable(lam):
         _checks.positive("lam", lam)
     objective = proximal(lambda phi, key, batch: problem.loss(key, phi, batch)[0])

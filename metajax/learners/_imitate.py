@@ -53,7 +53,7 @@ def imitate(
     >>> curves.loss.shape, curves.metrics["objective"].shape
     ((2, 5), (2, 5))
     """
-    _checks.function("make_tx", make_tx)
+    _checks.function(make_tx=make_tx)
     problem = _checks.problem("problem", problem)
     if not (hasattr(teacher, "init") and hasattr(teacher, "update")):
         raise TypeError(

@@ -233,7 +233,7 @@ def with_rates(params: PyTree, rate: float) -> dict[str, PyTree]:
     >>> mx.with_rates({"w": jnp.ones(2)}, 0.5)["rates"]["w"].tolist()
     [0.5, 0.5]
     """
-    rate = _checks.positive_float("rate", rate)
+    _checks.positive_float(rate=rate)
     return {"params": params, "rates": jax.tree.map(lambda x: jnp.full_like(x, rate), params)}
 
 
@@ -339,7 +339,7 @@ def multi_step(learner: Learner, weights: Any) -> Learner:
     >>> curves.metrics["test_accuracy"].shape  # on the query batch, after each step
     (2, 3)
     """
-    _checks.instance("learner", learner, Learner, "metajax.maml or another learner")
+    _checks.instance(Learner, learner=learner)
     weights = np.asarray(weights, float)
     if weights.ndim != 1 or not weights.size or not np.all(np.isfinite(weights) & (weights >= 0)):
         raise ValueError(
@@ -386,7 +386,7 @@ def step_weights(steps: int, progress: float) -> list[float]:
     >>> mx.step_weights(4, 0.0), mx.step_weights(4, 0.5), mx.step_weights(4, 1.0)
     ([0.25, 0.25, 0.25, 0.25], [0.125, 0.125, 0.125, 0.625], [0.0, 0.0, 0.0, 1.0])
     """
-    steps = _checks.positive_int("steps", steps)
+    _checks.positive_int(steps=steps)
     if not 0 <= progress <= 1:
         raise ValueError(
             f"progress must lie in [0, 1], got {progress}: the share of the annealing that is done"
@@ -463,7 +463,8 @@ def with_step_rates(params: PyTree, rate: float, steps: int) -> dict[str, PyTree
     >>> mx.with_step_rates({"w": jnp.ones(2)}, 0.5, steps=3)["rates"]["w"].tolist()
     [0.5, 0.5, 0.5]
     """
-    rate, steps = _checks.positive_float("rate", rate), _checks.positive_int("steps", steps)
+    _checks.positive_float(rate=rate)
+    _checks.positive_int(steps=steps)
     return {
         "params": params,
         "rates": jax.tree.map(lambda x: jnp.full(steps, rate, jnp.result_type(x)), params),
@@ -478,7 +479,7 @@ def _named(head: Callable[[str], bool], which: bool) -> Callable:
     """Chooses the parameters of the head (``which`` True) or those of the body, and minds that
     there are both.
     """
-    _checks.function("head", head)
+    _checks.function(head=head)
 
     def adapts(params):
         paths, structure = jax.tree_util.tree_flatten_with_path(params)

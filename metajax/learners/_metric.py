@@ -47,7 +47,7 @@ def protonet(embed: Callable[..., Array], ways: int, size: int) -> Learner:
     True
     """
     embed = _embedding(embed, size)
-    ways = _checks.positive_int("ways", ways)
+    _checks.positive_int(ways=ways)
 
     def init(key, meta_params, task):
         dtype = jnp.result_type(float)
@@ -102,7 +102,7 @@ def ridge(embed: Callable[..., Array], ways: int, size: int) -> Learner:
     True
     """
     embed = _embedding(embed, size)
-    ways = _checks.positive_int("ways", ways)
+    _checks.positive_int(ways=ways)
 
     def features(meta_params, batch):
         _checks.entries("meta_params", meta_params, ("params", "log_lam", "scale"), "with_ridge")
@@ -167,8 +167,8 @@ def _classifier(init: Callable, learn: Callable, logits: Callable) -> Learner:
 
 
 def _embedding(embed: Callable[..., Array], size: int) -> Callable[..., Array]:
-    _checks.function("embed", embed)
-    size = _checks.positive_int("size", size)
+    _checks.function(embed=embed)
+    _checks.positive_int(size=size)
 
     def checked(params, images):
         x = embed(params, images)

@@ -85,7 +85,7 @@ def vsml(
     """
     wired = _chain(layers)
     cell = cells.lstm() if cell is None else cell
-    _checks.instance("cell", cell, Cell, "metajax.cells.lstm")
+    _checks.instance(Cell, cell=cell)
     replicas = _checks.positive_int("batch_size", batch_size)
     classes = wired[-1].positions * wired[-1].outputs
     if feed_label and cell.slots < 2:

@@ -35,7 +35,7 @@ def leafwise(opt: LearnedOptimizer) -> LearnedOptimizer:
     >>> [leaf.memory.shape for leaf in state.leaves]
     [(2, 2), (6, 6)]
     """
-    _checks.instance("opt", opt, LearnedOptimizer, "metajax.optim")
+    _checks.instance(LearnedOptimizer, opt=opt)
 
     def tx(meta_params) -> optax.GradientTransformation:
         one = optax.with_extra_args_support(opt.tx(meta_params))

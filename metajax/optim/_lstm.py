@@ -93,7 +93,7 @@ def lstm(
     >>> params = optax.apply_updates(params, updates)
     """
     p = check_p(p)
-    scale = _checks.positive_float("scale", scale)
+    _checks.positive_float(scale=scale)
     hidden = check_hidden(hidden)
     averaged = check_averaged(averaged, hidden)
     _flat.check_state_dtype(state_dtype)
@@ -189,7 +189,8 @@ def init_state(
 
 def check_p(p: float | None) -> float | None:
     """Returns ``p`` as a float, or says that its exponential would be no float32."""
-    p = None if p is None else _checks.positive_float("p", p)
+    if p is not None:
+        _checks.positive_float(p=p)
     if p is not None and p > 80:
         raise ValueError(f"p must be at most 80, got {p}: exp(p) has to be a float32")
     return p

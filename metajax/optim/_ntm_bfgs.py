@@ -98,8 +98,9 @@ def ntm_bfgs(
     >>> state.memory.shape
     (8, 8)
     """
-    memory = None if memory is None else _checks.positive_int("memory", memory)
-    reads, writes = _checks.positive_int("reads", reads), _checks.positive_int("writes", writes)
+    if memory is not None:
+        _checks.positive_int(memory=memory)
+    _checks.positive_int(reads=reads, writes=writes)
     p = check_p(p)
     scale, hidden = _checks.positive_float("scale", scale), check_hidden(hidden)
     averaged = check_averaged(averaged, hidden)

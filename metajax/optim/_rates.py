@@ -50,7 +50,7 @@ def piecewise_schedule(
     >>> updates.round(3).tolist()
     [-0.5, -0.5]
     """
-    rate = _checks.positive_float("rate", rate)
+    _checks.positive_float(rate=rate)
     knots = check_knots(knots)
 
     def log_rate(log_rates, count):
@@ -141,7 +141,7 @@ def rates(base: optax.GradientTransformation, like: PyTree, rate: float = 1e-3) 
     >>> updates, state = tx.update(params, tx.init(params))
     """
     _check_base(base)
-    rate = _checks.positive_float("rate", rate)
+    _checks.positive_float(rate=rate)
 
     def init(key):
         _checks.key(key)

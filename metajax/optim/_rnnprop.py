@@ -59,7 +59,7 @@ def rnnprop(
     >>> bool(jnp.abs(updates["w"]).max() <= 0.1)
     True
     """
-    scale, eps = _checks.positive_float("scale", scale), _checks.positive_float("eps", eps)
+    _checks.positive_float(scale=scale, eps=eps)
     hidden, b1, b2 = check_hidden(hidden), check_decay("b1", b1), check_decay("b2", b2)
     _flat.check_state_dtype(state_dtype)
 

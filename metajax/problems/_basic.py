@@ -53,8 +53,7 @@ def classifier(net_init: Callable, net_apply: Callable) -> Problem:
     >>> round(float(loss), 4)
     2.3026
     """
-    _checks.function("net_init", net_init)
-    _checks.function("net_apply", net_apply)
+    _checks.function(net_init=net_init, net_apply=net_apply)
 
     def init(key, task):
         return net_init(key)
@@ -88,8 +87,7 @@ def regressor(net_init: Callable, net_apply: Callable) -> Problem:
     >>> float(loss)
     4.0
     """
-    _checks.function("net_init", net_init)
-    _checks.function("net_apply", net_apply)
+    _checks.function(net_init=net_init, net_apply=net_apply)
 
     def init(key, task):
         return net_init(key)
@@ -146,7 +144,7 @@ def logistic(inputs: int, classes: int, penalty: float = 0.0) -> Problem:
         _checks.positive_int("inputs", inputs),
         _checks.positive_int("classes", classes),
     )
-    penalty = _checks.at_least_zero("penalty", penalty)
+    _checks.at_least_zero(penalty=penalty)
     init, apply = perceptron((inputs, classes), jax.nn.relu)
     plain = classifier(lambda key: jax.tree.map(jnp.zeros_like, init(key)), apply)
 
@@ -219,7 +217,7 @@ def convnet(
         _checks.positive_int("classes", classes),
         _checks.positive_int("hidden", hidden),
     )
-    kernel = _checks.positive_int("kernel", kernel)
+    _checks.positive_int(kernel=kernel)
     features = (
         (height >> len(filters)) * (width >> len(filters)) * filters[-1]
         if filters
@@ -319,7 +317,7 @@ def perceptron(sizes: Sequence[int], activation: Callable) -> tuple[Callable, Ca
         raise ValueError(
             f"sizes must name at least the input and the output, e.g. (64, 20, 10), got {sizes}"
         )
-    _checks.function("activation", activation)
+    _checks.function(activation=activation)
 
     def init(key):
         keys = jax.random.split(key, len(sizes) - 1)

@@ -38,8 +38,8 @@ def random_scaling(problem: Problem, tasks: Tasks, spread: float = 3.0) -> tuple
     (4, 10)
     """
     problem = _checks.problem("problem", problem)
-    _checks.instance("tasks", tasks, Tasks, "metajax.tasks")
-    spread = _checks.positive_float("spread", spread)
+    _checks.instance(Tasks, tasks=tasks)
+    _checks.positive_float(spread=spread)
 
     def sample(key, data):
         k_task, k_init, k_scale = jax.random.split(key, 3)
@@ -107,7 +107,7 @@ def random_mlp(
     >>> mx.evaluate(loop, jax.random.key(0), 0.01, mx.data.load("digits"), num_tasks=4).loss.shape
     (4, 5)
     """
-    _checks.instance("tasks", tasks, Tasks, "metajax.tasks")
+    _checks.instance(Tasks, tasks=tasks)
     inputs, classes = (
         _checks.positive_int("inputs", inputs),
         _checks.positive_int("classes", classes),

@@ -164,7 +164,7 @@ def neural_art(
     >>> sorted(curves.metrics), bool((curves.loss[:, -1] < curves.loss[:, 0]).all())
     (['content', 'smoothness', 'style'], True)
     """
-    _checks.function("features", features)
+    _checks.function(features=features)
     weights = [
         _checks.at_least_zero(n, w) for n, w in (("alpha", alpha), ("beta", beta), ("gamma", gamma))
     ]

@@ -49,9 +49,9 @@ def initialize(
     >>> import metajax as mx
     >>> mx.sharding.initialize(num_processes=1)  # a single process: nothing to do
     """
-    timeout = _checks.positive_int("timeout", timeout)
+    _checks.positive_int(timeout=timeout)
     if num_processes is not None:
-        num_processes = _checks.positive_int("num_processes", num_processes)
+        _checks.positive_int(num_processes=num_processes)
         if num_processes == 1:
             return
     if process_id is not None and num_processes is not None and not 0 <= process_id < num_processes:
@@ -89,7 +89,7 @@ def mesh(num_devices: int | None = None, axis: str = "tasks") -> Mesh:
     """
     devices = jax.devices()
     if num_devices is not None:
-        num_devices = _checks.positive_int("num_devices", num_devices)
+        _checks.positive_int(num_devices=num_devices)
         if num_devices > len(devices):
             raise ValueError(
                 f"num_devices is {num_devices} and there are {len(devices)}; take fewer, or simulate them on a CPU "
@@ -124,7 +124,7 @@ def split(inner: Inner, mesh: Mesh, axis: str = "tasks") -> Inner:
     >>> state = mx.sharding.place(trainer.init(jax.random.key(0), jax.numpy.float32(0.01)), mesh)
     >>> result = mx.fit(trainer, state, num_steps=2, progress=False)
     """
-    _checks.instance("inner", inner, Inner, "metajax.inner")
+    _checks.instance(Inner, inner=inner)
     _mesh(mesh, axis)
     if inner.vmap is not vmap:
         raise ValueError("inner is split already; split the one made by metajax.inner, once")

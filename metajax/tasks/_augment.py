@@ -42,9 +42,8 @@ def augment(tasks: Tasks, sample: Callable[..., PyTree], apply: Callable[..., Py
     >>> tasks.sample(jax.random.key(0), ()).own.shape
     ()
     """
-    _checks.instance("tasks", tasks, Tasks, "metajax.tasks")
-    _checks.function("sample", sample)
-    _checks.function("apply", apply)
+    _checks.instance(Tasks, tasks=tasks)
+    _checks.function(sample=sample, apply=apply)
 
     def sample_task(key, data):
         k_task, k_batch, k_own = jax.random.split(key, 3)
@@ -91,7 +90,7 @@ def project(tasks: Tasks, size: int) -> Tasks:
     >>> tasks.sample(jax.random.key(0), ()).own.shape
     (16, 32)
     """
-    size = _checks.positive_int("size", size)
+    _checks.positive_int(size=size)
 
     def sample(key, image):
         fan_in = image[0].size
@@ -130,7 +129,7 @@ def permute_labels(tasks: Tasks, num_classes: int) -> Tasks:
     >>> sorted(tasks.sample(jax.random.key(0), ()).own.tolist())
     [0, 1, 2, 3, 4, 5, 6, 7, 8, 9]
     """
-    num_classes = _checks.positive_int("num_classes", num_classes)
+    _checks.positive_int(num_classes=num_classes)
 
     def apply(own, batch):
         label = batch["label"]

@@ -41,7 +41,7 @@ def episodes(ways: int, shots: int, queries: int | None = None) -> Tasks:
     >>> support["image"].shape, support["label"].tolist(), query["image"].shape
     ((5, 8, 8, 1), [0, 1, 2, 3, 4], (75, 8, 8, 1))
     """
-    ways, shots = _checks.positive_int("ways", ways), _checks.positive_int("shots", shots)
+    _checks.positive_int(ways=ways, shots=shots)
     queries = shots if queries is None else _checks.positive_int("queries", queries)
 
     def sample(key, data):

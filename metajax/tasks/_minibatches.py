@@ -30,8 +30,7 @@ def minibatches(batch_size: int, test_size: int = 256) -> Tasks:
     >>> batch["image"].shape, batch["label"].shape
     ((32, 8, 8, 1), (32,))
     """
-    batch_size = _checks.positive_int("batch_size", batch_size)
-    test_size = _checks.positive_int("test_size", test_size)
+    _checks.positive_int(batch_size=batch_size, test_size=test_size)
 
     def draw(key, data, size):
         labelled_images(data)

@@ -20,8 +20,8 @@ def signals(num_cells: int, spread: float = 1.0) -> Tasks:
     >>> mx.tasks.signals(5).sample(jax.random.key(0), ())["w"].shape
     (5,)
     """
-    num_cells = _checks.positive_int("num_cells", num_cells)
-    spread = _checks.positive_float("spread", spread)
+    _checks.positive_int(num_cells=num_cells)
+    _checks.positive_float(spread=spread)
 
     def log_uniform(key, low, high):
         return low * (high / low) ** jax.random.uniform(key, (num_cells,))

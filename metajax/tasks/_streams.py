@@ -89,7 +89,7 @@ def prototypes(
     (1, 16)
     """
     num_classes, shape = _several("num_classes", num_classes), _shape(shape)
-    noise = _checks.positive_float("noise", noise)
+    _checks.positive_float(noise=noise)
 
     def draw(key, data, task, size):
         k_label, k_noise = jax.random.split(key)
@@ -182,8 +182,7 @@ def sum_sign(shape: Sequence[int], batch_size: int = 1, test_size: int = 256) ->
 
 def _stream(sample: Callable, draw: Callable, batch_size: int, test_size: int) -> Tasks:
     # draw: (key, data, task, size) -> batch.
-    batch_size = _checks.positive_int("batch_size", batch_size)
-    test_size = _checks.positive_int("test_size", test_size)
+    _checks.positive_int(batch_size=batch_size, test_size=test_size)
     return Tasks(
         sample,
         lambda key, data, task, t: draw(key, data, task, batch_size),

@@ -18,7 +18,7 @@ def quadratics(size: int) -> Tasks:
     >>> mx.tasks.quadratics(10).sample(jax.random.key(0), ())["W"].shape
     (10, 10)
     """
-    size = _checks.positive_int("size", size)
+    _checks.positive_int(size=size)
 
     def sample(key, data):
         k_w, k_y = jax.random.split(key)
@@ -44,7 +44,7 @@ def sinusoids(shots: int = 10, queries: int = 10) -> Tasks:
     >>> tasks.train(jax.random.key(1), (), task, 0)["x"].shape, tasks.test(jax.random.key(1), (), task)["y"].shape
     ((5, 1), (100, 1))
     """
-    shots, queries = _checks.positive_int("shots", shots), _checks.positive_int("queries", queries)
+    _checks.positive_int(shots=shots, queries=queries)
 
     def sample(key, data):
         k_amplitude, k_phase, k_x = jax.random.split(key, 3)
@@ -90,8 +90,7 @@ def linear_regressions(
     >>> tasks.sample(jax.random.key(0), ())["w"].shape
     (3,)
     """
-    size = _checks.positive_int("size", size)
-    shots, queries = _checks.positive_int("shots", shots), _checks.positive_int("queries", queries)
+    _checks.positive_int(size=size, shots=shots, queries=queries)
     condition, spread = (
         _checks.positive_float("condition", condition),
         _checks.positive_float("spread", spread),

@@ -31,7 +31,7 @@ def text(batch_size: int, length: int, test_size: int = 64) -> Tasks:
         _checks.positive_int("batch_size", batch_size),
         _checks.positive_int("test_size", test_size),
     )
-    length = _checks.positive_int("length", length)
+    _checks.positive_int(length=length)
 
     def draw(key, data, size):
         if not isinstance(data, dict) or jnp.ndim(data.get("text", 0)) != 1:

@@ -26,7 +26,7 @@ def with_query(tasks: Tasks) -> Tasks:
     >>> len(support["label"]), len(query["label"])
     (5, 7)
     """
-    _checks.instance("tasks", tasks, Tasks, "metajax.tasks")
+    _checks.instance(Tasks, tasks=tasks)
 
     def train(key, data, task, t):
         # The support batch is that of the tasks alone, and what is drawn for the query batch is

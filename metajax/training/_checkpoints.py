@@ -107,8 +107,7 @@ def checkpoints(
         raise ValueError(
             f"directory must be a folder, but {path} is a file; give a folder for this run alone"
         )
-    every = _checks.positive_int("every", every)
-    keep = _checks.positive_int("keep", keep)
+    _checks.positive_int(every=every, keep=keep)
     if not isinstance(tag, str):
         raise TypeError(
             f"tag must be a string such as 'v1', got {tag!r} of type {type(tag).__name__}"

@@ -43,7 +43,7 @@ def trainer(estimator: Estimator, tx: optax.GradientTransformation) -> Trainer:
     >>> sorted(metrics)
     ['loss', 'skipped', 'update_norm']
     """
-    _checks.instance("estimator", estimator, Estimator, "metajax.bptt or another estimator")
+    _checks.instance(Estimator, estimator=estimator)
     if not (hasattr(tx, "init") and hasattr(tx, "update")):
         raise TypeError(
             f"tx must be an optax.GradientTransformation, e.g. optax.adam(1e-3), got {type(tx).__name__}"
@@ -67,7 +67,7 @@ def trainer(estimator: Estimator, tx: optax.GradientTransformation) -> Trainer:
         )
 
     def step(state, data=()):
-        _checks.instance("state", state, TrainState, "trainer.init")
+        _checks.instance(TrainState, state=state)
         own = jax.eval_shape(start, state.key, state.meta_params, data)
         for part, maker in (("estimator", "estimator"), ("opt_state", "tx")):
             if not _alike(getattr(state, part), getattr(own, part)):
@@ -156,11 +156,12 @@ def validation(
     >>> result.validation["step"]
     array([ 0, 10, 20])
     """
-    _checks.function("loss", loss)
+    _checks.function(loss=loss)
     _checks.key(key)
     _checks.finite("data", data)
-    every = _checks.positive_int("every", every)
-    patience = None if patience is None else _checks.positive_int("patience", patience)
+    _checks.positive_int(every=every)
+    if patience is not None:
+        _checks.positive_int(patience=patience)
     return Validation(
         loss, key, data, every, patience, _checks.positive_float("min_delta", min_delta)
     )
@@ -251,15 +252,13 @@ def fit(
     >>> bool((again.history["loss"] == result.history["loss"]).all())
     True
     """
-    _checks.instance("trainer", trainer, Trainer, "metajax.trainer")
-    _checks.instance("state", state, TrainState, "trainer.init")
-    num_steps = _checks.positive_int("num_steps", num_steps)
-    chunk = _checks.positive_int("chunk", chunk)
-    max_skipped = _checks.positive_int("max_skipped", max_skipped)
+    _checks.instance(Trainer, trainer=trainer)
+    _checks.instance(TrainState, state=state)
+    _checks.positive_int(num_steps=num_steps, chunk=chunk, max_skipped=max_skipped)
     if validate is not None:
-        _checks.instance("validate", validate, Validation, "metajax.validation")
+        _checks.instance(Validation, validate=validate)
     if checkpoint is not None:
-        _checks.instance("checkpoint", checkpoint, Checkpoints, "metajax.checkpoints")
+        _checks.instance(Checkpoints, checkpoint=checkpoint)
     if not isinstance(callbacks, Sequence):
         raise TypeError(
             f"callbacks must be a sequence of functions, got {type(callbacks).__name__}"
