@@ -48,14 +48,21 @@ class Program(NamedTuple):
 class Measured(NamedTuple):
     """What `contest` found about a program. Those of the host have no phase but the last.
 
-    Attributes: seconds: median run time. spread: its interquartile range. rounds: how often it ran.
+    Attributes:
+      seconds: median run time.
+      spread: its interquartile range.
+      rounds: how often it ran.
       trace: seconds from Python to jaxpr; ``lower``: to StableHLO; ``compile``: to the device's
-      program. temporary_bytes: memory beside arguments and results. peak_resident_bytes: of the
-      whole process while the program ran first; of the host, not of an accelerator. flop: by
-      `flop_of`. moved_bytes: arguments and results, what any program for the purpose must read and
-      write. xla_flop: by XLA's cost analysis, which counts the body of a loop once; ``xla_bytes``
-      likewise. limit_seconds: the least time that the limits allow, for that arithmetic and that
-      traffic. share: ``limit_seconds`` over ``seconds``.
+        program.
+      temporary_bytes: memory beside arguments and results.
+      peak_resident_bytes: of the whole process while the program ran first; of the host, not of an
+        accelerator.
+      flop: by `flop_of`.
+      moved_bytes: arguments and results, what any program for the purpose must read and write.
+      xla_flop: by XLA's cost analysis, which counts the body of a loop once; ``xla_bytes``
+        likewise.
+      limit_seconds: the least time that the limits allow, for that arithmetic and that traffic.
+      share: ``limit_seconds`` over ``seconds``.
     """
 
     seconds: float

@@ -26,12 +26,16 @@ Results = Sequence[dict[str, np.ndarray]]
 class Claim(NamedTuple):
     """A statement of a paper and what was found.
 
-    Attributes: claim: the statement, with its threshold. source: where it stands, e.g. "Kirsch &
-      Schmidhuber 2021, section 4.1". published: the published figure in words or as a number, None
-      where there is none. measured: the mean over seeds, None where it was not run or is not
-      finite, which does not hold. spread: its standard deviation over seeds, None with one seed or
-      with such a mean. seeds: how many. holds: whether it holds here, of the mean, None where it
-      was not run. alone: in how many seeds it holds by itself.
+    Attributes:
+      claim: the statement, with its threshold.
+      source: where it stands, e.g. "Kirsch & Schmidhuber 2021, section 4.1".
+      published: the published figure in words or as a number, None where there is none.
+      measured: the mean over seeds, None where it was not run or is not finite, which does not
+        hold.
+      spread: its standard deviation over seeds, None with one seed or with such a mean.
+      seeds: how many.
+      holds: whether it holds here, of the mean, None where it was not run.
+      alone: in how many seeds it holds by itself.
     """
 
     claim: str
@@ -72,11 +76,15 @@ def claim(
 class Experiment(NamedTuple):
     """What a module of `benchmarks.experiments` provides.
 
-    Attributes: title: one line. source: paper and figure or table. settings: scale -> all that may
-      differ between scales, as plain numbers and strings. run: ``(seed, settings, folder) -> {name:
-      array}``, arrays small enough for JSON; whatever takes long goes on from checkpoints in
-      ``folder``. claims: ``(results, settings) -> [Claim]``. picture: ``(results, settings, figure)
-      -> None`` draws on a matplotlib figure. seeds: how many by default.
+    Attributes:
+      title: one line.
+      source: paper and figure or table.
+      settings: scale -> all that may differ between scales, as plain numbers and strings.
+      run: ``(seed, settings, folder) -> {name: array}``, arrays small enough for JSON; whatever
+        takes long goes on from checkpoints in ``folder``.
+      claims: ``(results, settings) -> [Claim]``.
+      picture: ``(results, settings, figure) -> None`` draws on a matplotlib figure.
+      seeds: how many by default.
     """
 
     title: str

@@ -4,6 +4,7 @@ Values are passed by the names that their owner knows them by: ``positive_int(ho
 """
 
 import math
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -36,15 +37,18 @@ def positive_int(**values: Any) -> None:
             raise ValueError(f"{name} must be at least 1, got {value}")
 
 
-def positive_ints(name: str, values: Any, like: tuple[int, ...]) -> tuple[int, ...]:
-    """Returns ``values``, ints of at least 1, as a tuple; as many as in ``like``, if that is 2 or 3.
+def positive_ints(
+    name: str, values: Any, like: tuple[int, ...], any_length: bool = False
+) -> tuple[int, ...]:
+    """Returns ``values``, ints of at least 1, as a tuple; as many as ``like`` has, or any number.
 
     ``like`` is an example of what is wanted, for the message.
     """
     if not isinstance(values, (tuple, list)):
         raise TypeError(f"{name} must be a tuple such as {like}, got {_shown(values)}")
-    if not values or (len(like) > 1 and len(values) != len(like)):
-        raise ValueError(f"{name} must have {len(like)} numbers such as {like}, got {values}")
+    any_length = any_length or len(like) == 1
+    if not values or (len(values) != len(like) and not any_length):
+        raise ValueError(f"{name} must have {len(like)} numbers, such as {like}, got {values}")
     for value in values:
         positive_int(**{name: value})
     return tuple(map(int, values))
@@ -56,6 +60,13 @@ def increasing_pair(name: str, values: Any, like: tuple[int, int]) -> tuple[int,
     if low > high:
         raise ValueError(f"{name} must be a pair (fewest, most), got {values}; swap them")
     return low, high
+
+
+def finite_number(**values: Any) -> None:
+    """Each must be a finite number."""
+    for name, value in values.items():
+        if math.isnan(number(name, value)):
+            raise ValueError(f"{name} must be a finite Python number, got {value!r}")
 
 
 def positive_float(**values: Any) -> None:
@@ -172,7 +183,8 @@ def floating(name: str, tree: Any) -> None:
 
 def returned(name: str, value: Any, parts: str) -> None:
     """``name`` must return a tuple of ``parts``, e.g. ``"state, loss, metrics"``."""
-    if not isinstance(value, tuple) or len(value) != parts.count(",") + 1:
+    outermost = re.sub(r"\(.*?\)", "", parts)
+    if not isinstance(value, tuple) or len(value) != outermost.count(",") + 1:
         raise TypeError(f"{name} must return ({parts}), got {describe(value)}")
 
 

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from metajax import _checks
-from metajax.types import Array, Inner, InnerState, Learner, PyTree, Tasks
+from metajax.types import Array, Inner, InnerState, Learner, Metrics, PyTree, Tasks
 
 _TEST = 2**31 - 1  # the fold_in tag of the test batch: no inner step reaches it
 
@@ -19,18 +19,22 @@ def inner(
     unroll of 12 steps equals four of 3 bit for bit, and two episodes started from one key meet the
     same data whatever their parameters.
 
-    Args: learner: the inner algorithm. tasks: where tasks and batches come from. horizon: inner
-      steps in an episode; or ``(shortest, longest)``, and truncated estimators draw each episode's
-      length log-uniformly between them, rounded up to whole windows, so that early steps weigh more
-      and episodes are met at all phases. What runs whole episodes (`evaluate`, or an estimator
-      without ``truncation``) takes the longest. meta_loss: ``"online"``, the mean of the losses met
-      during adaptation, or ``"heldout"``, the loss on the task's test batch after it.
+    Args:
+      learner: the inner algorithm.
+      tasks: where tasks and batches come from.
+      horizon: inner steps in an episode; or ``(shortest, longest)``, and truncated estimators draw
+        each episode's length log-uniformly between them, rounded up to whole windows, so that early
+        steps weigh more and episodes are met at all phases. What runs whole episodes (`evaluate`,
+        or an estimator without ``truncation``) takes the longest.
+      meta_loss: ``"online"``, the mean of the losses met during adaptation, or ``"heldout"``, the
+        loss on the task's test batch after it.
 
-    Raises: TypeError, ValueError: an argument of another type, a horizon below 1, lengths that are
-      not in order or come with a held-out meta-loss, or an unknown ``meta_loss``.
+    Raises:
+      ValueError: lengths out of order, or a pair of them with a held-out meta-loss.
 
     >>> import jax, metajax as mx, optax
-    >>> loop = mx.inner(mx.l2l(optax.sgd, mx.problems.quadratic()), mx.tasks.quadratics(3), horizon=10)
+    >>> learner = mx.l2l(optax.sgd, mx.problems.quadratic())
+    >>> loop = mx.inner(learner, mx.tasks.quadratics(3), horizon=10)
     >>> state = loop.init(jax.random.key(0), 0.1, ())
     >>> state, loss, metrics = mx.unroll(loop, 0.1, state, (), length=10)
     >>> int(state.t), loss.shape
@@ -38,62 +42,55 @@ def inner(
     """
     _checks.instance(Learner, learner=learner)
     _checks.instance(Tasks, tasks=tasks)
+    _checks.one_of("meta_loss", meta_loss, ("online", "heldout"))
+    heldout = meta_loss == "heldout"
     shortest, longest = _lengths(horizon)
-    if meta_loss not in ("online", "heldout"):
-        raise ValueError(f"meta_loss must be 'online' or 'heldout', got {meta_loss!r}")
-    if shortest is not None and meta_loss == "heldout":
+    if shortest is not None and heldout:
         raise ValueError(
-            "horizon may be a pair (shortest, longest) only with the meta-loss 'online', since it takes effect between "
-            "the windows of a truncated estimator; give one int, or meta_loss='online'"
+            "horizon may be a pair (shortest, longest) only with the meta-loss 'online', since it "
+            "takes effect between the windows of a truncated estimator; give one int, or "
+            "meta_loss='online'"
         )
 
     def init(key, meta_params, data):
         _checks.key(key)
         k_task, k_init, key = jax.random.split(key, 3)
         task = tasks.sample(k_task, data)
-        return InnerState(key, jnp.int32(0), task, learner.init(k_init, meta_params, task))
+        state = learner.init(k_init, meta_params, task)
+        return InnerState(key, jnp.int32(0), task, state)
 
     def step(meta_params, state, data):
         k_data, k_step = jax.random.split(jax.random.fold_in(state.key, state.t))
-        batch = tasks.train(k_data, data, state.task, state.t)
+        batch = tasks.train(k_data, data, state.task)
         result = learner.step(k_step, meta_params, state.learner, batch)
+
         _checks.returned("learner.step", result, "state, loss, metrics")
         new, loss, metrics = result
-        _checks.scalar("the loss returned by learner.step", loss)
-        _checks.metrics("learner.step", metrics)
+        _checks.loss_and_metrics("learner.step", loss, metrics)
         _checks.same_structure(
             "the state returned by learner.step", new, state.learner, "the state it was given"
         )
         return state._replace(t=state.t + 1, learner=new), (loss, metrics)
 
-    def on_test(f, meta_params, state, data):
-        k_data, k_loss = jax.random.split(jax.random.fold_in(state.key, _TEST))
-        return f(k_loss, meta_params, state.learner, tasks.test(k_data, data, state.task))
-
     def test(meta_params, state, data):
-        loss = on_test(learner.loss, meta_params, state, data)
-        _checks.scalar("the loss returned by learner.loss", loss)
-        return loss
+        k_data, k_test = jax.random.split(jax.random.fold_in(state.key, _TEST))
+        batch = tasks.test(k_data, data, state.task)
+        result = learner.test(k_test, meta_params, state.learner, batch)
 
-    heldout = test if meta_loss == "heldout" else None
+        _checks.returned("learner.test", result, "loss, metrics")
+        loss, metrics = result
+        _checks.loss_and_metrics("learner.test", loss, metrics)
+        return loss, metrics
 
-    def test_metrics(meta_params, state, data):
-        metrics = on_test(learner.metrics, meta_params, state, data)
-        _checks.metrics("learner.metrics", metrics)
-        return metrics
-
-    return Inner(init, step, heldout, test, longest, shortest, test_metrics=test_metrics)
+    return Inner(init, step, test, heldout, longest, shortest)
 
 
 def _lengths(horizon: int | tuple[int, int]) -> tuple[int | None, int]:
-    if not isinstance(horizon, tuple):
-        return None, _checks.positive_int("horizon", horizon)
-    if len(horizon) != 2:
-        raise ValueError(f"horizon must be an int or a pair (shortest, longest), got {horizon}")
-    shortest, longest = (_checks.positive_int("horizon", steps) for steps in horizon)
-    if shortest > longest:
-        raise ValueError(f"horizon must be a pair (shortest, longest), got {horizon}; swap them")
-    return shortest, longest
+    """The shortest length, None if there is but one, and the longest."""
+    if isinstance(horizon, tuple):
+        return _checks.increasing_pair("horizon", horizon, like=(10, 100))
+    _checks.positive_int(horizon=horizon)
+    return None, horizon
 
 
 def unroll(
@@ -103,20 +100,24 @@ def unroll(
     data: PyTree,
     length: int,
     remat: bool = False,
-) -> tuple[InnerState, Array, dict[str, Array]]:
-    """Runs ``length`` inner steps; returns the state, the meta-loss and the metrics averaged over
-    the steps.
+) -> tuple[InnerState, Array, Metrics]:
+    """Runs ``length`` inner steps; returns the state, the meta-loss and the mean metrics.
 
     Where the meta-loss is held out, the metrics on the test batch are there too, as
     ``test_<name>``.
 
-    Args: inner: the inner loop. meta_params: what it is run with. state: where it starts. data:
-      handed to the tasks. length: inner steps. remat: recompute each step in the backward pass
-      instead of storing what it made (Griewank & Walther 2000): the memory of reverse mode becomes
-      one learner state a step.
+    Args:
+      inner: the inner loop.
+      meta_params: what it is run with.
+      state: where it starts.
+      data: handed to the tasks.
+      length: inner steps.
+      remat: recompute each step in the backward pass instead of storing what it made (Griewank &
+        Walther 2000): the memory of reverse mode becomes one learner state a step.
 
     >>> import jax, metajax as mx, optax
-    >>> loop = mx.inner(mx.l2l(optax.sgd, mx.problems.quadratic()), mx.tasks.quadratics(3), horizon=4)
+    >>> learner = mx.l2l(optax.sgd, mx.problems.quadratic())
+    >>> loop = mx.inner(learner, mx.tasks.quadratics(3), horizon=4)
     >>> state = loop.init(jax.random.key(0), 0.1, ())
     >>> state, loss, metrics = mx.unroll(loop, 0.1, state, (), length=4)
     """
@@ -125,12 +126,13 @@ def unroll(
     def body(state, _):
         return inner.step(meta_params, state, data)
 
-    remat = remat and length > 1  # a single step would be run twice, and save nothing
-    state, (losses, metrics) = lax.scan(
-        jax.checkpoint(body) if remat else body, state, None, length=length
-    )
-    metrics = jax.tree.map(lambda x: x.mean(), metrics)
-    if inner.loss is None:
+    if remat and length > 1:  # a single step would be run twice, and save nothing
+        body = jax.checkpoint(body)
+    state, (losses, metrics) = lax.scan(body, state, None, length=length)
+    metrics = jax.tree.map(jnp.mean, metrics)
+    if not inner.heldout:
         return state, losses.mean(), metrics
-    tested = {f"test_{name}": x for name, x in inner.test_metrics(meta_params, state, data).items()}
-    return state, inner.loss(meta_params, state, data), metrics | tested
+
+    loss, tested = inner.test(meta_params, state, data)
+    metrics |= {f"test_{name}": x for name, x in tested.items()}
+    return state, loss, metrics

@@ -1,4 +1,4 @@
-"""How good the logits of a classifier are."""
+"""How good predictions are: means over the examples of a batch that count."""
 
 import jax
 import jax.core
@@ -6,22 +6,41 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from metajax.types import Array
+from metajax.types import Array, Metrics
 
 
-def cross_entropy_and_accuracy(logits: Array, label: Array) -> tuple[Array, dict[str, Array]]:
-    """The mean cross-entropy of ``logits [B, C]`` in nats, NaN if a ``label [B]`` is out of range,
-    and the accuracy.
+def masked_mean(values: Array, mask: Array | None = None) -> Array:
+    """The mean of ``values [B, ...]`` over the examples with a true ``mask [B]``, 0 if none has."""
+    if mask is None:
+        return values.mean()
+    per_example = values.reshape(len(mask), -1).mean(1)
+    # Not a product: what does not count may be NaN.
+    counted = jnp.where(mask, per_example, 0)
+    return counted.sum() / jnp.maximum(mask.sum(), 1)
+
+
+def cross_entropy_and_accuracy(
+    logits: Array, label: Array, mask: Array | None = None
+) -> tuple[Array, Metrics]:
+    """The mean cross-entropy in nats of ``logits [B, C]``, and their accuracy.
+
+    A ``label [B]`` that is out of range is an error or, where it is traced, a loss of NaN.
     """
     num_classes = logits.shape[-1]
-    if not isinstance(label, jax.core.Tracer):
-        wrong = [
-            k for k in np.unique(label).tolist() if not 0 <= k < num_classes
-        ]  # on the host, also under jit
-        if wrong:
-            raise ValueError(f"label must be in 0..{num_classes - 1}, got {wrong}")
-    known = (label >= 0) & (label < num_classes)
-    losses = optax.softmax_cross_entropy_with_integer_labels(logits, jnp.where(known, label, 0))
-    return jnp.where(known, losses, jnp.nan).mean(), {
-        "accuracy": (logits.argmax(-1) == label).mean(dtype=logits.dtype)
-    }
+    in_range = (label >= 0) & (label < num_classes)
+    counts = jnp.ones_like(in_range) if mask is None else mask
+    _check_labels(label, in_range | ~counts, num_classes)
+
+    safe = jnp.where(in_range, label, 0)
+    losses = optax.softmax_cross_entropy_with_integer_labels(logits, safe)
+    losses = jnp.where(in_range, losses, jnp.nan)
+    hits = (logits.argmax(-1) == label).astype(logits.dtype)
+    return masked_mean(losses, mask), {"accuracy": masked_mean(hits, mask)}
+
+
+def _check_labels(label: Array, fits: Array, num_classes: int) -> None:
+    if isinstance(fits, jax.core.Tracer):
+        return
+    wrong = np.unique(np.asarray(label)[~np.asarray(fits)])  # on the host, also under jit
+    if wrong.size:
+        raise ValueError(f"label must be in 0..{num_classes - 1}, got {wrong.tolist()}")

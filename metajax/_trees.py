@@ -25,23 +25,27 @@ def where(pred: Array, a: PyTree, b: PyTree) -> PyTree:
     return jax.vmap(lambda p, x, y: jax.tree.map(lambda u, v: jnp.where(p, u, v), x, y))(pred, a, b)
 
 
-def all_finite(tree: PyTree) -> Array:
-    """Whether all floating leaves are finite."""
-    ok = [
-        jnp.isfinite(x).all() for x in jax.tree.leaves(tree) if jnp.issubdtype(x.dtype, jnp.inexact)
-    ]
-    return jnp.stack(ok).all() if ok else jnp.array(True)
+def all_finite(tree: PyTree, batch: bool = False) -> Array:
+    """Whether all floating leaves are finite; with ``batch``, for each index of the leading axis."""
+    return _all([jnp.isfinite(x) for x in jax.tree.leaves(tree) if _is_inexact(x)], batch)
 
 
 def stays_finite(new: PyTree, old: PyTree, batch: bool = False) -> Array:
-    """Whether no value has become infinite or NaN; with ``batch``, for each index of the leaves'
-    leading axis.
+    """Whether no value has become infinite or NaN; with ``batch``, as in `all_finite`.
 
     Some states begin with infinity: the lowest loss so far, a mask.
     """
     pairs = zip(jax.tree.leaves(new), jax.tree.leaves(old), strict=True)
-    ok = [
-        jnp.isfinite(x) | ~jnp.isfinite(y) for x, y in pairs if jnp.issubdtype(x.dtype, jnp.inexact)
-    ]
-    ok = [x.reshape(x.shape[0], -1).all(1) if batch else x.all() for x in ok]
-    return jnp.stack(ok).all(0) if ok else jnp.array(True)
+    return _all([jnp.isfinite(x) | ~jnp.isfinite(y) for x, y in pairs if _is_inexact(x)], batch)
+
+
+def _is_inexact(x: Array) -> bool:
+    return jnp.issubdtype(x.dtype, jnp.inexact)
+
+
+def _all(ok: list[Array], batch: bool) -> Array:
+    if not ok:
+        return jnp.array(True)
+    if batch:
+        return jnp.stack([x.reshape(len(x), -1).all(1) for x in ok]).all(0)
+    return jnp.stack([x.all() for x in ok]).all()

@@ -1,4 +1,4 @@
-"""The five nouns of metajax, each a NamedTuple of pure functions over pytrees.
+"""The nouns of metajax, each a NamedTuple of pure functions over pytrees.
 
 Argument order is the same everywhere: ``key``, ``meta_params``, state, ``data``. Whatever is large
 (``data``) is an argument and never a closure, so that it is not baked into the compiled program.
@@ -12,7 +12,6 @@ import jax
 __all__ = [
     "Estimate",
     "Estimator",
-    "InContext",
     "Inner",
     "InnerState",
     "LearnedOptimizer",
@@ -26,69 +25,113 @@ __all__ = [
 Array = jax.Array
 PyTree = Any
 
+# What the arguments below are.
+Key = Array  # a single typed key
+Data = PyTree  # arrays that tasks draw from
+Task = PyTree
+Batch = PyTree  # of a task; may carry a "mask" [B], False for examples that do not count
+Inputs = PyTree  # a batch without what is to be predicted
+Params = PyTree
+ModelState = PyTree  # of a model: what it keeps and does not train, such as running statistics
+MetaParams = PyTree
+State = PyTree  # of a learner or an estimator
+Metrics = dict[str, Array]  # scalars
+
 
 class Tasks(NamedTuple):
     """A distribution over tasks; a task is a pytree of arrays.
 
     Attributes:
       sample: ``(key, data) -> task``.
-      train: ``(key, data, task, t) -> batch``, what the learner adapts to at inner step ``t``.
+      train: ``(key, data, task) -> batch``, what the learner adapts to, drawn anew at each step.
       test: ``(key, data, task) -> batch``, what it is judged on afterwards.
+
+    Where a batch is a dict and has a ``mask [B]``, its examples with False do not count: tasks may
+    have different numbers of them.
     """
 
-    sample: Callable[..., PyTree]
-    train: Callable[..., PyTree]
-    test: Callable[..., PyTree]
+    sample: Callable[[Key, Data], Task]
+    train: Callable[[Key, Data, Task], Batch]
+    test: Callable[[Key, Data, Task], Batch]
+
+
+def no_predictions(*args: Any) -> Any:
+    """The ``predict`` of what has none."""
+    del args
+    raise TypeError("this learner was made of something that has no predict; give it one")
 
 
 class Problem(NamedTuple):
-    """What an inner optimizer minimises: parameters and a loss on batches.
+    """What an inner optimizer minimises: the parameters of a model and their loss on a batch.
+
+    A model may keep a state that is not trained (running statistics), and behave in training
+    (dropout) as it does not in evaluation. ``loss`` is training; ``test`` and ``predict`` are
+    evaluation and change nothing. A model with neither is one line:
+    `metajax.problems.stateless`.
 
     Attributes:
-      init: ``(key, task) -> params``.
-      loss: ``(key, params, batch) -> (loss, metrics)``, a scalar and a dict of scalars.
+      init: ``(key, task) -> (params, model_state)``.
+      loss: ``(key, params, model_state, batch) -> (loss, (metrics, model_state))``, a scalar, a
+        dict of scalars and the state after the batch.
+      test: ``(key, params, model_state, batch) -> (loss, metrics)``.
+      predict: ``(key, params, model_state, inputs) -> outputs``.
     """
 
-    init: Callable[..., PyTree]
-    loss: Callable[..., tuple[Array, dict[str, Array]]]
+    init: Callable[[Key, Task], tuple[Params, ModelState]]
+    loss: Callable[[Key, Params, ModelState, Batch], tuple[Array, tuple[Metrics, ModelState]]]
+    test: Callable[[Key, Params, ModelState, Batch], tuple[Array, Metrics]]
+    predict: Callable[[Key, Params, ModelState, Inputs], PyTree] = no_predictions
 
 
-def no_metrics(*args: Any) -> dict[str, Array]:
-    """The ``metrics`` of what has none."""
-    del args
-    return {}
+def no_meta(key: Key) -> MetaParams:
+    """The ``meta`` of a learner that does not know its meta-parameters."""
+    del key
+    raise TypeError(
+        "this learner does not say how its meta-parameters begin: give its optimizer as a "
+        "metajax.LearnedOptimizer, or take learner._replace(meta=lambda key: ...)"
+    )
 
 
 class Learner(NamedTuple):
     """An inner algorithm: anything that turns batches into better behaviour.
 
-    Attributes: init: ``(key, meta_params, task) -> state``. step: ``(key, meta_params, state,
-      batch) -> (state, loss, metrics)``; the loss is that of the prediction made *before* the batch
-      is learned from. loss: ``(key, meta_params, state, batch) -> loss``; evaluates and does not
-      adapt. metrics: ``(key, meta_params, state, batch) -> metrics``, a dict of scalars that go
-      with that loss, such as the accuracy; empty by default.
+    Attributes:
+      init: ``(key, meta_params, task) -> state``.
+      step: ``(key, meta_params, state, batch) -> (state, loss, metrics)``; the loss is that of the
+        prediction made *before* the batch is learned from.
+      test: ``(key, meta_params, state, batch) -> (loss, metrics)``; evaluates, does not adapt.
+      predict: ``(key, meta_params, state, inputs) -> outputs``, e.g. logits ``[B, C]`` of images
+        ``[B, ...]``, from what was learned.
+      meta: ``(key) -> meta_params``, where meta-training begins.
     """
 
-    init: Callable[..., PyTree]
-    step: Callable[..., tuple[PyTree, Array, dict[str, Array]]]
-    loss: Callable[..., Array]
-    metrics: Callable[..., dict[str, Array]] = no_metrics
+    init: Callable[[Key, MetaParams, Task], State]
+    step: Callable[[Key, MetaParams, State, Batch], tuple[State, Array, Metrics]]
+    test: Callable[[Key, MetaParams, State, Batch], tuple[Array, Metrics]]
+    predict: Callable[[Key, MetaParams, State, Inputs], PyTree] = no_predictions
+    meta: Callable[[Key], MetaParams] = no_meta
 
 
 class InnerState(NamedTuple):
-    """The state of one episode: its own key, the inner step ``t`` (int32), the task and the
-    learner's state.
+    """The state of one episode.
+
+    Attributes:
+      key: its own key; step ``t`` draws from ``fold_in(key, t)``.
+      t: int32, the inner steps done.
+      task: what it is about.
+      learner: the learner's state.
     """
 
-    key: Array
+    key: Key
     t: Array
-    task: PyTree
-    learner: PyTree
+    task: Task
+    learner: State
 
 
 def vmap(f: Callable, in_axes: Any = 0, *, whole: bool = False) -> Callable:
-    """`jax.vmap` over episodes; ``whole`` asks for all results on every device, should they be
-    divided over several.
+    """`jax.vmap` over episodes.
+
+    ``whole`` asks for all results on every device, should they be divided over several.
     """
     del whole
     return jax.vmap(f, in_axes)
@@ -97,37 +140,41 @@ def vmap(f: Callable, in_axes: Any = 0, *, whole: bool = False) -> Callable:
 class Inner(NamedTuple):
     """A learner on a task distribution, made by `metajax.inner`.
 
-    Attributes: init: ``(key, meta_params, data) -> InnerState``. step: ``(meta_params, state, data)
-      -> (state, (loss, metrics))``; randomness comes from ``state``. loss: ``(meta_params, state,
-      data) -> loss`` on the task's test batch, or None where the meta-loss is the mean of the
-      losses met on the way. test: ``(meta_params, state, data) -> loss`` on the task's test batch,
-      whatever the meta-loss is. horizon: the number of inner steps in an episode, the longest if
-      they differ. shortest: the number of inner steps in the shortest episode, or None if all are
-      equally long. vmap: ``(f, in_axes, whole=False) -> f`` over a leading axis of episodes or of
-      population members, `jax.vmap` unless `metajax.sharding.split` put one in its place that
-      divides the axis over devices. What ``f`` needs is among its arguments; it closes over no
-      traced value. test_metrics: ``(meta_params, state, data) -> metrics`` on the task's test
-      batch.
+    Attributes:
+      init: ``(key, meta_params, data) -> InnerState``.
+      step: ``(meta_params, state, data) -> (state, (loss, metrics))``; randomness comes from
+        ``state``.
+      test: ``(meta_params, state, data) -> (loss, metrics)`` on the task's test batch.
+      heldout: whether the meta-loss is that of the test batch after the last step, and not the mean
+        of the losses met on the way.
+      horizon: the number of inner steps in an episode, the longest if they differ.
+      shortest: the number of inner steps in the shortest episode, None if all are equally long.
+      vmap: ``(f, in_axes, whole=False) -> f`` over a leading axis of episodes or of population
+        members, `jax.vmap` unless `metajax.sharding.split` put one in its place that divides the
+        axis over devices. What ``f`` needs is among its arguments: it closes over no traced value.
     """
 
-    init: Callable[..., InnerState]
-    step: Callable[..., tuple[InnerState, tuple[Array, dict[str, Array]]]]
-    loss: Callable[..., Array] | None
-    test: Callable[..., Array]
+    init: Callable[[Key, MetaParams, Data], InnerState]
+    step: Callable[[MetaParams, InnerState, Data], tuple[InnerState, tuple[Array, Metrics]]]
+    test: Callable[[MetaParams, InnerState, Data], tuple[Array, Metrics]]
+    heldout: bool
     horizon: int
     shortest: int | None = None
-    vmap: Callable[..., Any] = vmap
-    test_metrics: Callable[..., dict[str, Array]] = no_metrics
+    vmap: Callable[..., Callable] = vmap
 
 
 class Estimate(NamedTuple):
-    """A meta-gradient (or descent direction) as a pytree like ``meta_params``, the meta-loss and
-    scalar metrics.
+    """What an estimator gives.
+
+    Attributes:
+      updates: a meta-gradient, or a descent direction: a tree like ``meta_params``.
+      loss: the meta-loss.
+      metrics: scalars.
     """
 
     updates: PyTree
     loss: Array
-    metrics: dict[str, Array]
+    metrics: Metrics
 
 
 class Estimator(NamedTuple):
@@ -138,17 +185,21 @@ class Estimator(NamedTuple):
       estimate: ``(key, meta_params, state, data) -> (Estimate, state)``.
     """
 
-    init: Callable[..., PyTree]
-    estimate: Callable[..., tuple[Estimate, PyTree]]
+    init: Callable[[Key, MetaParams, Data], State]
+    estimate: Callable[[Key, MetaParams, State, Data], tuple[Estimate, State]]
 
 
 class TrainState(NamedTuple):
     """All that a meta-training run is: save it and the run can go on from there.
 
-    Attributes: key: the run's key; step ``i`` uses ``fold_in(key, i)``. step: int32, meta-steps
-      done. meta_params: what is being learned. opt_state: state of the outer optax transformation.
-      estimator: state of the estimator. skipped: int32, steps *in a row* whose meta-gradient was
-      not finite and was therefore not applied.
+    Attributes:
+      key: the run's key; step ``i`` uses ``fold_in(key, i)``.
+      step: int32, meta-steps done.
+      meta_params: what is being learned.
+      opt_state: state of the outer optax transformation.
+      estimator: state of the estimator.
+      skipped: int32, steps *in a row* whose meta-gradient was not finite and was therefore not
+        applied.
     """
 
     key: Array
@@ -179,23 +230,5 @@ class LearnedOptimizer(NamedTuple):
       tx: ``(meta_params) -> optax.GradientTransformation``.
     """
 
-    init: Callable[..., PyTree]
-    tx: Callable[..., Any]
-
-
-class InContext(NamedTuple):
-    """A learner that learns in its own activations, not by gradients, and the meta-parameters it
-    learns with.
-
-    Its batches are ``{"image": [B, ...], "label": [B]}``, usually ``B = 1``: each step predicts
-    first, then takes the label in. Its loss is the mean cross-entropy, in nats, of the prediction
-    made before the label was seen, its metric ``accuracy``; ``learner.loss`` predicts every example
-    of a batch from the one state and changes nothing.
-
-    Attributes:
-      init: ``(key) -> meta_params``.
-      learner: the inner algorithm that runs with them.
-    """
-
-    init: Callable[..., PyTree]
-    learner: Learner
+    init: Callable[[Key], MetaParams]
+    tx: Callable[[MetaParams], Any]

@@ -38,7 +38,7 @@ optimizer = mx.optim.lstm()
 problem = mx.problems.mlp((64, 8, 10))
 tasks = mx.tasks.minibatches(batch_size=64)
 
-loop = mx.inner(mx.l2l(optimizer.tx, problem), tasks, horizon=50)
+loop = mx.inner(mx.l2l(optimizer, problem), tasks, horizon=50)
 
 # %% [markdown]
 # Before any meta-training the optimizer is a random function, and the loss goes nowhere:

@@ -32,7 +32,7 @@ print(mx.pretrained.card("vsml-mnist")[:700])
 # %%
 make = mx.pretrained.load("vsml-mnist")
 net = make(64, 10)
-meta_params = net.init(jax.random.key(0))
+meta_params = net.meta(jax.random.key(0))
 print("meta-parameters:", sum(x.size for x in jax.tree.leaves(meta_params)))
 
 digits = mx.data.load("digits")
@@ -42,7 +42,7 @@ tasks = mx.tasks.classification(
 )  # one example a step, labels permuted at random in each task
 digits = mx.data.by_class(digits)
 
-loop = mx.inner(net.learner, tasks, horizon=STEPS)
+loop = mx.inner(net, tasks, horizon=STEPS)
 vsml = mx.evaluate(loop, jax.random.key(1), meta_params, digits, num_tasks=RUNS)
 
 # %% [markdown]
@@ -112,10 +112,10 @@ mx.plot.messages(np.stack(errors), name="error").figure
 # %%
 small = mx.vsml((16, 3), mx.cells.lstm(ticks=1), backward_pass=True)
 easy = mx.tasks.unit_spread(mx.tasks.project(mx.tasks.classification(num_classes=3), 16))
-short = mx.inner(small.learner, easy, horizon=40)
+short = mx.inner(small, easy, horizon=40)
 outer = optax.chain(optax.clip_by_global_norm(1.0), optax.adam(1e-2))
 trainer = mx.trainer(mx.bptt(short, num_tasks=16), outer)
-start = trainer.init(jax.random.key(3), small.init(jax.random.key(4)), digits)
+start = trainer.init(jax.random.key(3), small.meta(jax.random.key(4)), digits)
 result = mx.fit(trainer, start, digits, num_steps=STEPS)
 mx.plot.curves(
     {"meta-training": result.history["loss"]}, xlabel="meta-step", ylabel="loss (nats)"

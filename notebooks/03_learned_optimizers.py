@@ -90,7 +90,7 @@ mx.plot.update_rule(optax.adam(0.1), largest=0.2, past=(-0.1, 0.0, 0.1)).figure
 optimizer = mx.optim.rnnprop()
 train = mx.data.load("digits", "train")
 problem, tasks = mx.problems.random_mlp(mx.tasks.minibatches(64), 64, 10, widths=(4, 16))
-loop = mx.inner(mx.l2l(optimizer.tx, problem), tasks, horizon=100)
+loop = mx.inner(mx.l2l(optimizer, problem), tasks, horizon=100)
 outer = optax.chain(
     optax.clip_by_global_norm(1.0), optax.adam(optax.cosine_decay_schedule(3e-3, META_STEPS))
 )

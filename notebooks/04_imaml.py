@@ -82,7 +82,7 @@ for name, (learner, steps) in learners.items():
 loop, params = results["iMAML"]
 state = loop.init(jax.random.key(3), params, test)
 k_support, k_query = jax.random.split(jax.random.key(4))
-support, query = tasks.train(k_support, test, state.task, 0), tasks.test(k_query, test, state.task)
+support, query = tasks.train(k_support, test, state.task), tasks.test(k_query, test, state.task)
 state, _ = loop.step(params, state, test)
 x = query["image"].reshape(len(query["label"]), -1)
 for layer in state.learner.params[:-1]:

@@ -22,7 +22,7 @@ HORIZON, WINDOW, TASKS, STD = 40, 10, 8, 0.02
 # %%
 optimizer = mx.optim.lstm(hidden=(4,), p=None)
 loop = mx.inner(
-    mx.l2l(optimizer.tx, mx.problems.quadratic(), second_order=True),
+    mx.l2l(optimizer, mx.problems.quadratic(), second_order=True),
     mx.tasks.quadratics(8),
     HORIZON,
 )
@@ -89,7 +89,7 @@ print("loss", result.history["loss"][:3].mean(), "->", result.history["loss"][-3
 
 # %%
 loops = [
-    mx.inner(mx.l2l(optimizer.tx, mx.problems.quadratic()), mx.tasks.quadratics(n), HORIZON)
+    mx.inner(mx.l2l(optimizer, mx.problems.quadratic()), mx.tasks.quadratics(n), HORIZON)
     for n in (4, 16)
 ]
 estimator = mx.mix([mx.bptt(each, TASKS) for each in loops], weights=[0.5, 0.5])

@@ -41,7 +41,7 @@ def lines(noise: float) -> mx.Tasks:
 
     return mx.Tasks(
         sample,
-        train=lambda key, data, task, t: draw(key, task, 4),
+        train=lambda key, data, task: draw(key, task, 4),
         test=lambda key, data, task: draw(key, task, 64),
     )
 
@@ -117,7 +117,7 @@ def blend() -> mx.LearnedOptimizer:
 
 
 opt = blend()
-learning = mx.inner(mx.l2l(opt.tx, mx.problems.quadratic()), mx.tasks.quadratics(5), horizon=20)
+learning = mx.inner(mx.l2l(opt, mx.problems.quadratic()), mx.tasks.quadratics(5), horizon=20)
 trainer = mx.trainer(mx.bptt(learning, num_tasks=32), optax.adam(1e-2))
 result = mx.fit(
     trainer,

@@ -27,7 +27,7 @@ mesh = mx.sharding.mesh()  # all devices
 optimizer = mx.optim.lstm(hidden=(8,))
 data = mx.data.load("digits")
 loop = mx.inner(
-    mx.l2l(optimizer.tx, mx.problems.mlp((64, 4, 10))), mx.tasks.minibatches(16), horizon=20
+    mx.l2l(optimizer, mx.problems.mlp((64, 4, 10))), mx.tasks.minibatches(16), horizon=20
 )
 loop = mx.sharding.split(loop, mesh)  # episodes over devices
 

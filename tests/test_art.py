@@ -77,7 +77,7 @@ def test_the_loss_is_that_of_numpy(key):
     }
     task = tasks.sample(key, jax.tree.map(jnp.asarray, data))
     x = rng.random((8, 8, 3)).astype(np.float32)
-    loss, parts = problem.loss(key, x, tasks.train(key, data, task, 0))
+    loss, parts = problem.loss(key, x, tasks.train(key, data, task))
 
     def grams(image):
         flat = {

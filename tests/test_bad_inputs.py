@@ -13,7 +13,7 @@ KEY = jax.random.key(0)
 OPT = mx.optim.lstm(hidden=(3,))
 META = OPT.init(KEY)
 MLP = mx.problems.mlp((4, 2, 3))
-LEARNER = mx.l2l(OPT.tx, MLP)
+LEARNER = mx.l2l(OPT, MLP)
 TASKS = mx.tasks.minibatches(4)
 DATA = {"image": np.zeros((8, 2, 2, 1), np.uint8), "label": np.zeros(8, np.int32)}
 INNER = mx.inner(LEARNER, TASKS, 4)
@@ -260,7 +260,7 @@ CASES = {
         TypeError,
         "GradientTransformation",
     ),
-    "l2l: problem missing": (lambda: mx.l2l(OPT.tx, None), TypeError, "problem"),
+    "l2l: problem missing": (lambda: mx.l2l(OPT, None), TypeError, "problem"),
     # the LSTM optimizer
     "lstm: scale negative": (lambda: mx.optim.lstm(scale=-1.0), ValueError, "scale"),
     "lstm: p NaN": (lambda: mx.optim.lstm(p=float("nan")), ValueError, "p must be finite"),

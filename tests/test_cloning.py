@@ -51,7 +51,7 @@ def test_the_ideal_cell_has_no_loss_and_another_rate_has_one(x64):
     state, _, metrics = mx.unroll(loop, (), state, (), 1)
     got = metrics["update"]
     key = jax.random.split(jax.random.fold_in(state.key, 0))[0]
-    batch = mx.tasks.signals(16).train(key, (), state.task, 0)
+    batch = mx.tasks.signals(16).train(key, (), state.task)
     e, x = np.asarray(batch["e"]), np.asarray(batch["x"])
     np.testing.assert_allclose(got, 0.25 * np.mean((e * np.tanh(x)) ** 2 + e**2), rtol=1e-4)
 
@@ -60,7 +60,7 @@ def test_the_ideal_cell_has_no_loss_and_another_rate_has_one(x64):
 @pytest.mark.slow
 def test_a_grid_of_ideal_cells_is_a_network_under_gradient_descent(sizes):
     net = mx.vsml(sizes, with_weights(ideal_cell()), backward_pass=True)
-    state = net.learner.init(jax.random.key(0), (), ())
+    state = net.init(jax.random.key(0), (), ())
     params = [tuple(x[0, 0] for x in recall(cells)) for cells in state.cells]
 
     def loss(params, x, y):
@@ -73,7 +73,7 @@ def test_a_grid_of_ideal_cells_is_a_network_under_gradient_descent(sizes):
         x = jax.random.normal(jax.random.fold_in(key, i), (sizes[0],))
         y = jnp.int32(i % sizes[-1])
         (want, _), grads = jax.value_and_grad(loss, has_aux=True)(params, x, y)
-        state, got, _ = net.learner.step(key, (), state, {"image": x[None], "label": y[None]})
+        state, got, _ = net.step(key, (), state, {"image": x[None], "label": y[None]})
         np.testing.assert_allclose(
             got, want, rtol=1e-3
         )  # squashing at 100 changes logits in the fourth digit
@@ -108,9 +108,9 @@ def test_only_weights_outlast_an_example():
 @pytest.mark.slow
 def test_fitting_an_lstm_brings_the_error_down():
     clone = clone_backprop(lstm_cell(8, slots=1, reduce="sum"), RATE)
-    loop = mx.inner(clone.learner, mx.tasks.signals(64), 1)
+    loop = mx.inner(clone, mx.tasks.signals(64), 1)
     trainer = mx.trainer(mx.bptt(loop, 1), optax.adam(1e-2))
-    state = trainer.init(jax.random.key(0), clone.init(jax.random.key(1)))
+    state = trainer.init(jax.random.key(0), clone.meta(jax.random.key(1)))
     loss = mx.fit(trainer, state, num_steps=400, chunk=400, progress=False).history["loss"]
     assert np.mean(loss[-20:]) < 0.1 * np.mean(loss[:5])
 

@@ -14,7 +14,7 @@ import metajax as mx
 
 def lstm_on_quadratics(second_order, horizon=6, meta_loss="online"):
     opt = mx.optim.lstm(hidden=(3, 2), p=None)
-    learner = mx.l2l(opt.tx, mx.problems.quadratic(), second_order=second_order)
+    learner = mx.l2l(opt, mx.problems.quadratic(), second_order=second_order)
     inner = mx.inner(learner, mx.tasks.quadratics(3), horizon, meta_loss)
     return inner, jax.tree.map(lambda x: x.astype(float), opt.init(jax.random.key(0)))
 
@@ -198,7 +198,7 @@ def _blowing_up():
         return {"t": jnp.int32(0), "x": jnp.float32(0), "lowest": jnp.float32(jnp.inf)}
 
     tasks = mx.Tasks(
-        lambda key, data: jax.random.normal(key), lambda key, data, task, t: task, lambda *_: None
+        lambda key, data: jax.random.normal(key), lambda key, data, task: task, lambda *_: None
     )
     return mx.inner(mx.Learner(init, step, lambda *_: None), tasks, horizon=6)
 

@@ -21,7 +21,7 @@ RHO, CUBIC, HORIZON, WINDOW, STD = 0.8, 0.3, 6, 2, 0.5
 THETA = jnp.array([0.5, -0.3])
 TASKS = mx.Tasks(
     sample=lambda key, data: 1 + jax.random.normal(key, THETA.shape),
-    train=lambda key, data, task, t: task + jnp.sin(1.0 * t),
+    train=lambda key, data, task: task + jnp.sin(1.0 * t),
     test=lambda key, data, task: task,
 )
 
@@ -231,7 +231,7 @@ def test_twins_share_all_randomness(kind):
     learner = mx.Learner(
         lambda key, m, task: jax.random.normal(key) + task[0], step, lambda *args: 0.0
     )
-    tasks = TASKS._replace(train=lambda key, data, task, t: jax.random.normal(key) + task[0])
+    tasks = TASKS._replace(train=lambda key, data, task: jax.random.normal(key) + task[0])
     estimator = {
         "es": lambda i: mx.es(i, 5, STD),
         "pes": lambda i: mx.pes(i, 5, STD, WINDOW),

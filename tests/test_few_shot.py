@@ -36,7 +36,7 @@ def drawn(tasks, keys, data):
 
     def one(key):
         task = tasks.sample(key, data)
-        return task, tasks.train(key, data, task, 0), tasks.test(key, data, task)
+        return task, tasks.train(key, data, task), tasks.test(key, data, task)
 
     return jax.vmap(one)(keys)
 
@@ -324,7 +324,7 @@ def test_sinusoids_are_those_of_the_paper(key):
     assert -5 <= x.min() < -4.99
     assert 4.99 < x.max() <= 5
     for part, batch in (
-        ("support", tasks.train(key, (), task, 0)),
+        ("support", tasks.train(key, (), task)),
         ("query", tasks.test(key, (), task)),
     ):
         x, y = np.asarray(task[part]["x"], np.float64), np.asarray(batch["y"])

@@ -37,7 +37,7 @@ def rates_and_steps(horizon, meta_loss="online"):
 def learned_optimizer(horizon, meta_loss="online"):
     opt = mx.optim.lstm(hidden=(2,), p=None)
     inner = mx.inner(
-        mx.l2l(opt.tx, mx.problems.quadratic()), mx.tasks.quadratics(2), horizon, meta_loss
+        mx.l2l(opt, mx.problems.quadratic()), mx.tasks.quadratics(2), horizon, meta_loss
     )
     return inner, jax.tree.map(lambda x: x.astype(float), opt.init(jax.random.key(0)))
 

@@ -30,7 +30,7 @@ def sample(key, data):
 
 
 def part(i):
-    return lambda key, data, task, t=None: jax.tree.map(lambda x: x[i], task)
+    return lambda key, data, task: jax.tree.map(lambda x: x[i], task)
 
 
 TASKS = mx.Tasks(sample, part(0), part(1))
@@ -180,9 +180,7 @@ def test_a_pull_that_is_too_weak_is_told(lam, negative):
     problem = mx.Problem(
         lambda key, task: None, lambda key, params, batch: (jnp.sum(jnp.cos(params - batch)), {})
     )
-    tasks = mx.Tasks(
-        lambda key, data: (), lambda key, data, task, t: 0.0, lambda key, data, task: 1.0
-    )
+    tasks = mx.Tasks(lambda key, data: (), lambda key, data, task: 0.0, lambda key, data, task: 1.0)
     learner = mx.imaml_diagnosed(problem, descend(optax.sgd(0.1), 2), cg(2), lam)
     curves = mx.evaluate(
         inner(learner, mx.tasks.with_query(tasks)), jax.random.key(0), jnp.zeros(2), num_tasks=2

@@ -165,9 +165,9 @@ def test_equals_a_loop_in_numpy(name, x64):
     want = [-np.log(example(x.ravel(), y)[y]) for x, y in zip(images, labels, strict=True)]
     batches = {"image": images[:, None], "label": labels[:, None]}
     run = jax.jit(
-        lambda s: jax.lax.scan(lambda s, b: net.learner.step(KEY, params, s, b)[:2], s, batches)[1]
+        lambda s: jax.lax.scan(lambda s, b: net.step(KEY, params, s, b)[:2], s, batches)[1]
     )
-    np.testing.assert_allclose(run(net.learner.init(KEY, params, ())), want, rtol=1e-9)
+    np.testing.assert_allclose(run(net.init(KEY, params, ())), want, rtol=1e-9)
 
 
 def test_the_lstm_is_that_of_flax():
@@ -245,14 +245,12 @@ def started(name):
     net = make()[name]
     params = net.init(KEY)
     step = jax.jit(
-        lambda state, image, label: net.learner.step(
-            KEY, params, state, {"image": image, "label": label}
-        )
+        lambda state, image, label: net.step(KEY, params, state, {"image": image, "label": label})
     )
-    state = net.learner.init(KEY, params, ())
+    state = net.init(KEY, params, ())
     for image, label in zip(2 * IMAGES, LABELS, strict=True):
         state, _, _ = step(state, image[None], label[None])
-    return Started(net.learner, params, state, step)
+    return Started(net, params, state, step)
 
 
 IMAGES, LABELS = jax.random.normal(jax.random.key(9), (4, 2, 2)), jnp.array([2, 0, 1, 1])
@@ -326,11 +324,11 @@ def test_it_learns_to_learn(name):
         "fast_weight_memory": lambda: mx.fast_weight_memory(4, 2, hidden=16, size=4),
         "external_memory": lambda: mx.external_memory(4, 2, hidden=16, slots=4, width=4),
     }[name]()
-    loop = mx.inner(net.learner, mx.tasks.prototypes(2, (4,)), horizon=20)
+    loop = mx.inner(net, mx.tasks.prototypes(2, (4,)), horizon=20)
     trainer = mx.trainer(
         mx.bptt(loop, 16), optax.chain(optax.clip_by_global_norm(1.0), optax.adam(0.01))
     )
-    state = trainer.init(KEY, net.init(jax.random.key(1)), ())
+    state = trainer.init(KEY, net.meta(jax.random.key(1)), ())
     result = mx.fit(trainer, state, (), num_steps=400, chunk=400, progress=False)
     curves = mx.evaluate(loop, jax.random.key(2), result.state.meta_params, num_tasks=64, steps=30)
     assert abs(float(curves.loss[:, 0].mean()) - np.log(2)) < 0.1, (
@@ -343,7 +341,7 @@ def test_it_learns_to_learn(name):
 
 RNN = mx.meta_rnn(F, C, hidden=2)
 PARAMS = RNN.init(KEY)
-STATE = RNN.learner.init(KEY, PARAMS, ())
+STATE = RNN.init(KEY, PARAMS, ())
 CASES = {
     "meta_rnn: no inputs": (lambda: mx.meta_rnn(0, 3), ValueError, "num_inputs"),
     "meta_rnn: classes a float": (lambda: mx.meta_rnn(4, 3.0), TypeError, "num_classes"),
@@ -351,7 +349,7 @@ CASES = {
     "meta_rnn: no ticks": (lambda: mx.meta_rnn(4, 3, ticks=0), ValueError, "ticks"),
     "meta_rnn: a seed for a key": (lambda: RNN.init(0), TypeError, "key must be a typed key"),
     "meta_rnn: images of another size": (
-        lambda: RNN.learner.step(
+        lambda: RNN.step(
             KEY, PARAMS, STATE, {"image": jnp.ones((1, 3, 3)), "label": jnp.zeros(1, int)}
         ),
         ValueError,

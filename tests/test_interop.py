@@ -13,7 +13,7 @@ from flax import linen, nnx
 import metajax as mx
 
 OURS = mx.problems.mlp((64, 6, 10))
-BATCH = mx.tasks.minibatches(16).train(jax.random.key(0), mx.data.load("digits"), (), 0)
+BATCH = mx.tasks.minibatches(16).train(jax.random.key(0), mx.data.load("digits"), ())
 
 
 def by_linen(weights):

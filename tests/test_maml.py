@@ -29,7 +29,7 @@ def sample(key, data):
 
 
 def part(i):
-    return lambda key, data, task, t=None: jax.tree.map(lambda x: x[i], task)
+    return lambda key, data, task: jax.tree.map(lambda x: x[i], task)
 
 
 TASKS = mx.Tasks(sample, part(0), part(1))
@@ -312,8 +312,8 @@ def test_a_learner_need_not_have_metrics():
 def test_the_query_batch_is_not_the_support_batch():
     images = {"image": np.arange(100, dtype=np.float32)[:, None], "label": np.zeros(100, np.int32)}
     tasks = mx.tasks.minibatches(50, test_size=50)
-    support, query = mx.tasks.with_query(tasks).train(jax.random.key(0), images, (), 0)
-    chex.assert_trees_all_equal(support, tasks.train(jax.random.key(0), images, (), 0))
+    support, query = mx.tasks.with_query(tasks).train(jax.random.key(0), images, ())
+    chex.assert_trees_all_equal(support, tasks.train(jax.random.key(0), images, ()))
     assert np.mean(support["image"] == query["image"]) < 0.2
 
 

@@ -54,8 +54,8 @@ def test_the_learning_algorithm_learns_images_it_never_saw():
     data = mx.data.load("digits", "test")
     image = data["image"].reshape(-1, 64) / np.float32(255)
     data = {"image": (image - image.mean()) / image.std(), "label": data["label"]}
-    loop = mx.inner(net.learner, mx.tasks.minibatches(1), horizon=300)
-    curves = mx.evaluate(loop, jax.random.key(0), net.init(jax.random.key(1)), data, num_tasks=4)
+    loop = mx.inner(net, mx.tasks.minibatches(1), horizon=300)
+    curves = mx.evaluate(loop, jax.random.key(0), net.meta(jax.random.key(1)), data, num_tasks=4)
     accuracy = np.asarray(curves.metrics["accuracy"])
     assert accuracy[:, :10].mean() < 0.4
     assert accuracy[:, -100:].mean() > 0.7

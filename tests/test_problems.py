@@ -143,7 +143,7 @@ def test_sums_are_right_and_all_there():
 def test_text_windows_are_in_the_text(key):
     data = {"text": np.arange(9, dtype=np.uint8)}
     tasks = mx.tasks.text(40, length=3, test_size=2)
-    windows = np.asarray(tasks.train(key, data, (), 0)["text"])
+    windows = np.asarray(tasks.train(key, data, ())["text"])
     assert windows.dtype == np.int32
     np.testing.assert_array_equal(windows, windows[:, :1] + np.arange(4))
     assert set(windows[:, 0].tolist()) == set(range(6)), (
@@ -164,7 +164,7 @@ def test_random_mlp_is_the_network_that_a_task_has_drawn(key):
     @jax.vmap
     def sample(key):
         network = tasks.sample(key, data)
-        params, batch = problem.init(key, network), tasks.train(key, data, network, 0)
+        params, batch = problem.init(key, network), tasks.train(key, data, network)
         return (
             network,
             params,
@@ -301,17 +301,17 @@ BAD = {
     "sums: limit": (lambda: mx.data.sums(limit=101), ValueError, "limit"),
     "text: length": (lambda: mx.tasks.text(5, 0), ValueError, "length"),
     "text: too short": (
-        lambda: mx.tasks.text(5, 9).train(jax.random.key(0), {"text": np.zeros(9, int)}, (), 0),
+        lambda: mx.tasks.text(5, 9).train(jax.random.key(0), {"text": np.zeros(9, int)}, ()),
         ValueError,
         "length is 9",
     ),
     "text: floats": (
-        lambda: mx.tasks.text(5, 2).train(jax.random.key(0), {"text": np.zeros(9)}, (), 0),
+        lambda: mx.tasks.text(5, 2).train(jax.random.key(0), {"text": np.zeros(9)}, ()),
         TypeError,
         "integer",
     ),
     "text: images": (
-        lambda: mx.tasks.text(5, 2).train(jax.random.key(0), IMAGES, (), 0),
+        lambda: mx.tasks.text(5, 2).train(jax.random.key(0), IMAGES, ()),
         TypeError,
         "text",
     ),

@@ -27,7 +27,7 @@ def test_draws_are_uniform_over_the_examples_of_the_classes():
     tasks = mx.tasks.classification(3, batch_size=20_000, test_size=10)
     for seed in range(4):
         task = tasks.sample(jax.random.key(seed), data)
-        batch = jax.tree.map(np.asarray, tasks.train(KEY, data, task, 0))
+        batch = jax.tree.map(np.asarray, tasks.train(KEY, data, task))
         classes = np.array([2, 3, 5, 9])[task["classes"]]
         members = np.flatnonzero(np.isin(raw["label"], classes))
         drawn, count = np.unique(batch["image"][:, 0].astype(int), return_counts=True)
@@ -59,9 +59,9 @@ def test_a_draw_costs_the_same_however_large_the_data():
             "label": jnp.zeros(size, int),
             "start": jnp.arange(11) * size // 10,
         }
-        program = jax.make_jaxpr(
-            lambda key, data: tasks.train(key, data, tasks.sample(key, data), 0)
-        )(KEY, data)
+        program = jax.make_jaxpr(lambda key, data: tasks.train(key, data, tasks.sample(key, data)))(
+            KEY, data
+        )
         return [
             x.aval.shape for jaxpr in _all(program.jaxpr) for eqn in jaxpr.eqns for x in eqn.outvars
         ]
@@ -84,7 +84,7 @@ def _all(jaxpr):
 def test_uint8_becomes_floats_up_to_one():
     data = mx.data.by_class({"image": np.full((4, 2), 255, np.uint8), "label": np.arange(4)})
     tasks = mx.tasks.classification(2)
-    image = tasks.train(KEY, data, tasks.sample(KEY, data), 0)["image"]
+    image = tasks.train(KEY, data, tasks.sample(KEY, data))["image"]
     assert image.dtype == jnp.float32
     np.testing.assert_array_equal(image, 1.0)
 
@@ -222,7 +222,7 @@ def test_augmentations_compose_and_differ_between_tasks():
         mx.tasks.unit_spread(mx.tasks.project(mx.tasks.classification(3), 4)), 3
     )
     data = mx.data.by_class(unequal_classes())
-    draw = jax.jit(lambda key: tasks.train(KEY, data, tasks.sample(key, data), 0)["image"])
+    draw = jax.jit(lambda key: tasks.train(KEY, data, tasks.sample(key, data))["image"])
     images = np.stack([draw(key) for key in jax.random.split(KEY, 4)])
     assert images.shape == (4, 1, 4)
     assert len(np.unique(images[:, 0, 0])) == 4

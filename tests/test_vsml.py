@@ -16,10 +16,10 @@ from metajax.cells import rnn as rnn_cell
 def run(net, meta_params, images, labels, state=None):
     """Feeds examples one after the other; returns the state, the losses and the metrics."""
     key = jax.random.key(5)
-    state = net.learner.init(key, meta_params, ()) if state is None else state
+    state = net.init(key, meta_params, ()) if state is None else state
 
     def step(state, batch):
-        state, loss, metrics = net.learner.step(key, meta_params, state, batch)
+        state, loss, metrics = net.step(key, meta_params, state, batch)
         return state, (loss, metrics["accuracy"])
 
     return jax.lax.scan(step, state, {"image": images, "label": labels})
@@ -133,10 +133,10 @@ def test_equals_a_loop_over_single_cells(case):
                 x.astype(jnp.float64)
                 + 0.3 * jax.random.normal(jax.random.key(x.size), x.shape, jnp.float64)
             ),
-            net.init(jax.random.key(0)),
+            net.meta(jax.random.key(0)),
         )
         images, labels = stream(jax.random.key(1), 5, 1, sizes[0], sizes[-1])
-        state = net.learner.init(jax.random.key(2), params, ())
+        state = net.init(jax.random.key(2), params, ())
         state = jax.tree.map(lambda x: x.astype(jnp.float64), state)
         cells = [
             [
@@ -201,9 +201,9 @@ NETS = {
 @pytest.mark.parametrize("name", NETS)
 def test_a_permutation_of_inputs_and_outputs_changes_nothing(name):
     net = NETS[name](6, 4)
-    params = net.init(jax.random.key(0))
+    params = net.meta(jax.random.key(0))
     images, labels = stream(jax.random.key(1), 12, 1, 6, 4)
-    state = net.learner.init(jax.random.key(2), params, ())
+    state = net.init(jax.random.key(2), params, ())
     rows, columns = np.random.default_rng(0).permutation(6), np.random.default_rng(1).permutation(4)
     first = jax.tree.map(lambda x: x[:, :, rows], state.cells[0])
     cells = (first, *state.cells[1:])
@@ -227,7 +227,7 @@ def test_one_set_of_parameters_for_every_size(name):
     params = NETS[name](6, 4).init(jax.random.key(0))
     for inputs, outputs in ((3, 2), (9, 7)):
         net = NETS[name](inputs, outputs)
-        chex.assert_trees_all_equal_shapes(params, net.init(jax.random.key(1)))
+        chex.assert_trees_all_equal_shapes(params, net.meta(jax.random.key(1)))
         images, labels = stream(jax.random.key(1), 3, 1, inputs, outputs)
         assert np.isfinite(run(net, params, images, labels)[1][0]).all()
 
@@ -267,7 +267,7 @@ def test_a_set_of_parameters_for_each_layer():
 def test_a_convolution_with_one_position_is_dense():
     net = mx.vsml([dense(9, 5), dense(5, 3)])
     conv = mx.vsml([convolution((3, 3, 1), 5, kernel=3, stride=3), dense(5, 3)])
-    params = net.init(jax.random.key(0))
+    params = net.meta(jax.random.key(0))
     images, labels = stream(jax.random.key(1), 4, 1, 9, 3)
     np.testing.assert_array_equal(
         run(net, params, images, labels)[1], run(conv, params, images, labels)[1]
@@ -310,7 +310,7 @@ def test_equal_replicas_that_see_equal_examples_are_one():
 @pytest.mark.slow
 def test_replicas_share_the_first_half_and_keep_the_other():
     net = mx.vsml((4, 3), batch_size=3)
-    params = net.init(jax.random.key(0))
+    params = net.meta(jax.random.key(0))
     images, labels = stream(jax.random.key(1), 3, 3, 4, 3)
     state, _ = run(net, params, images, labels)
     ((c, _),) = state.cells
@@ -328,11 +328,11 @@ def test_replicas_share_the_first_half_and_keep_the_other():
     np.testing.assert_allclose(shared.cells[0][0][..., :8], half, rtol=1e-6)
     single = mx.vsml((4, 3))
     batch = {"image": images[0], "label": labels[0]}
-    got = net.learner.step(jax.random.key(0), params, state, batch)[0]
+    got = net.step(jax.random.key(0), params, state, batch)[0]
     for r in range(3):
         alone = jax.tree.map(lambda x, r=r: x[r : r + 1], shared)
         one = jax.tree.map(lambda x, r=r: x[r : r + 1], batch)
-        want = single.learner.step(jax.random.key(0), params, alone, one)[0]
+        want = single.step(jax.random.key(0), params, alone, one)[0]
         chex.assert_trees_all_close(
             jax.tree.map(lambda x, r=r: x[r : r + 1], got), want, rtol=1e-5, atol=1e-6
         )
@@ -342,11 +342,11 @@ def test_replicas_share_the_first_half_and_keep_the_other():
 @pytest.mark.slow
 def test_the_loss_of_a_batch_is_that_of_the_next_prediction():
     net = mx.vsml((4, 5, 3))
-    params = net.init(jax.random.key(0))
+    params = net.meta(jax.random.key(0))
     images, labels = stream(jax.random.key(1), 6, 1, 4, 3)
     state, _ = run(net, params, images, labels)
     each = [
-        net.learner.step(jax.random.key(0), params, state, {"image": x, "label": y})[1:]
+        net.step(jax.random.key(0), params, state, {"image": x, "label": y})[1:]
         for x, y in zip(images, labels, strict=True)
     ]
     batch = {"image": images[:, 0], "label": labels[:, 0]}
@@ -365,10 +365,10 @@ def test_the_gradient_through_an_episode(norm):
         net = mx.vsml(
             (2, 3, 2), lstm_cell(3, 2, layer_norm=norm), feed_label=True, backward_pass=True
         )
-        params = jax.tree.map(lambda x: x.astype(jnp.float64), net.init(jax.random.key(0)))
+        params = jax.tree.map(lambda x: x.astype(jnp.float64), net.meta(jax.random.key(0)))
         images, labels = stream(jax.random.key(1), 3, 1, 2, 2)
         state = jax.tree.map(
-            lambda x: x.astype(jnp.float64), net.learner.init(jax.random.key(2), params, ())
+            lambda x: x.astype(jnp.float64), net.init(jax.random.key(2), params, ())
         )
         images = images.astype(jnp.float64)
         check_grads(
@@ -378,7 +378,7 @@ def test_the_gradient_through_an_episode(norm):
 
 def test_a_label_that_is_no_class_gives_nan_and_not_a_number_that_looks_right():
     net = mx.vsml((4, 3))
-    params = net.init(jax.random.key(0))
+    params = net.meta(jax.random.key(0))
     for label in (3, -1):
         _, (losses, _) = run(net, params, jnp.ones((1, 1, 4)), jnp.full((1, 1), label))
         assert np.isnan(losses).all()

@@ -22,7 +22,7 @@ def data_loading(setting: Setting) -> list[Row]:
     def ours(keys, data):
         def draw(key):
             task = tasks.sample(key, data)
-            return tasks.train(key, data, task, 0), tasks.test(key, data, task)
+            return tasks.train(key, data, task), tasks.test(key, data, task)
 
         return jax.vmap(draw)(keys)
 

@@ -21,7 +21,7 @@ def estimators(setting: Setting) -> list[Row]:
     """
     samples = 8 if setting.smoke else 4096
     optimizer = mx.optim.lstm(hidden=(4,), p=None)
-    learner = mx.l2l(optimizer.tx, mx.problems.quadratic(), second_order=True)
+    learner = mx.l2l(optimizer, mx.problems.quadratic(), second_order=True)
     inner = mx.inner(learner, mx.tasks.quadratics(8), HORIZON)
     # A point where the optimizer already descends a little: a few exact steps from a random start.
     trainer = mx.trainer(

@@ -14,7 +14,7 @@ STD = 0.01
 def _problem(smoke: bool):
     pairs, units, steps, batch = (2, 3, 4, 8) if smoke else (32, 20, 20, 32)
     opt = mx.optim.lstm(hidden=(4,)) if smoke else mx.optim.lstm()
-    learner = mx.l2l(opt.tx, mx.problems.mlp((64, units, 10)))
+    learner = mx.l2l(opt, mx.problems.mlp((64, units, 10)))
     loop = mx.inner(learner, mx.tasks.minibatches(batch), steps)
     return loop, pairs, opt.init(jax.random.key(0)), mx.data.load("digits")
 

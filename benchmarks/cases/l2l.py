@@ -119,7 +119,7 @@ def l2l_bptt(setting: Setting) -> list[Row]:
         (2, (64, 3, 10), 3, 8) if setting.smoke else (16, (64, 20, 10), 20, 128)
     )
     opt, problem, tasks = mx.optim.lstm(), mx.problems.mlp(sizes), mx.tasks.minibatches(batch)
-    loop = mx.inner(mx.l2l(opt.tx, problem), tasks, steps)
+    loop = mx.inner(mx.l2l(opt, problem), tasks, steps)
     data = mx.data.load("digits")
     estimator, key, meta_params = (
         mx.bptt(loop, num_tasks),

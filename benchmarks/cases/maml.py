@@ -23,10 +23,13 @@ RTOL = 1e-3  # ReLU networks in float32 after several steps
 class Workload(NamedTuple):
     """A meta-gradient to compute.
 
-    Attributes: kind: ``"maml"`` or ``"imaml"``. steps: inner gradient steps; ``rate``: of these;
-      ``lam`` and ``cg``: of iMAML. problem: conv-4. estimator: ours, and the ``args`` of its
-      ``estimate``; the second of these are the parameters. batches: what our estimate draws:
-      support images ``[tasks, B, size, size, 1]``, labels, query images, labels.
+    Attributes:
+      kind: ``"maml"`` or ``"imaml"``.
+      steps: inner gradient steps; ``rate``: of these; ``lam`` and ``cg``: of iMAML.
+      problem: conv-4.
+      estimator: ours, and the ``args`` of its ``estimate``; the second of these are the parameters.
+      batches: what our estimate draws: support images ``[tasks, B, size, size, 1]``, labels, query
+        images, labels.
     """
 
     kind: str
@@ -78,7 +81,7 @@ def workload(kind: str, smoke: bool, steps: int | None = None, remat: bool = Tru
 
     def draw(key):
         task = loop.init(key, params, data).task
-        support, query = tasks.train(key, data, task, 0), tasks.test(key, data, task)
+        support, query = tasks.train(key, data, task), tasks.test(key, data, task)
         return support["image"], support["label"], query["image"], query["label"]
 
     batches = jax.jit(jax.vmap(draw))(jax.random.split(key, num_tasks))

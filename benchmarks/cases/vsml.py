@@ -155,10 +155,10 @@ def _published(setting: Setting) -> Row:
 
 def _episodes(side: int, classes: int, steps: int):
     net = mx.vsml((side * side, classes))
-    loop = mx.inner(net.learner, mx.tasks.minibatches(1), steps)
+    loop = mx.inner(net, mx.tasks.minibatches(1), steps)
     image = np.random.default_rng(0).integers(0, 256, (50, side, side, 1), np.uint8)
     data = {"image": image, "label": np.arange(50, dtype=np.int32) % classes}
-    return loop, net.init(jax.random.key(1)), data
+    return loop, net.meta(jax.random.key(1)), data
 
 
 CASES = (vsml_tick, vsml_episode)

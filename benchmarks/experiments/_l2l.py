@@ -38,7 +38,7 @@ def learn(
         estimators, judged = [], []
         for q in [{**p, **part} for part in p.get("parts", [{}])]:
             problem, tasks, data = pose(q)
-            learner, ends = mx.l2l(optimizer.tx, problem), q.get("ends", [steps])
+            learner, ends = mx.l2l(optimizer, problem), q.get("ends", [steps])
             judged.append(final_loss(mx.inner(learner, tasks, max(ends)), ends))
             if q["estimator"] == "bptt":
                 loop = divided(mx.inner(learner, tasks, q["horizon"]), q["tasks"])

@@ -68,7 +68,7 @@ def many(
         ),
     ), mx.Tasks(
         sample,
-        lambda key, data, task, t: (tasks.train(key, data, task[0], t), task[1]),
+        lambda key, data, task: (tasks.train(key, data, task[0], t), task[1]),
         lambda key, data, task: (tasks.test(key, data, task[0]), task[1]),
     )
 

@@ -19,7 +19,7 @@ CASE = "quadratics"
 def run(seed: int, settings: dict[str, Any], folder: Path) -> dict[str, np.ndarray]:
     s, optimizer = settings, mx.optim.lstm(p=None)
     problem, tasks = mx.problems.quadratic(), mx.tasks.quadratics(10)
-    loop = mx.inner(mx.l2l(optimizer.tx, problem), tasks, s["horizon"])
+    loop = mx.inner(mx.l2l(optimizer, problem), tasks, s["horizon"])
 
     def last(key, meta_params, data):
         return (

@@ -49,7 +49,7 @@ def told(tasks: mx.Tasks) -> mx.Tasks:
         return {**batch, "x": jnp.concatenate([batch["x"], known], 1)}
 
     return tasks._replace(
-        train=lambda key, data, task, t: add(task, tasks.train(key, data, task, t)),
+        train=lambda key, data, task: add(task, tasks.train(key, data, task, t)),
         test=lambda key, data, task: add(task, tasks.test(key, data, task)),
     )
 

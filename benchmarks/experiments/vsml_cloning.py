@@ -25,10 +25,10 @@ def clone(
     """Fits the cell, phase by phase; returns it, its parameters, and what its error is."""
     cell = mx.cells.with_weights(mx.cells.lstm(settings["hidden"], slots=1, reduce="sum"))
     fitted = mx.clone_backprop(cell, settings["rate"])
-    meta_params = fitted.init(jax.random.key(seed))
+    meta_params = fitted.meta(jax.random.key(seed))
     for i, (horizon, steps, rate) in enumerate(settings["phases"]):
         loop = mx.inner(
-            fitted.learner, mx.tasks.signals(settings["cells"], settings["spread"]), horizon
+            fitted, mx.tasks.signals(settings["cells"], settings["spread"]), horizon
         )
         outer = optax.chain(
             optax.clip_by_global_norm(1.0),
@@ -43,13 +43,13 @@ def clone(
         ).state.meta_params
         store.close()
     spread, many = settings["spread"], 4096
-    loop = mx.inner(fitted.learner, mx.tasks.signals(settings["cells"], spread), 500)
+    loop = mx.inner(fitted, mx.tasks.signals(settings["cells"], spread), 500)
     curves = mx.evaluate(loop, jax.random.key(2000 + seed), meta_params, num_tasks=4)
-    single = mx.inner(fitted.learner, mx.tasks.signals(many, spread), 1)
+    single = mx.inner(fitted, mx.tasks.signals(many, spread), 1)
     one = mx.evaluate(single, jax.random.key(3000 + seed), meta_params, num_tasks=1)
     # The size of an update in units of the rate: e tanh(x) and e, as drawn by the tasks.
     task = mx.tasks.signals(many, spread).sample(jax.random.key(0), ())
-    batch = mx.tasks.signals(many, spread).train(jax.random.key(1), (), task, 0)
+    batch = mx.tasks.signals(many, spread).train(jax.random.key(1), (), task)
     size = jnp.mean((batch["e"] * jnp.tanh(batch["x"])) ** 2 + batch["e"] ** 2)
     error = {
         "drift": curves.metrics["drift"].mean(0)[np.array([0, 1, 4, 9, 49, 99, 249, 499])],
@@ -65,7 +65,7 @@ def same_network(net: mx.InContext) -> mx.Problem:
     """
 
     def init(key, task):
-        cells = net.learner.init(key, (), task).cells
+        cells = net.init(key, (), task).cells
         return [jax.tree.map(lambda x: x[0, 0], mx.cells.recall(c)) for c in cells]
 
     def loss(key, params, batch):
@@ -88,7 +88,7 @@ def run(seed: int, settings: dict[str, Any], folder: Path) -> dict[str, np.ndarr
             net = mx.vsml((units, *hidden, 10), cell, backward_pass=True)
             sgd = mx.l2l(optax.sgd, same_network(net))
             for which, learner, params in (
-                ("vsml", net.learner, meta_params),
+                ("vsml", net, meta_params),
                 ("sgd", sgd, settings["rate"]),
             ):
                 loop = mx.inner(learner, mx.tasks.minibatches(1, test_size=1), steps)

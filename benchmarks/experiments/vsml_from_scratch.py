@@ -23,7 +23,7 @@ def meta_rnn(seed: int, data: Any, p: dict[str, Any], folder: Path) -> Any:
     place.
     """
     rnn = mx.meta_rnn(data["image"].shape[1], 10, p["hidden"])
-    loop = mx.inner(rnn.learner, mx.tasks.minibatches(1), p["horizon"])
+    loop = mx.inner(rnn, mx.tasks.minibatches(1), p["horizon"])
     outer = optax.chain(optax.clip_by_global_norm(1.0), optax.adam(p["rate"]))
     trainer = mx.trainer(mx.bptt(loop, p["tasks"]), outer)
     state = trainer.init(jax.random.key(seed + 20), rnn.init(jax.random.key(seed + 30)), data)
@@ -33,7 +33,7 @@ def meta_rnn(seed: int, data: Any, p: dict[str, Any], folder: Path) -> Any:
         trainer, state, data, num_steps=p["steps"], chunk=50, checkpoint=store, label=label
     )
     store.close()
-    return rnn.learner, fitted.state.meta_params
+    return rnn, fitted.state.meta_params
 
 
 def run(seed: int, settings: dict[str, Any], folder: Path) -> dict[str, np.ndarray]:

@@ -1,6 +1,5 @@
 """Layers: how grids of cells are wired together."""
 
-import math
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -14,19 +13,22 @@ from metajax.types import Array
 class Layer(NamedTuple):
     """How the units below a grid of cells are wired to those above it.
 
-    Attributes: positions: P, the number of places that share what they have learned, 1 if there is
-      but one. inputs: A, the inputs at a position. outputs: B, the outputs at a position. units:
-      the units below; the units above are ``positions * outputs``. split: ``(messages [R, units,
-      K]) -> [R, P, A, K]``. merge: ``(messages [R, P, A, K]) -> [R, units, K]``, the mean over the
-      positions that a unit is an input of.
+    Attributes:
+      positions: P, the number of places that share what they have learned, 1 if there is but one.
+      inputs: A, the inputs at a position.
+      outputs: B, the outputs at a position.
+      units: the units below; the units above are ``positions * outputs``.
+      split: ``(messages [R, units, K]) -> [R, P, A, K]``.
+      merge: ``(messages [R, P, A, K]) -> [R, units, K]``, the mean over the positions that a unit
+        is an input of.
     """
 
     positions: int
     inputs: int
     outputs: int
     units: int
-    split: Callable[..., Array]
-    merge: Callable[..., Array]
+    split: Callable[[Array], Array]
+    merge: Callable[[Array], Array]
 
 
 def dense(inputs: int, outputs: int) -> Layer:
@@ -36,18 +38,21 @@ def dense(inputs: int, outputs: int) -> Layer:
     >>> mx.cells.dense(784, 10).positions
     1
     """
-    inputs, outputs = (
-        _checks.positive_int("inputs", inputs),
-        _checks.positive_int("outputs", outputs),
-    )
-    return Layer(1, inputs, outputs, inputs, lambda x: x[:, None], lambda x: x[:, 0])
+    _checks.positive_int(inputs=inputs, outputs=outputs)
+
+    def split(messages):
+        return messages[:, None]
+
+    def merge(messages):
+        return messages[:, 0]
+
+    return Layer(1, inputs, outputs, inputs, split, merge)
 
 
 def convolution(
     shape: tuple[int, int, int], channels: int, *, kernel: int = 3, stride: int = 2
 ) -> Layer:
-    """A convolution: cells ``[kernel * kernel * C, channels]`` at every position of an image
-    ``shape = (H, W, C)``.
+    """Cells ``[kernel * kernel * C, channels]`` at every position of an image ``(H, W, C)``.
 
     Padded as ``"SAME"``: ``ceil(H / stride)`` by ``ceil(W / stride)`` positions.
 
@@ -56,34 +61,44 @@ def convolution(
     >>> layer.positions, layer.inputs, layer.outputs
     (196, 9, 8)
     """
-    if len(shape) != 3:
-        raise ValueError(f"shape must be (height, width, channels), got {shape}")
-    height, width, depth = (_checks.positive_int("shape", n) for n in shape)
+    height, width, depth = _checks.positive_ints("shape", shape, like=(28, 28, 1))
     _checks.positive_int(channels=channels, kernel=kernel, stride=stride)
-    # Which unit each input of each position is; one that lies outside the image is the unit after
-    # the last.
     units = height * width * depth
-    index = np.full((height + kernel, width + kernel, depth), units)
-    rows, columns = math.ceil(height / stride), math.ceil(width / stride)
-    before_h = max((rows - 1) * stride + kernel - height, 0) // 2
-    before_w = max((columns - 1) * stride + kernel - width, 0) // 2
-    index[before_h : before_h + height, before_w : before_w + width] = np.arange(units).reshape(
-        height, width, depth
-    )
-    index = np.stack(
-        [
-            index[r * stride : r * stride + kernel, c * stride : c * stride + kernel].ravel()
-            for r in range(rows)
-            for c in range(columns)
-        ]
-    )
-    count = np.maximum(np.bincount(index.ravel(), minlength=units + 1), 1)[:units, None]
+    index = _patches((height, width, depth), kernel, stride)
 
-    def split(x):
-        return jnp.pad(x, ((0, 0), (0, 1), (0, 0)))[:, index]
+    # How many positions each unit is an input of; a stride above the kernel leaves some out.
+    count = np.bincount(index.ravel(), minlength=units + 1)[:units, None]
+    count = np.maximum(count, 1)
 
-    def merge(x):
-        total = jnp.zeros((x.shape[0], units + 1, x.shape[-1]), x.dtype).at[:, index].add(x)
+    def split(messages):
+        padded = jnp.pad(messages, ((0, 0), (0, 1), (0, 0)))  # the unit outside says nothing
+        return padded[:, index]
+
+    def merge(messages):
+        replicas, _, _, slots = messages.shape
+        total = jnp.zeros((replicas, units + 1, slots), messages.dtype).at[:, index].add(messages)
         return total[:, :units] / count
 
     return Layer(len(index), kernel * kernel * depth, channels, units, split, merge)
+
+
+def _patches(shape: tuple[int, int, int], kernel: int, stride: int) -> np.ndarray:
+    """Which unit each input of each position is, ``[P, A]``.
+
+    One that lies outside the image is the unit after the last.
+    """
+    height, width, depth = shape
+    units = height * width * depth
+    rows = -(-height // stride)
+    columns = -(-width // stride)
+    top = max((rows - 1) * stride + kernel - height, 0) // 2
+    left = max((columns - 1) * stride + kernel - width, 0) // 2
+
+    padded = np.full((height + kernel, width + kernel, depth), units)
+    padded[top : top + height, left : left + width] = np.arange(units).reshape(shape)
+
+    patches = []
+    for y in range(0, rows * stride, stride):
+        for x in range(0, columns * stride, stride):
+            patches.append(padded[y : y + kernel, x : x + kernel].ravel())
+    return np.stack(patches)

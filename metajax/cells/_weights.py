@@ -10,8 +10,7 @@ from metajax.types import Array, PyTree
 
 
 def with_weights(cell: Cell) -> Cell:
-    """The cell with weights ``N(0, 1 / A)`` and biases 0, and with no other memory from one example
-    to the next.
+    """The cell with weights ``N(0, 1 / A)``, biases 0, and no other memory between examples.
 
     What else a cell holds is cleared when the upward sweep of the next example begins. States that
     nobody looks at would drift: in networks of LSTMs that keep them, some had run away after ten
@@ -19,8 +18,8 @@ def with_weights(cell: Cell) -> Cell:
 
     >>> import jax, metajax as mx
     >>> cell = mx.cells.with_weights(mx.cells.lstm(16, slots=1, reduce="sum"))
-    >>> net = mx.vsml((64, 10), cell, backward_pass=True)
-    >>> w, b = mx.cells.recall(net.learner.init(jax.random.key(0), (), ()).cells[0])
+    >>> learner = mx.vsml((64, 10), cell, backward_pass=True)
+    >>> w, b = mx.cells.recall(learner.init(jax.random.key(0), (), ()).cells[0])
     >>> w.shape
     (1, 1, 64, 10)
     """
@@ -28,33 +27,36 @@ def with_weights(cell: Cell) -> Cell:
 
     def state(key, shape):
         w = draw_flat(key, shape) / shape[-2] ** 0.5
-        return store(jax.tree.map(jnp.zeros_like, cell.state(key, shape)), w, jnp.zeros(shape))
+        blank = jax.tree.map(jnp.zeros_like, cell.state(key, shape))
+        return store(blank, w, jnp.zeros(shape))
 
     def step(params, state, forward, backward):
-        if not backward.shape[-1]:  # no error yet: the upward sweep
-            state = store(jax.tree.map(jnp.zeros_like, state), *recall(state))
+        is_upward_sweep = backward.shape[-1] == 0  # there is no error yet
+        if is_upward_sweep:
+            w, b = recall(state)
+            state = store(jax.tree.map(jnp.zeros_like, state), w, b)
         return cell.step(params, state, forward, backward)
 
     return cell._replace(state=state, step=step)
 
 
 def store(cells: PyTree, w: Array, b: Array) -> PyTree:
-    """Puts ``w`` and ``b``, like the states without their last axis, into the first two features of
-    the first of them.
+    """Puts ``w`` and ``b`` into the first two features of the first of the states.
+
+    They are like the states without their last axis.
 
     >>> import jax.numpy as jnp, metajax as mx
     >>> cells = mx.cells.store((jnp.zeros((3, 1, 1, 4)),), jnp.ones(3), jnp.full(3, 2.0))
     >>> cells[0][0, 0, 0].tolist()
     [1.0, 2.0, 0.0, 0.0]
     """
-    leaves, tree = jax.tree.flatten(cells)
-    pair = jnp.stack([w, b], -1).reshape(*leaves[0].shape[:-1], 2)
-    return jax.tree.unflatten(tree, [leaves[0].at[..., :2].set(pair), *leaves[1:]])
+    (first, *others), structure = jax.tree.flatten(cells)
+    pair = jnp.stack([w, b], -1).reshape(*first.shape[:-1], 2)
+    return jax.tree.unflatten(structure, [first.at[..., :2].set(pair), *others])
 
 
 def recall(cells: PyTree) -> tuple[Array, Array]:
-    """The weights and biases that cells hold, as `store` put them there or as learning has changed
-    them.
+    """The weights and biases that cells hold, as `store` put them there or learning changed them.
 
     >>> import jax.numpy as jnp, metajax as mx
     >>> cells = mx.cells.store((jnp.zeros((2, 3, 4)),), jnp.ones((2, 3)), jnp.zeros((2, 3)))
@@ -62,5 +64,5 @@ def recall(cells: PyTree) -> tuple[Array, Array]:
     >>> w.shape
     (2, 3)
     """
-    first = jax.tree.leaves(cells)[0]
+    first, *_ = jax.tree.leaves(cells)
     return first[..., 0], first[..., 1]

@@ -40,11 +40,15 @@ class Made(NamedTuple):
 class Run(NamedTuple):
     """The section ``[run]``.
 
-    Attributes: steps: the meta-step to train to, a total: with more of them a finished run goes on.
-      out: the folder for what comes out, one for each run. seed: of everything that is drawn.
-      checkpoint_every: meta-steps between two checkpoints. validate_every: meta-steps between two
-      validations, by which the best meta-parameters are chosen. validation_tasks: tasks of a
-      validation. patience: stop after so many validations without a new best; never by default.
+    Attributes:
+      steps: the meta-step to train to, a total: with more of them a finished run goes on.
+      out: the folder for what comes out, one for each run.
+      seed: of everything that is drawn.
+      checkpoint_every: meta-steps between two checkpoints.
+      validate_every: meta-steps between two validations, by which the best meta-parameters are
+        chosen.
+      validation_tasks: tasks of a validation.
+      patience: stop after so many validations without a new best; never by default.
       chunk: meta-steps between two looks at the progress.
     """
 

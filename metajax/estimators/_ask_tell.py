@@ -4,11 +4,12 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import optax
 from jax.flatten_util import ravel_pytree
 
-from metajax import _checks, _trees
+from metajax import _checks
 from metajax._inner import unroll
-from metajax.types import Estimate, Estimator, Inner
+from metajax.types import Estimate, Estimator, Inner, PyTree
 
 # What has no single mean, or wants something other than the losses of whole episodes. By name,
 # since importing evosax makes arrays, after which `jax.distributed` can no longer be initialised.
@@ -19,7 +20,8 @@ _NOT_SERVED = {
     "PersistentES": "is for the windows of truncated episodes; take metajax.pes(inner, num_tasks, std, truncation)",
     "NoiseReuseES": "is for the windows of truncated episodes; take metajax.noise_reuse_es(inner, num_tasks, std, "
     "truncation)",
-    "GuidedES": "must be given a gradient each generation; take metajax.guided_es(inner, num_tasks, std, surrogate)",
+    "GuidedES": "must be given a gradient each generation; take metajax.guided_es(inner, "
+    "num_tasks, std, surrogate)",
 }
 
 
@@ -36,18 +38,22 @@ def ask_tell(inner: Inner, strategy: Any, num_tasks: int, params: Any = None) ->
     All strategies with one mean that are told nothing but losses are served. Those that keep the
     best member ever seen (``HillClimbing``, ``SimulatedAnnealing``, ``GradientlessDescent``,
     ``RandomSearch``, ``CMAAnchoredLES``) compare losses across generations, which meet different
-    tasks: give them many. A generation with a loss that is not finite is forgotten.
+    tasks: give them many. A member whose loss is not finite counts as the worst of the others, and
+    is counted by the metric ``diverged``.
 
-    Args: inner: the inner loop. strategy: made outside `jax.jit`, e.g.
-      ``evosax.algorithms.Open_ES(population_size, solution=meta_params)``. num_tasks: tasks each
-      member is evaluated on. params: the strategy's parameters, ``strategy.default_params`` by
-      default.
+    Args:
+      inner: the inner loop.
+      strategy: made outside `jax.jit`, e.g. ``evosax.algorithms.Open_ES(population_size,
+        solution=meta_params)``.
+      num_tasks: tasks each member is evaluated on.
+      params: the strategy's parameters, ``strategy.default_params`` by default.
 
-    Raises: TypeError: a strategy that cannot be served, with the reason and what to take instead: a
-      genetic algorithm or particle swarm has no mean, Stein variational ones have several,
-      ``PersistentES``, ``NoiseReuseES`` and ``GuidedES`` need more than losses and are
-      `metajax.pes`, `metajax.noise_reuse_es` and `metajax.guided_es`. ValueError: a strategy made
-      for a tree other than ``meta_params``.
+    Raises:
+      TypeError: a strategy that cannot be served, with the reason and what to take instead: a
+        genetic algorithm or particle swarm has no mean, Stein variational ones have several,
+        ``PersistentES``, ``NoiseReuseES`` and ``GuidedES`` need more than losses and are
+        `metajax.pes`, `metajax.noise_reuse_es` and `metajax.guided_es`.
+      ValueError: a strategy made for a tree other than ``meta_params``.
 
     >>> import jax, metajax as mx, optax
     >>> from evosax.algorithms import Open_ES
@@ -60,68 +66,75 @@ def ask_tell(inner: Inner, strategy: Any, num_tasks: int, params: Any = None) ->
     """
     _checks.instance(Inner, inner=inner)
     _checks.positive_int(num_tasks=num_tasks)
-    kinds = {kind.__name__ for kind in type(strategy).__mro__}
-    for kind in _NOT_SERVED.keys() & kinds:
-        raise TypeError(
-            f"strategy must be a distribution with one mean, but {type(strategy).__name__} {_NOT_SERVED[kind]}"
-        )
-    if "DistributionBasedAlgorithm" not in kinds:
-        name = (
-            type(strategy).__name__
-            if not isinstance(strategy, type)
-            else f"the class {strategy.__name__} itself"
-        )
-        raise TypeError(
-            f"strategy must be an instance of a distribution-based strategy of evosax, got {name}; "
-            f"take e.g. evosax.algorithms.Open_ES(population_size, solution=meta_params)"
-        )
+    _check_strategy(strategy)
     params = strategy.default_params if params is None else params
 
     def init(key, meta_params, data):
         del data
-        _same_tree(strategy, meta_params)
+        _check_solution(strategy, meta_params)
         return strategy.init(key, meta_params, params)
 
+    def fitness(index, population, keys, data):
+        """The loss of a member, a mean over the tasks."""
+        member = jax.tree.map(lambda x: x[index], population)
+
+        def episode(key):
+            begin = inner.init(key, member, data)
+            _, loss, metrics = unroll(inner, member, begin, data, inner.horizon)
+            return loss, metrics
+
+        return jax.tree.map(jnp.mean, jax.vmap(episode)(keys))
+
     def estimate(key, meta_params, state, data):
-        _same_tree(strategy, meta_params)
+        _check_solution(strategy, meta_params)
         k_ask, k_tasks, k_tell = jax.random.split(key, 3)
         keys = jax.random.split(k_tasks, num_tasks)
-        old, unravel = ravel_pytree(meta_params)
+        mean, unravel = ravel_pytree(meta_params)
 
-        def fitness(index, population, keys, data):
-            member = jax.tree.map(lambda x: x[index], population)
-
-            def episode(key):
-                _, loss, metrics = unroll(
-                    inner, member, inner.init(key, member, data), data, inner.horizon
-                )
-                return loss, metrics
-
-            return jax.tree.map(jnp.mean, jax.vmap(episode)(keys))
-
-        population, asked = strategy.ask(k_ask, state.replace(mean=old), params)
-        # Over indices: the population itself stays whole where members are divided over devices,
-        # and so the strategy.
+        population, asked = strategy.ask(k_ask, state.replace(mean=mean), params)
+        # Over indices: the population stays whole where members are divided over devices, and so
+        # does the strategy.
         index = jnp.arange(strategy.population_size)
-        losses, metrics = inner.vmap(fitness, (0, None, None, None), whole=True)(
-            index, population, keys, data
-        )
-        told, _ = strategy.tell(k_tell, population, losses, asked, params)
-        ok = _trees.all_finite(
-            (losses, told.mean)
-        )  # a strategy that has met a NaN may never recover from it
-        kept = jax.tree.map(lambda new, old: jnp.where(ok, new, old), told, state)
-        updates = unravel(jnp.where(ok, old - told.mean, jnp.nan))
-        return Estimate(updates, losses.mean(), jax.tree.map(jnp.mean, metrics)), kept
+        evaluate = inner.vmap(fitness, (0, None, None, None), whole=True)
+        losses, metrics = evaluate(index, population, keys, data)
+
+        # A member that has diverged counts as the worst of the others.
+        ok = jnp.isfinite(losses)
+        worst = jnp.where(ok, losses, -jnp.inf).max()
+        new, _ = strategy.tell(k_tell, population, jnp.where(ok, losses, worst), asked, params)
+
+        # A strategy that has met a NaN may never recover from it.
+        is_sound = ok.any() & jnp.isfinite(new.mean).all()
+        state = optax.tree.where(is_sound, new, state)
+        updates = unravel(jnp.where(is_sound, mean - new.mean, jnp.nan))
+        loss = _episodes.mean_of_finite(ok, losses)
+        return Estimate(updates, loss, _episodes.mean_metrics("ask_tell", metrics, ok)), state
 
     return Estimator(init, estimate)
 
 
-def _same_tree(strategy, meta_params):
-    made_for, given = jax.tree.structure(strategy.solution), jax.tree.structure(meta_params)
+def _check_strategy(strategy: Any) -> None:
+    name = type(strategy).__name__
+    bases = {base.__name__ for base in type(strategy).__mro__}
+    for base in _NOT_SERVED.keys() & bases:
+        raise TypeError(
+            f"strategy must be a distribution with one mean, but {name} {_NOT_SERVED[base]}"
+        )
+    if "DistributionBasedAlgorithm" not in bases:
+        if isinstance(strategy, type):
+            name = f"the class {strategy.__name__} itself"
+        raise TypeError(
+            f"strategy must be an instance of a distribution-based strategy of evosax, got {name}; "
+            f"take e.g. evosax.algorithms.Open_ES(population_size, solution=meta_params)"
+        )
+
+
+def _check_solution(strategy: Any, meta_params: PyTree) -> None:
+    made_for = jax.tree.structure(strategy.solution)
+    given = jax.tree.structure(meta_params)
     if made_for != given:
         raise ValueError(
-            f"strategy was made for another tree than meta_params; make it with solution=meta_params:\n"
-            f"  strategy    {made_for}\n  meta_params {given}"
+            f"strategy was made for another tree than meta_params; make it with "
+            f"solution=meta_params:\n  strategy    {made_for}\n  meta_params {given}"
         )
     _checks.same_structure("meta_params", meta_params, strategy.solution, "the strategy's solution")

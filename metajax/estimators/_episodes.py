@@ -2,91 +2,106 @@
 
 import jax
 import jax.numpy as jnp
+import optax
 
 from metajax import _checks, _trees
-from metajax.types import Array, Inner, InnerState, PyTree
+from metajax.types import Array, Data, Inner, InnerState, Key, MetaParams, Metrics
 
 _LENGTH = 2**31 - 2  # the fold_in tag of an episode's length: no inner step reaches it
 
 
-def window(inner: Inner, truncation: int | None) -> int:
-    """The number of inner steps in a window; it must divide the horizon, since episodes restart
-    between windows.
-    """
+def window_length(inner: Inner, truncation: int | None) -> int:
+    """The inner steps in a window; they divide the horizon, since episodes restart between windows."""
     _checks.instance(Inner, inner=inner)
+    horizon = inner.horizon
     if truncation is None:
-        return inner.horizon
+        return horizon
     _checks.positive_int(truncation=truncation)
-    if inner.horizon % truncation:
+    if horizon % truncation:
+        nearest = max(k for k in range(1, truncation + 1) if horizon % k == 0)
         raise ValueError(
-            f"truncation must divide the horizon {inner.horizon} of inner, got {truncation}; "
-            f"take {max(k for k in range(1, truncation + 1) if inner.horizon % k == 0)}, or another horizon"
+            f"truncation must divide the horizon {horizon} of inner, got {truncation}; take "
+            f"{nearest}, or another horizon"
         )
-    if inner.loss is not None and truncation != inner.horizon:
+    if inner.heldout and truncation != horizon:
         raise ValueError(
-            "truncation needs the meta-loss 'online': a 'heldout' loss exists only at the end of an episode; "
-            "leave truncation out, or make inner with meta_loss='online'"
+            "truncation needs the meta-loss 'online': a 'heldout' loss exists only at the end of "
+            "an episode; leave truncation out, or make inner with meta_loss='online'"
         )
     return truncation
 
 
 def start(
-    inner: Inner, key: Array, meta_params: PyTree, data: PyTree, num_tasks: int, stride: int = 0
+    inner: Inner, key: Key, meta_params: MetaParams, data: Data, num_tasks: int, stride: int = 0
 ) -> InnerState:
-    """A batch of episodes; the i-th begins ``i * stride`` steps late in its first episode, which is
-    cut short by that.
+    """A batch of episodes; the i-th begins ``i * stride`` steps late in its first episode.
 
-    Those that are not cut short are marked as over, so that they begin inside the estimate and its
-    gradient reaches what ``inner.init`` makes of the meta-parameters.
+    Those that are not cut short by that are marked as over, so that they begin inside the estimate
+    and its gradient reaches what ``inner.init`` makes of the meta-parameters.
     """
-    keys, init = jax.random.split(key, num_tasks), inner.vmap(inner.init, (0, None, None))
-    if stride == 0:  # only the shapes matter: to compile what makes the contents would take seconds
+    init = inner.vmap(inner.init, (0, None, None))
+    keys = jax.random.split(key, num_tasks)
+    if stride == 0:
+        # Only the shapes matter: to compile what makes the contents would take seconds.
         shapes = jax.eval_shape(init, keys, meta_params, data)
-        return jax.tree.map(lambda x: _blank(x, key), shapes)._replace(
-            t=jnp.full(num_tasks, inner.horizon, jnp.int32)
-        )
+        blank = jax.tree.map(lambda x: _blank(x, key), shapes)
+        return blank._replace(t=jnp.full(num_tasks, inner.horizon, jnp.int32))
     state = init(keys, meta_params, data)
     late = jnp.arange(num_tasks, dtype=jnp.int32) * stride % inner.horizon
     return state._replace(t=jnp.where(late == 0, inner.horizon, late))
 
 
-def _blank(x: jax.ShapeDtypeStruct, key: Array) -> Array:
+def _blank(x: jax.ShapeDtypeStruct, key: Key) -> Array:
     if jnp.issubdtype(x.dtype, jax.dtypes.prng_key):
         return jnp.broadcast_to(key, x.shape)
     return jnp.zeros(x.shape, x.dtype)
 
 
-def length(inner: Inner, key: Array, window: int) -> Array | int:
-    """The steps ``[n]`` of the episodes with the keys ``key [n]``, in whole windows.
+def episode_length(inner: Inner, key: Key, window: int) -> Array | int:
+    """The steps of the episode with that ``key``, in whole windows.
 
     Log-uniform from ``inner.shortest`` to ``inner.horizon``, and a function of the episode's key
     alone: nothing has to be carried along, and antithetic episodes agree.
     """
     if inner.shortest is None:
         return inner.horizon
-    u = jax.vmap(lambda k: jax.random.uniform(jax.random.fold_in(k, _LENGTH)))(key)
+    u = jax.random.uniform(jax.random.fold_in(key, _LENGTH))
     steps = inner.shortest * (inner.horizon / inner.shortest) ** u
-    return jnp.minimum(jnp.ceil(steps / window).astype(jnp.int32) * window, inner.horizon)
+    windows = jnp.ceil(steps / window).astype(jnp.int32)
+    return jnp.minimum(windows * window, inner.horizon)
 
 
-def ended(inner: Inner, state: InnerState, window: int) -> Array:
-    """Which episodes ``[n]`` are over and are to restart."""
-    return state.t >= length(inner, state.key, window)
+def has_ended(inner: Inner, state: InnerState, window: int) -> Array:
+    """Whether an episode is over and is to restart."""
+    return state.t >= episode_length(inner, state.key, window)
 
 
 def restart(
-    inner: Inner, key: Array, meta_params: PyTree, state: InnerState, data: PyTree, window: int
+    inner: Inner, key: Key, meta_params: MetaParams, state: InnerState, data: Data, window: int
 ) -> InnerState:
-    """Puts a fresh episode in the place of each that has `ended`."""
-    fresh = inner.vmap(inner.init, (0, None, None))(
-        jax.random.split(key, state.t.shape[0]), meta_params, data
-    )
-    return _trees.where(ended(inner, state, window), fresh, state)
+    """The episode, or a fresh one in its place if it `has_ended`."""
+    fresh = inner.init(key, meta_params, data)
+    return optax.tree.where(has_ended(inner, state, window), fresh, state)
 
 
-def close(inner: Inner, before: InnerState, after: InnerState, ok: Array) -> InnerState:
-    """Marks as over the episodes that have diverged in a window: their loss was not ``ok [n]``, or
-    a state got lost.
+def end_diverged(inner: Inner, before: InnerState, after: InnerState, ok: Array) -> InnerState:
+    """Marks as over the episodes that have diverged in a window.
+
+    Their loss was not ``ok [n]``, or a state got lost.
     """
     ok &= _trees.stays_finite(after.learner, before.learner, batch=True)
     return after._replace(t=jnp.where(ok, after.t, inner.horizon))
+
+
+def mean_of_finite(ok: Array, values: Array) -> Array:
+    """The mean of ``values [n, ...]`` over the episodes that are ``ok [n]``; NaN if none is."""
+    mask = ok.reshape(-1, *[1] * (values.ndim - 1))
+    total = jnp.where(mask, values, 0).sum(0)
+    return (total / ok.sum()).astype(values.dtype)
+
+
+def mean_metrics(who: str, metrics: Metrics, ok: Array) -> Metrics:
+    """The means over what is ``ok [n]``, and as ``diverged`` the share of what is not."""
+    _checks.unused_names(who, metrics, ("diverged",))
+    means = {name: mean_of_finite(ok, x) for name, x in metrics.items()}
+    return means | {"diverged": (~ok).mean(dtype=float)}

@@ -1,14 +1,13 @@
 """Several estimators as one."""
 
-import functools
-import math
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import jax
-import jax.numpy as jnp
+import optax
 
 from metajax import _checks
-from metajax.types import Estimate, Estimator
+from metajax.types import Array, Data, Estimate, Estimator
 
 
 def mix(
@@ -18,18 +17,15 @@ def mix(
     """The weighted sum of several estimates of one tree of meta-parameters.
 
     For meta-training over inner loops that no `jax.vmap` could batch: other architectures, sizes,
-    horizons, data sets. The loss is the same weighted sum, and so the gradient's own objective.
+    horizons, data sets. The loss is the same weighted sum, and so the gradient's own objective. The
+    metrics are those of the parts and their losses, under ``"name/metric"``, with the position for
+    a name in a sequence.
 
-    Args: estimators: a sequence, all of whom are handed the same ``data``; or a mapping from names,
-      and ``data`` is a mapping with the same names, of which each estimator is handed its own.
+    Args:
+      estimators: a sequence, all of whom are handed the same ``data``; or a mapping from names, and
+        ``data`` is a mapping with the same names, of which each estimator is handed its own.
       weights: one for each estimator, under the same names if they have names; by default all equal
-      with the sum 1.
-
-    Returns: An estimator whose metrics are those of its parts and their losses, under
-      ``"name/metric"``, with the position for a name in a sequence.
-
-    Raises: TypeError, ValueError: no estimators, something other than an estimator, or weights that
-      are not finite or not one for each estimator; on use, ``data`` without an entry for each name.
+        with the sum 1.
 
     >>> import jax, metajax as mx, optax
     >>> learner = mx.l2l(optax.sgd, mx.problems.quadratic())
@@ -38,86 +34,77 @@ def mix(
     >>> trainer = mx.trainer(estimator, optax.adam(1e-3))
     >>> state = trainer.init(jax.random.key(0), jax.numpy.float32(0.01))
     >>> state, metrics = jax.jit(trainer.step)(state)
-    >>> sorted(metrics)
-    ['0/loss', '1/loss', 'loss', 'skipped', 'update_norm']
+    >>> metrics["0/loss"].shape, metrics["1/loss"].shape
+    ((), ())
     """
-    named = isinstance(estimators, Mapping)
-    if (
-        isinstance(estimators, Estimator)
-        or not isinstance(estimators, (Mapping, Sequence))
-        or not estimators
-    ):
-        raise TypeError(
-            "estimators must be a sequence of estimators, or a mapping from names to them, and not empty"
-        )
-    parts = dict(estimators) if named else dict(enumerate(estimators))
+    have_names = isinstance(estimators, Mapping)
+    parts = _by_name("estimators", estimators)
     for name, part in parts.items():
-        _checks.instance(
-            f"estimators[{name!r}]", part, Estimator, "metajax.bptt or another estimator"
-        )
-    shares = _weights(weights, parts, named)
+        _checks.instance(Estimator, **{f"estimators[{name!r}]": part})
+    shares = _shares(weights, parts, have_names)
 
-    def pick(name, data):
-        return data[name] if named else data
-
-    def check(data):
-        if named and not (isinstance(data, Mapping) and data.keys() == parts.keys()):
-            got = f"names {sorted(data)}" if isinstance(data, Mapping) else type(data).__name__
-            raise ValueError(
-                f"data must be a dict with an entry for each of the estimators {sorted(parts)}, got {got}; "
-                f"give () to those that need none, or give mix a list of estimators that share data"
-            )
+    def each_its_own(data: Data) -> dict[Any, Data]:
+        if not have_names:
+            return dict.fromkeys(parts, data)
+        _check_data(data, parts)
+        return data
 
     def init(key, meta_params, data):
-        check(data)
         keys = jax.random.split(key, len(parts))
-        return tuple(
-            part.init(k, meta_params, pick(name, data))
-            for k, (name, part) in zip(keys, parts.items(), strict=True)
-        )
+        data = each_its_own(data)
+        states = []
+        for k, (name, part) in zip(keys, parts.items(), strict=True):
+            states.append(part.init(k, meta_params, data[name]))
+        return tuple(states)
 
     def estimate(key, meta_params, state, data):
-        check(data)
         keys = jax.random.split(key, len(parts))
-        results, states, metrics = [], [], {}
-        for k, (name, part), s in zip(keys, parts.items(), state, strict=True):
-            result, s = part.estimate(k, meta_params, s, pick(name, data))
-            results.append(result)
-            states.append(s)
-            metrics |= {
-                f"{name}/{k}": v for k, v in ({"loss": result.loss} | result.metrics).items()
-            }
-
-        def total(*terms):
-            return functools.reduce(
-                jnp.add, [shares[name] * term for name, term in zip(parts, terms, strict=True)]
-            )
-
-        updates = jax.tree.map(total, *(r.updates for r in results))
-        return Estimate(updates, total(*(r.loss for r in results)), metrics), tuple(states)
+        data = each_its_own(data)
+        updates = optax.tree.zeros_like(meta_params)
+        loss: Array | float = 0.0
+        states = []
+        metrics = {}
+        for k, old, (name, part) in zip(keys, state, parts.items(), strict=True):
+            result, new = part.estimate(k, meta_params, old, data[name])
+            states.append(new)
+            updates = optax.tree.add_scale(updates, shares[name], result.updates)
+            loss += shares[name] * result.loss
+            metrics[f"{name}/loss"] = result.loss
+            metrics |= {f"{name}/{metric}": x for metric, x in result.metrics.items()}
+        return Estimate(updates, loss, metrics), tuple(states)
 
     return Estimator(init, estimate)
 
 
-def _weights(weights, parts: dict, named: bool) -> dict:
+def _by_name(name: str, values: Any) -> dict:
+    """The values by their names, or by their positions."""
+    is_one = isinstance(values, Estimator)
+    if is_one or not isinstance(values, (Mapping, Sequence)) or not values:
+        raise TypeError(f"{name} must be a sequence, or a mapping from names, and not empty")
+    return dict(values) if isinstance(values, Mapping) else dict(enumerate(values))
+
+
+def _shares(weights: Any, parts: dict, have_names: bool) -> dict:
     if weights is None:
         return dict.fromkeys(parts, 1 / len(parts))
-    if named != isinstance(weights, Mapping) or not isinstance(weights, (Mapping, Sequence)):
-        kind = "a mapping with their names" if named else "a sequence"
+    if have_names != isinstance(weights, Mapping):
+        kind = "a mapping with their names" if have_names else "a sequence"
         raise TypeError(f"weights must be {kind}, as estimators are, got {type(weights).__name__}")
-    shares = dict(weights) if isinstance(weights, Mapping) else dict(enumerate(weights))
+    shares = _by_name("weights", weights)
     if shares.keys() != parts.keys():
-        names = (
-            f"the names {list(parts)}, got {list(shares)}"
-            if named
-            else f"{len(parts)} in all, got {len(shares)}"
+        raise ValueError(
+            f"weights must be one for each estimator, for {list(parts)}, got {list(shares)}"
         )
-        raise ValueError(f"weights must be one for each estimator, {names}")
     for name, share in shares.items():
-        if (
-            isinstance(share, bool)
-            or not isinstance(share, (int, float))
-            or not math.isfinite(share)
-        ):
-            raise ValueError(f"weights[{name!r}] must be a finite Python number, got {share!r}")
+        _checks.finite_number(**{f"weights[{name!r}]": share})
     return shares
+
+
+def _check_data(data: Data, parts: dict) -> None:
+    if isinstance(data, Mapping) and data.keys() == parts.keys():
+        return
+    got = f"names {sorted(data)}" if isinstance(data, Mapping) else type(data).__name__
+    raise ValueError(
+        f"data must be a dict with an entry for each of the estimators {sorted(parts)}, got {got}; "
+        f"give () to those that need none, or give mix a list of estimators that share data"
+    )

@@ -79,9 +79,9 @@ def _evaluate(
         state, (losses, metrics) = lax.scan(
             lambda s, _: inner.step(meta_params, s, data), state, None, length=steps
         )
-        test_loss = inner.test(meta_params, state, data)
+        test_loss, test_metrics = inner.test(meta_params, state, data)
         return Curves(
-            losses, test_loss, metrics, state, inner.test_metrics(meta_params, state, data)
+            losses, test_loss, metrics, state, test_metrics
         )
 
     return inner.vmap(run, (0, None, None))(jax.random.split(key, num_tasks), meta_params, data)

@@ -1,4 +1,4 @@
-"""Inner algorithms."""
+"""Inner algorithms: learned optimizers, learning in activations, few-shot learners."""
 
 from metajax.learners._cloning import clone_backprop
 from metajax.learners._external_memory import external_memory
@@ -7,22 +7,10 @@ from metajax.learners._imaml import imaml, imaml_diagnosed
 from metajax.learners._imitate import imitate
 from metajax.learners._in_context import in_context
 from metajax.learners._l2l import l2l
-from metajax.learners._maml import (
-    adapt,
-    anil,
-    boil,
-    finetune,
-    fomaml,
-    maml,
-    maml_plus_plus,
-    meta_sgd,
-    multi_step,
-    reptile,
-    step_weights,
-    with_rates,
-    with_step_rates,
-)
-from metajax.learners._metric import protonet, ridge, with_ridge
+from metajax.learners._learned_loss import learned_loss
+from metajax.learners._maml import adapt, anil, boil, finetune, fomaml, maml, meta_sgd, reptile
+from metajax.learners._maml_plus_plus import maml_plus_plus, multi_step, step_weights
+from metajax.learners._metric import protonet, ridge
 from metajax.learners._recurrent import meta_rnn
 from metajax.learners._vsml import vsml
 
@@ -41,6 +29,7 @@ __all__ = [
     "imitate",
     "in_context",
     "l2l",
+    "learned_loss",
     "maml",
     "maml_plus_plus",
     "meta_rnn",
@@ -51,7 +40,4 @@ __all__ = [
     "ridge",
     "step_weights",
     "vsml",
-    "with_rates",
-    "with_ridge",
-    "with_step_rates",
 ]

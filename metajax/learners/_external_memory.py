@@ -3,32 +3,26 @@
 import jax
 import jax.numpy as jnp
 
+from metajax import _checks
 from metajax._random import draw_flat
-from metajax.learners._recurrent import (
-    affine,
-    counts,
-    dense,
-    lstm,
-    lstm_init,
-    lstm_start,
-    recurrent,
-)
-from metajax.types import Array, InContext
+from metajax.learners._layers import affine, init_affine, init_lstm, lstm_start, lstm_step
+from metajax.learners._recurrent import recurrent
+from metajax.types import Array, Learner
 
 
 def address(memory: Array, key: Array, strength: Array | float) -> Array:
-    """Where ``memory [N, W]`` resembles ``key [W]``: ``softmax(strength * cosine)`` over the N
-    slots.
+    """Where ``memory [N, W]`` resembles ``key [W]``: ``softmax(strength * cosine)`` over the slots.
 
     Graves, Wayne & Danihelka 2014 (arXiv 1410.5401), equations 5 and 6.
     """
-    norms = jnp.sqrt(jnp.sum(memory**2, -1) * jnp.sum(key**2) + 1e-6)  # has a derivative at 0 too
+    squares = jnp.sum(memory**2, -1) * jnp.sum(key**2)
+    norms = jnp.sqrt(squares + 1e-6)  # has a derivative at 0 too
     return jax.nn.softmax(strength * (memory @ key) / norms)
 
 
 def external_memory(
     num_inputs: int, num_classes: int, hidden: int = 32, slots: int = 256, width: int = 16
-) -> InContext:
+) -> Learner:
     """An LSTM with a memory ``[slots, width]`` (Graves, Wayne & Danihelka 2014, arXiv 1410.5401).
 
     In each step the LSTM, which sees what it read in the last one, writes and then reads with one
@@ -44,41 +38,44 @@ def external_memory(
       slots: vectors in the memory.
       width: of each.
 
-    Raises:
-      TypeError, ValueError: sizes out of range; and see `in_context`.
-
     >>> import jax, metajax as mx
-    >>> net = mx.external_memory(num_inputs=16, num_classes=5, slots=32)
-    >>> loop = mx.inner(net.learner, mx.tasks.prototypes(5, (16,)), horizon=20)
-    >>> mx.evaluate(loop, jax.random.key(0), net.init(jax.random.key(1)), num_tasks=4).loss.shape
+    >>> learner = mx.external_memory(num_inputs=16, num_classes=5, slots=32)
+    >>> loop = mx.inner(learner, mx.tasks.prototypes(5, (16,)), horizon=20)
+    >>> meta_params = learner.meta(jax.random.key(1))
+    >>> mx.evaluate(loop, jax.random.key(0), meta_params, num_tasks=4).loss.shape
     (4, 20)
     """
-    num_inputs, num_classes, hidden, slots, width = counts(
-        num_inputs=num_inputs, num_classes=num_classes, hidden=hidden, slots=slots, width=width
-    )
+    _checks.positive_int(num_inputs=num_inputs, num_classes=num_classes)
+    _checks.positive_int(hidden=hidden, slots=slots, width=width)
 
-    def init(key):
-        keys = jax.random.split(key, 4)
+    def meta(key):
+        k_lstm, k_heads, k_memory, k_out = jax.random.split(key, 4)
         return {
-            "lstm": lstm_init(keys[0], num_inputs + 2 * num_classes + width, hidden),
-            "heads": dense(keys[1], hidden, 4 * width + 2),
-            "memory": 0.1
-            * draw_flat(keys[2], (slots, width)),  # slots must differ to be told apart
-            "out": dense(keys[3], hidden + width, num_classes),
+            "lstm": init_lstm(k_lstm, num_inputs + 2 * num_classes + width, hidden),
+            "heads": init_affine(k_heads, hidden, 4 * width + 2),
+            # Slots must differ to be told apart.
+            "memory": 0.1 * draw_flat(k_memory, (slots, width)),
+            "out": init_affine(k_out, hidden + width, num_classes),
         }
 
     def start(params):
-        return lstm_start(params["lstm"]), params["memory"], jnp.zeros_like(params["memory"][0])
+        memory = params["memory"]
+        return lstm_start(params["lstm"]), memory, jnp.zeros_like(memory[0])
 
-    def cell(params, core, inputs):
-        state, memory, found = core
-        state, h = lstm(params["lstm"], state, jnp.concatenate([inputs, found]))
+    def network(params, state, inputs):
+        lstm_state, memory, found = state
+        inputs = jnp.concatenate([inputs, found])
+        lstm_state, h = lstm_step(params["lstm"], lstm_state, inputs)
+
         heads = affine(params["heads"], h)
         key, query, erase, add = heads[:-2].reshape(4, width)
-        strength = 1 + jax.nn.softplus(heads[-2:])
-        write = address(memory, jnp.tanh(key), strength[0])[:, None]
-        memory = memory * (1 - write * jax.nn.sigmoid(erase)) + write * jnp.tanh(add)
-        found = address(memory, jnp.tanh(query), strength[1]) @ memory
-        return (state, memory, found), affine(params["out"], jnp.concatenate([h, found]))
+        write_strength, read_strength = 1 + jax.nn.softplus(heads[-2:])
 
-    return recurrent(init, start, cell, num_inputs, num_classes)
+        where = address(memory, jnp.tanh(key), write_strength)[:, None]
+        memory = memory * (1 - where * jax.nn.sigmoid(erase)) + where * jnp.tanh(add)
+        found = address(memory, jnp.tanh(query), read_strength) @ memory
+
+        logits = affine(params["out"], jnp.concatenate([h, found]))
+        return (lstm_state, memory, found), logits
+
+    return recurrent(meta, start, network, num_inputs, num_classes)

@@ -9,15 +9,19 @@ from jax import lax
 
 from metajax import _checks
 from metajax.implicit import argmin, inverse_hvp, proximal
-from metajax.learners._maml import itself
+from metajax.learners._descent import checked
+from metajax.learners._maml import initial_params, itself
 from metajax.tasks._with_query import pair
-from metajax.types import Learner, Problem, PyTree
+from metajax.types import Key, Learner, MetaParams, ModelState, Params, Problem, no_meta
 
 
-class Solved(NamedTuple):
-    """The parameters: the start before the first step, the solution after it."""
+class Solution(NamedTuple):
+    """The parameters, the start before the first step and the solution after it; and the state
+    of the model.
+    """
 
-    params: PyTree
+    params: Params
+    model_state: ModelState
 
 
 def imaml(
@@ -26,10 +30,10 @@ def imaml(
     linear_solver: Callable[..., Any],
     lam: Any,
     *,
-    start: Callable[..., PyTree] = itself,
+    start: Callable[[MetaParams], Params] = itself,
+    meta: Callable[[Key], MetaParams] | None = None,
 ) -> Learner:
-    """IMAML (Rajeswaran et al. 2019): the centre of a proximal inner problem is meta-learned,
-    without unrolling.
+    """IMAML (Rajeswaran et al. 2019): the centre of a proximal inner problem is meta-learned.
 
     One step of this learner solves ``argmin_phi L_train(phi) + lam/2 |phi - theta|^2`` on the
     support batch; give `metajax.inner` ``horizon=1`` and ``meta_loss="heldout"``. The implicit
@@ -41,47 +45,62 @@ def imaml(
     `metajax.implicit.argmin`: ``inner_grad_norm`` says how far the solve got. How good the linear
     solve is depends on the gradient of the query loss and is told by `imaml_diagnosed`.
 
-    Args: problem: what is minimised. solver: e.g. ``metajax.implicit.descend(optax.sgd(0.1), 16)``
-      or ``metajax.implicit.newton(3, linear_solver)``. linear_solver: e.g.
-      ``metajax.implicit.cg(5)``. lam: how strongly solutions are pulled to the start, above 0: a
-      number, one a layer or one a parameter (any prefix of the parameters' tree), or to learn it a
-      function ``meta_params -> lam`` whose values are above 0. start: ``meta_params -> params``,
-      where they hold more than the parameters.
-
-    Raises:
-      TypeError, ValueError: a problem or function that is none, a ``lam`` that is not above 0.
+    Args:
+      problem: what is minimised.
+      solver: e.g. ``metajax.implicit.descend(optax.sgd(0.1), 16)`` or
+        ``metajax.implicit.newton(3, linear_solver)``.
+      linear_solver: e.g. ``metajax.implicit.cg(5)``.
+      lam: how strongly solutions are pulled to the start, above 0: a number, one a layer or one a
+        parameter (any prefix of the parameters' tree), or to learn it a function ``meta_params ->
+        lam`` whose values are above 0.
+      start: ``meta_params -> params``, where they hold more than the parameters.
+      meta: ``key -> meta_params``; by default the parameters of ``problem``, where they are the
+        start.
 
     >>> import jax, jax.numpy as jnp, metajax as mx, optax
-    >>> problem, data, cg = mx.problems.mlp((64, 10)), mx.data.load("digits"), mx.implicit.cg(5)
-    >>> learner = mx.imaml(problem, mx.implicit.descend(optax.sgd(0.3), 10), cg, lam=lambda m: jnp.exp(m["log_lam"]),
-    ...                    start=lambda m: m["params"])
-    >>> meta_params = {"params": problem.init(jax.random.key(0), ()), "log_lam": jnp.float32(0.7)}
+    >>> solver, cg = mx.implicit.descend(optax.sgd(0.3), 10), mx.implicit.cg(5)
+    >>> learner = mx.imaml(mx.problems.mlp((64, 10)), solver, cg, lam=0.5)
     >>> loop = mx.inner(learner, mx.tasks.minibatches(5), horizon=1, meta_loss="heldout")
     >>> trainer = mx.trainer(mx.bptt(loop, num_tasks=4), optax.adam(1e-3))
-    >>> state, metrics = jax.jit(trainer.step)(trainer.init(jax.random.key(1), meta_params, data), data)
-    >>> sorted(metrics)
-    ['accuracy', 'inner_grad_norm', 'loss', 'skipped', 'test_accuracy', 'update_norm']
+    >>> meta_params, digits = learner.meta(jax.random.key(0)), mx.data.load("digits")
+    >>> state = trainer.init(jax.random.key(1), meta_params, digits)
+    >>> state, metrics = jax.jit(trainer.step)(state, digits)
+    >>> metrics["inner_grad_norm"].shape
+    ()
+
+    With a learned ``lam``:
+
+    >>> learner = mx.imaml(mx.problems.mlp((64, 10)), solver, cg,
+    ...                    lam=lambda m: jnp.exp(m["log_lam"]), start=lambda m: m["params"])
     """
-    problem = _checks.problem("problem", problem)
-    objective, args = _objective(problem, lam, start)
+    problem = checked(problem)
+    objective, arguments = _objective(problem, lam, start)
     solve = argmin(objective, solver, linear_solver)
+    if meta is None and start is itself:
+        meta = lambda key: initial_params(problem, key)  # noqa: E731
 
     def init(key, meta_params, task):
-        return Solved(jax.tree.map(jnp.asarray, start(meta_params)))
+        params = jax.tree.map(jnp.asarray, start(meta_params))
+        _, model_state = problem.init(key, task)
+        return Solution(params, model_state)
 
     def step(key, meta_params, state, batch):
-        loss, metrics = problem.loss(key, state.params, batch)
-        params, solved = solve(state.params, *args(meta_params), key, batch)
+        loss, (metrics, _) = problem.loss(key, state.params, state.model_state, batch)
+        theta, strength = arguments(meta_params)
+        params, solved = solve(state.params, theta, strength, key, state.model_state, batch)
         _checks.unused_names("imaml", metrics, tuple(solved))
-        return Solved(params), loss, metrics | solved
 
-    def loss(key, meta_params, state, batch):
-        return problem.loss(key, state.params, batch)[0]
+        # The state that goes with the solution; a model that has none pays nothing for it.
+        _, (_, model_state) = problem.loss(key, params, state.model_state, batch)
+        return Solution(params, model_state), loss, metrics | solved
 
-    def metrics(key, meta_params, state, batch):
-        return problem.loss(key, state.params, batch)[1]
+    def test(key, meta_params, state, batch):
+        return problem.test(key, state.params, state.model_state, batch)
 
-    return Learner(init, step, loss, metrics)
+    def predict(key, meta_params, state, inputs):
+        return problem.predict(key, state.params, state.model_state, inputs)
+
+    return Learner(init, step, test, predict, meta or no_meta)
 
 
 def imaml_diagnosed(
@@ -90,7 +109,8 @@ def imaml_diagnosed(
     linear_solver: Callable[..., Any],
     lam: Any,
     *,
-    start: Callable[..., PyTree] = itself,
+    start: Callable[[MetaParams], Params] = itself,
+    meta: Callable[[Key], MetaParams] | None = None,
 ) -> Learner:
     """`imaml` that tells how good its implicit gradient is, at the price of one more linear solve.
 
@@ -105,41 +125,52 @@ def imaml_diagnosed(
     >>> import jax, metajax as mx, optax
     >>> problem, cg = mx.problems.mlp((64, 10)), mx.implicit.cg(5)
     >>> learner = mx.imaml_diagnosed(problem, mx.implicit.newton(3, cg), cg, lam=2.0)
-    >>> loop = mx.inner(learner, mx.tasks.with_query(mx.tasks.minibatches(5)), horizon=1, meta_loss="heldout")
-    >>> meta_params = problem.init(jax.random.key(0), ())
-    >>> curves = mx.evaluate(loop, jax.random.key(1), meta_params, mx.data.load("digits"), num_tasks=8)
-    >>> bool(curves.metrics["residual"].max() < 0.1), float(curves.metrics["negative_curvature"].mean())
-    (True, 0.0)
+    >>> tasks = mx.tasks.with_query(mx.tasks.minibatches(5))
+    >>> loop = mx.inner(learner, tasks, horizon=1, meta_loss="heldout")
+    >>> meta_params, digits = learner.meta(jax.random.key(0)), mx.data.load("digits")
+    >>> curves = mx.evaluate(loop, jax.random.key(1), meta_params, digits, num_tasks=8)
+    >>> bool(curves.metrics["residual"].max() < 0.1)
+    True
     """
-    learner = imaml(problem, solver, linear_solver, lam, start=start)
-    problem = _checks.problem("problem", problem)
-    objective, args = _objective(problem, lam, start)
+    learner = imaml(problem, solver, linear_solver, lam, start=start, meta=meta)
+    objective, arguments = _objective(problem, lam, start)
     system = inverse_hvp(objective, linear_solver)
 
     def step(key, meta_params, state, batch):
         support, query = pair(batch)
         new, loss, metrics = learner.step(key, meta_params, state, support)
-        phi, (theta, lam) = lax.stop_gradient((new.params, args(meta_params)))
-        vector = jax.grad(lambda phi: problem.loss(key, phi, query)[0])(phi)
-        solution = system(phi, vector, theta, lam, key, support)
-        told = {
+
+        # The system of reverse mode, and nothing of it is differentiated.
+        phi = lax.stop_gradient(new.params)
+        theta, strength = lax.stop_gradient(arguments(meta_params))
+
+        def query_loss(phi):
+            return problem.test(key, phi, new.model_state, query)[0]
+
+        vector = jax.grad(query_loss)(phi)
+        solution = system(phi, vector, theta, strength, key, state.model_state, support)
+        quality = {
             "residual": solution.residual,
             "negative_curvature": solution.negative_curvature.astype(float),
         }
-        return new, loss, metrics | told
+        return new, loss, metrics | quality
 
     return learner._replace(step=step)
 
 
 def _objective(problem: Problem, lam: Any, start: Callable) -> tuple[Callable, Callable]:
-    """The inner objective ``(phi, theta, lam, key, batch)``, and ``meta_params -> (theta,
-    lam)``.
+    """The inner objective ``(phi, theta, lam, key, model_state, batch)``, and what goes into it:
+    ``meta_params -> (theta, lam)``.
     """
     _checks.function(start=start)
     if not callable(lam):
         _checks.positive("lam", lam)
-    objective = proximal(lambda phi, key, batch: problem.loss(key, phi, batch)[0])
-    return objective, lambda meta_params: (
-        start(meta_params),
-        lam(meta_params) if callable(lam) else lam,
-    )
+
+    def loss(phi, key, model_state, batch):
+        return problem.loss(key, phi, model_state, batch)[0]
+
+    def arguments(meta_params):
+        strength = lam(meta_params) if callable(lam) else lam
+        return start(meta_params), strength
+
+    return proximal(loss), arguments

@@ -1,35 +1,29 @@
-"""Learning to optimize from a teacher: the update of a learned optimizer against that of a
-hand-made one.
-"""
+"""Learning to optimize from a teacher: a learned update against that of a hand-made optimizer."""
 
-from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
-import jax.numpy as jnp
 import optax
 from jax import lax
 
 from metajax import _checks
-from metajax.learners._l2l import transformation
-from metajax.types import Learner, Problem, PyTree
+from metajax.learners._descent import MakeTx, as_learned, checked, transformation
+from metajax.types import LearnedOptimizer, Learner, Problem, PyTree, no_meta
 
 
 class ImitationState(NamedTuple):
-    """The optimizee's parameters, which the teacher moves, and the states of both optimizers."""
+    """The optimizee, which the teacher moves, and the states of both optimizers."""
 
     params: PyTree
+    model_state: PyTree
     student: PyTree
     teacher: PyTree
 
 
 def imitate(
-    make_tx: Callable[..., optax.GradientTransformation],
-    teacher: optax.GradientTransformation,
-    problem: Problem,
+    optimizer: LearnedOptimizer | MakeTx, teacher: optax.GradientTransformation, problem: Problem
 ) -> Learner:
-    """Trains the parameters of ``problem`` by ``teacher``; the loss is how far off the learned
-    update would have been.
+    """Trains ``problem`` by ``teacher``; the loss is how far off the learned update would have been.
 
     It is the mean over all coordinates of the squared difference of the two updates, and
     ``metrics["objective"]`` is the loss of the problem. Both optimizers see the same gradients,
@@ -38,55 +32,55 @@ def imitate(
     ``mx.mix([mx.bptt(l2l_loop, 8), mx.bptt(imitation_loop, 8)], weights=...)``.
 
     Args:
-      make_tx: ``meta_params -> optax.GradientTransformation``, as for `metajax.l2l`.
+      optimizer: as for `metajax.l2l`.
       teacher: any optax transformation, its learning rate included.
       problem: what is minimised.
 
-    Raises:
-      TypeError: an argument of another type.
-
     >>> import jax, metajax as mx, optax
-    >>> opt = mx.optim.lstm(hidden=(4,))
-    >>> learner = mx.imitate(opt.tx, optax.adam(0.1), mx.problems.quadratic())
+    >>> student = mx.optim.lstm(hidden=(4,))
+    >>> learner = mx.imitate(student, optax.adam(0.1), mx.problems.quadratic())
     >>> loop = mx.inner(learner, mx.tasks.quadratics(3), horizon=5)
-    >>> curves = mx.evaluate(loop, jax.random.key(0), opt.init(jax.random.key(1)), num_tasks=2)
+    >>> meta_params = learner.meta(jax.random.key(1))
+    >>> curves = mx.evaluate(loop, jax.random.key(0), meta_params, num_tasks=2)
     >>> curves.loss.shape, curves.metrics["objective"].shape
     ((2, 5), (2, 5))
     """
-    _checks.function(make_tx=make_tx)
-    problem = _checks.problem("problem", problem)
-    if not (hasattr(teacher, "init") and hasattr(teacher, "update")):
-        raise TypeError(
-            f"teacher must be an optax.GradientTransformation, got {type(teacher).__name__}"
-        )
+    make_tx, meta = as_learned(optimizer)
+    _checks.transformation(teacher=teacher)
+    problem = checked(problem)
     teacher = optax.with_extra_args_support(teacher)
 
     def init(key, meta_params, task):
-        params = problem.init(key, task)
-        return ImitationState(
-            params, transformation(make_tx, meta_params).init(params), teacher.init(params)
-        )
+        params, model_state = problem.init(key, task)
+        student_state = transformation(make_tx, meta_params).init(params)
+        return ImitationState(params, model_state, student_state, teacher.init(params))
 
     def step(key, meta_params, state, batch):
-        value_and_grad = jax.value_and_grad(
-            lambda params: problem.loss(key, params, batch), has_aux=True
-        )
-        (objective, metrics), grads = lax.stop_gradient(value_and_grad(state.params))
+        def objective(params):
+            return problem.loss(key, params, state.model_state, batch)
+
+        # Neither what is imitated nor the path depends on the meta-parameters.
+        value_and_grad = jax.value_and_grad(objective, has_aux=True)
+        (value, (metrics, model_state)), grads = lax.stop_gradient(value_and_grad(state.params))
         _checks.unused_names("imitate", metrics, ("objective",))
+        seen = {"value": value, "grad": grads, "value_fn": lambda params: objective(params)[0]}
+
         student = transformation(make_tx, meta_params)
-        got, after = student.update(grads, state.student, state.params, value=objective)
-        want, taught = teacher.update(grads, state.teacher, state.params, value=objective)
-        squares = jax.tree.leaves(
-            jax.tree.map(lambda a, b: jnp.sum((a - b).astype(objective.dtype) ** 2), got, want)
-        )
-        loss = jnp.stack(squares).sum() / sum(x.size for x in jax.tree.leaves(want))
-        new = ImitationState(optax.apply_updates(state.params, want), after, taught)
-        return new, loss, {**metrics, "objective": objective}
+        guess, student_state = student.update(grads, state.student, state.params, **seen)
+        target, teacher_state = teacher.update(grads, state.teacher, state.params, **seen)
 
-    def loss(key, meta_params, state, batch):
-        return step(key, meta_params, state, batch)[1]
+        difference = optax.tree.cast(optax.tree.sub(guess, target), value.dtype)
+        loss = optax.tree.norm(difference, squared=True) / optax.tree.size(target)
 
-    def metrics(key, meta_params, state, batch):
-        return step(key, meta_params, state, batch)[2]
+        params = optax.apply_updates(state.params, target)
+        new = ImitationState(params, model_state, student_state, teacher_state)
+        return new, loss, metrics | {"objective": value}
 
-    return Learner(init, step, loss, metrics)
+    def test(key, meta_params, state, batch):
+        _, loss, metrics = step(key, meta_params, state, batch)
+        return loss, metrics
+
+    def predict(key, meta_params, state, inputs):
+        return problem.predict(key, state.params, state.model_state, inputs)
+
+    return Learner(init, step, test, predict, meta or no_meta)

@@ -1,36 +1,44 @@
-"""Learners that learn in their activations: predict an example, take its label in, predict the
-next.
-"""
+"""Learners that learn in their activations: predict an example, take its label in, predict the next."""
 
 from collections.abc import Callable
 
 import jax
-import jax.core
 import jax.numpy as jnp
 from jax import lax
 
 from metajax import _checks
 from metajax._losses import cross_entropy_and_accuracy
-from metajax.types import InContext, Learner
+from metajax.types import Array, Key, Learner, MetaParams, State
+
+Predict = Callable[[MetaParams, State, Array], tuple[Array, State]]
+Learn = Callable[[MetaParams, State, Array, Array, Array], State]
 
 
 def in_context(
-    init: Callable, start: Callable, predict: Callable, learn: Callable, sizes: tuple[int, int]
-) -> InContext:
+    meta: Callable[[Key], MetaParams],
+    start: Callable[[Key, MetaParams], State],
+    predict: Predict,
+    learn: Learn,
+    sizes: tuple[int, int],
+) -> Learner:
     """An online classifier from a function that predicts and one that learns, for one example each.
 
-    A batch of several examples is a piece of the stream: they are taken in order, and each is
-    predicted before its own label is seen. Images are flattened. No gradient is taken anywhere.
+    A batch ``{"image": [B, ...], "label": [B]}`` of several examples is a piece of the stream: they
+    are taken in order, and each is predicted before its own label is seen. The test predicts every
+    example of a batch from the one state. Images are flattened. No gradient is taken anywhere.
 
-    Args: init: ``(key) -> meta_params``. start: ``(key, meta_params) -> state``, before the first
-      example. predict: ``(meta_params, state, x [F]) -> (logits [C], state)``. learn:
-      ``(meta_params, state, x [F], error [C], label [C]) -> state``, where ``state`` is what
-      ``predict`` gave, the label is one-hot and the error, ``softmax(logits) - label``, is the
-      gradient of the cross-entropy. sizes: ``(F, C)``, values of an image and classes.
+    Args:
+      meta: ``(key) -> meta_params``.
+      start: ``(key, meta_params) -> state``, before the first example.
+      predict: ``(meta_params, state, x [F]) -> (logits [C], state)``.
+      learn: ``(meta_params, state, x [F], error [C], label [C]) -> state``, where ``state`` is what
+        ``predict`` gave, the label is one-hot and the error, ``softmax(logits) - label``, is the
+        gradient of the cross-entropy.
+      sizes: ``(F, C)``, values of an image and classes.
 
-    Raises: TypeError, ValueError: arguments of another type; and, from the learner, images of
-      another size, logits of another shape or labels out of range (compiled programs, which cannot
-      raise, report a loss of NaN for those).
+    Raises:
+      ValueError: from the learner, images of another size, logits of another shape or labels out of
+        range (compiled programs, which cannot raise, report a loss of NaN for those).
 
     Here is the nearest class mean, its temperature meta-learned:
 
@@ -43,56 +51,63 @@ def in_context(
     >>> def start(key, temperature):
     ...     return {"sum": jnp.zeros((5, 16)), "count": jnp.zeros(5)}
     >>> nearest = mx.in_context(lambda key: jnp.ones(()), start, predict, learn, sizes=(16, 5))
-    >>> loop = mx.inner(nearest.learner, mx.tasks.prototypes(5, (16,)), horizon=40)
-    >>> curves = mx.evaluate(loop, jax.random.key(0), nearest.init(jax.random.key(1)), num_tasks=8)
+    >>> loop = mx.inner(nearest, mx.tasks.prototypes(5, (16,)), horizon=40)
+    >>> meta_params = nearest.meta(jax.random.key(1))
+    >>> curves = mx.evaluate(loop, jax.random.key(0), meta_params, num_tasks=8)
     >>> bool(curves.metrics["accuracy"][:, -10:].mean() > 0.9)
     True
     """
-    for name, value in {"init": init, "start": start, "predict": predict, "learn": learn}.items():
-        _checks.function(name, value)
-    if not isinstance(sizes, tuple) or len(sizes) != 2:
-        raise TypeError(f"sizes must be a pair (values of an image, classes), got {sizes!r}")
-    num_inputs, num_classes = (_checks.positive_int("sizes", n) for n in sizes)
+    _checks.function(meta=meta, start=start, predict=predict, learn=learn)
+    num_inputs, num_classes = _checks.positive_ints("sizes", sizes, like=(64, 10))
 
-    def init_params(key):
-        _checks.key(key)
-        return init(key)
+    def init(key, meta_params, task):
+        del task
+        return start(key, meta_params)
 
-    def read(meta_params, batch):
-        x = batch["image"].reshape(len(batch["label"]), -1)
-        if x.shape[1] != num_inputs:
-            raise ValueError(
-                f"the learner was made for {num_inputs} inputs, but an image {list(batch['image'].shape[1:])} has "
-                f"{x.shape[1]} values; see metajax.tasks.project"
-            )
-        return x.astype(jnp.result_type(float, *jax.tree.leaves(meta_params)))
-
-    def guess(meta_params, state, x):
+    def logits_of(meta_params, state, x):
         logits, state = predict(meta_params, state, x)
         if logits.shape != (num_classes,):
             raise ValueError(f"predict must give logits [{num_classes}], got {list(logits.shape)}")
         return logits, state
 
     def step(key, meta_params, state, batch):
-        def one(state, example):
-            x, label = example
-            logits, state = guess(meta_params, state, x)
+        del key
+
+        def one_example(state, example):
+            x, label, counts = example
+            logits, seen = logits_of(meta_params, state, x)
             target = jax.nn.one_hot(label, num_classes, dtype=logits.dtype)
-            return learn(meta_params, state, x, jax.nn.softmax(logits) - target, target), logits
+            error = jax.nn.softmax(logits) - target
+            learned = learn(meta_params, seen, x, error, target)
+            if counts is not None:  # what does not count leaves no trace
+                learned = jax.tree.map(lambda new, old: jnp.where(counts, new, old), learned, state)
+            return learned, logits
 
-        state, logits = lax.scan(one, state, (read(meta_params, batch), batch["label"]))
-        return state, *cross_entropy_and_accuracy(logits, batch["label"])
+        images = _flattened(meta_params, batch["image"], num_inputs)
+        labels = batch["label"]
+        mask = batch.get("mask")
+        state, logits = lax.scan(one_example, state, (images, labels, mask))
+        loss, metrics = cross_entropy_and_accuracy(logits, labels, mask)
+        return state, loss, metrics
 
-    def test(meta_params, state, batch):
-        logits = jax.vmap(lambda x: guess(meta_params, state, x)[0])(read(meta_params, batch))
-        return cross_entropy_and_accuracy(logits, batch["label"])
+    def predict_all(key, meta_params, state, inputs):
+        del key
+        images = _flattened(meta_params, inputs, num_inputs)
+        return jax.vmap(lambda x: logits_of(meta_params, state, x)[0])(images)
 
-    return InContext(
-        init_params,
-        Learner(
-            init=lambda key, meta_params, task: start(key, meta_params),
-            step=step,
-            loss=lambda key, meta_params, state, batch: test(meta_params, state, batch)[0],
-            metrics=lambda key, meta_params, state, batch: test(meta_params, state, batch)[1],
-        ),
-    )
+    def test(key, meta_params, state, batch):
+        logits = predict_all(key, meta_params, state, batch["image"])
+        return cross_entropy_and_accuracy(logits, batch["label"], batch.get("mask"))
+
+    return Learner(init, step, test, predict_all, meta)
+
+
+def _flattened(meta_params: MetaParams, images: Array, num_inputs: int) -> Array:
+    """Images as ``[B, F]``, of the dtype of the meta-parameters."""
+    x = images.reshape(len(images), -1)
+    if x.shape[1] != num_inputs:
+        raise ValueError(
+            f"the learner was made for {num_inputs} inputs, but an image {list(images.shape[1:])} "
+            f"has {x.shape[1]} values; see metajax.tasks.project"
+        )
+    return x.astype(jnp.result_type(float, *jax.tree.leaves(meta_params)))

@@ -1,5 +1,5 @@
-"""Few-shot classification without gradient steps: an embedding is meta-learned, and its classifier
-is computed.
+"""Few-shot classification without gradient steps: an embedding is meta-learned, and its
+classifier is computed.
 """
 
 from collections.abc import Callable
@@ -11,7 +11,9 @@ from jax import lax
 
 from metajax import _checks
 from metajax._losses import cross_entropy_and_accuracy
-from metajax.types import Array, Learner
+from metajax.types import Array, Batch, Key, Learner, Params
+
+Embed = Callable[[Params, Array], Array]
 
 
 class Prototypes(NamedTuple):
@@ -21,32 +23,29 @@ class Prototypes(NamedTuple):
     count: Array
 
 
-def protonet(embed: Callable[..., Array], ways: int, size: int) -> Learner:
+def protonet(net: tuple[Callable[[Key], Params], Embed], ways: int, size: int) -> Learner:
     """Prototypical networks (Snell et al. 2017): the class whose mean embedding is nearest.
 
     Logits are negative squared Euclidean distances (eq. 2). A step adds the support batch to the
     prototypes; before the first, all classes are equally likely. The prototype of a class without
     examples is 0. One step does; take ``horizon=1`` and ``meta_loss="heldout"``. The
-    meta-parameters are those of ``embed``.
+    meta-parameters are those of the network.
 
     Args:
-      embed: ``(params, images [B, ...]) -> [B, size]``.
+      net: ``(init, apply)`` of the embedding, e.g. one of `metajax.nets`: ``(key) -> params`` and
+        ``(params, images [B, ...]) -> [B, size]``.
       ways: number of classes; labels are ``0 .. ways - 1``.
       size: of an embedding.
 
-    Raises:
-      TypeError, ValueError: an embedding that is no function or of another shape, sizes below 1.
-
     >>> import jax, metajax as mx, optax
-    >>> learner, data = mx.protonet(lambda w, x: x.reshape(len(x), -1) @ w, ways=10, size=4), mx.data.load("digits")
+    >>> net = mx.nets.dense4(ways=4, shape=(8, 8, 1), hidden=(16,))  # embeddings of 4 numbers
+    >>> learner = mx.protonet(net, ways=10, size=4)
     >>> loop = mx.inner(learner, mx.tasks.minibatches(50), horizon=1, meta_loss="heldout")
-    >>> trainer = mx.trainer(mx.bptt(loop, num_tasks=4), optax.adam(1e-2))
-    >>> state = trainer.init(jax.random.key(0), jax.random.normal(jax.random.key(1), (64, 4)) / 8, data)
-    >>> result = mx.fit(trainer, state, data, num_steps=20, progress=False)
-    >>> bool(result.history["test_accuracy"][-1] > 0.5)
-    True
+    >>> meta_params, digits = learner.meta(jax.random.key(0)), mx.data.load("digits")
+    >>> mx.evaluate(loop, jax.random.key(1), meta_params, digits, num_tasks=2).test_loss.shape
+    (2,)
     """
-    embed = _embedding(embed, size)
+    init_params, embed = _embedding(net, size)
     _checks.positive_int(ways=ways)
 
     def init(key, meta_params, task):
@@ -54,19 +53,20 @@ def protonet(embed: Callable[..., Array], ways: int, size: int) -> Learner:
         return Prototypes(jnp.zeros((ways, size), dtype), jnp.zeros(ways, dtype))
 
     def learn(meta_params, state, batch):
-        member = jax.nn.one_hot(batch["label"], ways, dtype=state.total.dtype)
-        total = jnp.einsum(
-            "bw,bs->ws", member, embed(meta_params, batch["image"]), precision=lax.Precision.HIGHEST
-        )
+        member = one_hot(batch, ways, state.total.dtype)
+        embedded = embed(meta_params, batch["image"])
+        total = jnp.einsum("bw,bs->ws", member, embedded, precision=lax.Precision.HIGHEST)
         return Prototypes(
-            state.total + total.astype(state.total.dtype), state.count + member.sum(0)
+            state.total + total.astype(state.total.dtype),
+            state.count + member.sum(0),
         )
 
-    def logits(meta_params, state, batch):
+    def logits(meta_params, state, images):
         prototypes = state.total / jnp.maximum(state.count, 1)[:, None]
-        return -jnp.sum((embed(meta_params, batch["image"])[:, None] - prototypes) ** 2, -1)
+        distances = embed(meta_params, images)[:, None] - prototypes
+        return -jnp.sum(distances**2, -1)
 
-    return _classifier(init, learn, logits)
+    return _classifier(init, learn, logits, init_params)
 
 
 class Head(NamedTuple):
@@ -75,107 +75,111 @@ class Head(NamedTuple):
     weights: Array
 
 
-def ridge(embed: Callable[..., Array], ways: int, size: int) -> Learner:
-    """R2-D2 (Bertinetto et al. 2019): ridge regression from embeddings to one-hot labels, and
-    through its solution.
+def ridge(
+    net: tuple[Callable[[Key], Params], Embed],
+    ways: int,
+    size: int,
+    *,
+    lam: float = 1.0,
+    scale: float = 1.0,
+) -> Learner:
+    """R2-D2 (Bertinetto et al. 2019): ridge regression from embeddings to one-hot labels.
 
     ``W = X^T (X X^T + lam I)^{-1} Y``, a system as large as the support batch, with a column of
     ones in ``X`` for the bias; logits are ``scale * X W`` (the paper's shift, the same for all
-    classes, cancels in the softmax). A step computes ``W`` from its batch alone; before the first,
-    all classes are equally likely. Take ``horizon=1`` and ``meta_loss="heldout"``. The
-    meta-parameters are those of `with_ridge`.
+    classes, cancels in the softmax). Meta-gradients go through the solution. A step computes ``W``
+    from its batch alone; before the first, all classes are equally likely. Take ``horizon=1`` and
+    ``meta_loss="heldout"``. The meta-parameters are ``{"params", "log_lam", "scale"}``, the penalty
+    as a logarithm to keep it above 0.
 
     Args:
-      embed: ``(params, images [B, ...]) -> [B, size]``.
+      net: ``(init, apply)`` of the embedding, as for `protonet`.
       ways: number of classes; labels are ``0 .. ways - 1``.
       size: of an embedding.
-
-    Raises:
-      TypeError, ValueError: an embedding that is no function or of another shape, sizes below 1.
+      lam: penalty, before meta-training.
+      scale: of the logits, before meta-training.
 
     >>> import jax, metajax as mx
-    >>> learner = mx.ridge(lambda w, x: x.reshape(len(x), -1) @ w, ways=10, size=16)
+    >>> net = mx.nets.dense4(ways=16, shape=(8, 8, 1), hidden=(32,))
+    >>> learner = mx.ridge(net, ways=10, size=16)
     >>> loop = mx.inner(learner, mx.tasks.minibatches(50), horizon=1, meta_loss="heldout")
-    >>> meta_params = mx.with_ridge(jax.random.normal(jax.random.key(1), (64, 16)) / 8)
-    >>> curves = mx.evaluate(loop, jax.random.key(0), meta_params, mx.data.load("digits"))
+    >>> meta_params, digits = learner.meta(jax.random.key(0)), mx.data.load("digits")
+    >>> curves = mx.evaluate(loop, jax.random.key(1), meta_params, digits)
     >>> bool(curves.test_metrics["accuracy"].mean() > 0.5)
     True
     """
-    embed = _embedding(embed, size)
+    init_params, embed = _embedding(net, size)
     _checks.positive_int(ways=ways)
+    _checks.positive_float(lam=lam, scale=scale)
 
-    def features(meta_params, batch):
-        _checks.entries("meta_params", meta_params, ("params", "log_lam", "scale"), "with_ridge")
-        x = embed(meta_params["params"], batch["image"])
+    def meta(key):
+        params = init_params(key)
+        return {"params": params, "log_lam": jnp.log(lam), "scale": jnp.asarray(scale, float)}
+
+    def features(meta_params, images):
+        names = ("params", "log_lam", "scale")
+        _checks.entries("meta_params", meta_params, names, "metajax.ridge(...).meta(key)")
+        x = embed(meta_params["params"], images)
         return jnp.concatenate([x, jnp.ones_like(x[:, :1])], 1)
 
     def init(key, meta_params, task):
         return Head(jnp.zeros((size + 1, ways), jnp.result_type(float)))
 
     def learn(meta_params, state, batch):
-        x = features(meta_params, batch)
+        x = features(meta_params, batch["image"])
+        if "mask" in batch:  # a row of zeros has no part in the solution
+            x = jnp.where(batch["mask"][:, None], x, 0)
         gram = jnp.matmul(x, x.T, precision=lax.Precision.HIGHEST)
         system = gram + jnp.exp(meta_params["log_lam"]) * jnp.eye(len(x), dtype=x.dtype)
-        dual = jax.scipy.linalg.solve(
-            system, jax.nn.one_hot(batch["label"], ways, dtype=x.dtype), assume_a="pos"
-        )
-        return Head(
-            jnp.matmul(x.T, dual, precision=lax.Precision.HIGHEST).astype(state.weights.dtype)
-        )
+        targets = one_hot(batch, ways, x.dtype)
+        dual = jax.scipy.linalg.solve(system, targets, assume_a="pos")
+        weights = jnp.matmul(x.T, dual, precision=lax.Precision.HIGHEST)
+        return Head(weights.astype(state.weights.dtype))
 
-    def logits(meta_params, state, batch):
-        return meta_params["scale"] * (features(meta_params, batch) @ state.weights)
+    def logits(meta_params, state, images):
+        return meta_params["scale"] * (features(meta_params, images) @ state.weights)
 
-    return _classifier(init, learn, logits)
+    return _classifier(init, learn, logits, meta)
 
 
-def with_ridge(params, lam: float = 1.0, scale: float = 1.0) -> dict:
-    """Meta-parameters for `ridge`: ``{"params", "log_lam", "scale"}``, the penalty as a logarithm
-    to keep it above 0.
-
-    Raises:
-      TypeError, ValueError: ``lam`` or ``scale`` not above 0.
-
-    >>> import jax.numpy as jnp, metajax as mx
-    >>> round(float(mx.with_ridge(jnp.zeros(3), lam=2.0)["log_lam"]), 3)
-    0.693
-    """
-    log_lam = jnp.log(jnp.asarray(_checks.positive_float("lam", lam)))
-    return {
-        "params": params,
-        "log_lam": log_lam,
-        "scale": jnp.asarray(_checks.positive_float("scale", scale)),
-    }
+def one_hot(batch: Batch, ways: int, dtype: jnp.dtype) -> Array:
+    """The labels as ``[B, ways]``, zero for examples that do not count."""
+    labels = jax.nn.one_hot(batch["label"], ways, dtype=dtype)
+    if "mask" not in batch:
+        return labels
+    return labels * batch["mask"][:, None].astype(dtype)
 
 
-def _classifier(init: Callable, learn: Callable, logits: Callable) -> Learner:
+def _classifier(init: Callable, learn: Callable, logits: Callable, meta: Callable) -> Learner:
     """A learner whose step predicts its batch and then learns from it."""
 
-    def test(meta_params, state, batch):
-        return cross_entropy_and_accuracy(logits(meta_params, state, batch), batch["label"])
+    def test(key, meta_params, state, batch):
+        outputs = logits(meta_params, state, batch["image"])
+        return cross_entropy_and_accuracy(outputs, batch["label"], batch.get("mask"))
 
     def step(key, meta_params, state, batch):
-        return learn(meta_params, state, batch), *test(meta_params, state, batch)
+        loss, metrics = test(key, meta_params, state, batch)
+        return learn(meta_params, state, batch), loss, metrics
 
-    def loss(key, meta_params, state, batch):
-        return test(meta_params, state, batch)[0]
+    def predict(key, meta_params, state, inputs):
+        return logits(meta_params, state, inputs)
 
-    def metrics(key, meta_params, state, batch):
-        return test(meta_params, state, batch)[1]
-
-    return Learner(init, step, loss, metrics)
+    return Learner(init, step, test, predict, meta)
 
 
-def _embedding(embed: Callable[..., Array], size: int) -> Callable[..., Array]:
-    _checks.function(embed=embed)
+def _embedding(net: tuple[Callable, Callable], size: int) -> tuple[Callable, Embed]:
+    if not isinstance(net, tuple) or len(net) != 2 or not all(map(callable, net)):
+        got = _checks.describe(net)
+        raise TypeError(f"net must be a pair (init, apply), e.g. metajax.nets.conv4(64), got {got}")
     _checks.positive_int(size=size)
+    init, apply = net
 
-    def checked(params, images):
-        x = embed(params, images)
+    def embed(params, images):
+        x = apply(params, images)
         if x.shape != (images.shape[0], size):
             raise ValueError(
-                f"embed must give [batch, size] = {[images.shape[0], size]}, got {list(x.shape)}"
+                f"net must give [batch, size] = {[images.shape[0], size]}, got {list(x.shape)}"
             )
         return x
 
-    return checked
+    return init, embed

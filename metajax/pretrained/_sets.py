@@ -1,9 +1,6 @@
-"""Meta-trained parameters that come with the package, each with a card: no download, no pickle,
-Apache-2.0.
+"""The sets of parameters, and what each is the parameters of.
 
-A card says what a set was trained on and how, what it reached, and where it fails. To add a set:
-put ``NAME.npz`` (made by `metajax.save`) and ``NAME.md`` here and say below what it is the
-parameters of.
+To add one: put ``NAME.npz`` (made by `metajax.save`) and ``NAME.md`` here, and a row below.
 """
 
 from collections.abc import Callable
@@ -12,40 +9,50 @@ from typing import Any, NamedTuple
 
 import jax
 
-from metajax import cells, nets, problems
+from metajax import cells, nets, optim, problems
 from metajax.cells import Layer
 from metajax.io import load as load_tree
 from metajax.learners import maml, vsml
-from metajax.optim import lstm, nadam
-from metajax.types import InContext, LearnedOptimizer, PyTree
+from metajax.types import Key, LearnedOptimizer, Learner, MetaParams, PyTree
 
 
 class _Set(NamedTuple):
-    init: Callable[..., PyTree]  # (key) -> a tree of the same structure
-    ready: Callable[..., Any]  # (meta_params) -> what a user wants to have
+    """``init(key)`` gives a tree of the same structure, ``ready(meta_params)`` what users want."""
+
+    init: Callable[[Key], MetaParams]
+    ready: Callable[[MetaParams], Any]
 
 
-def _vsml(*layers: int | Layer) -> InContext:
+def _optimizer(optimizer: LearnedOptimizer) -> _Set:
+    return _Set(optimizer.init, optimizer.tx)
+
+
+def _vsml_network(*layers: int | Layer) -> Learner:
     return vsml(layers, cells.lstm(ticks=1), backward_pass=True)
 
 
-def _vsml_with(meta_params: PyTree) -> Callable[..., InContext]:
-    return lambda *layers: _vsml(*layers)._replace(init=lambda key: meta_params)
+def _vsml_networks(meta_params: MetaParams) -> Callable[..., Learner]:
+    def network(*layers: int | Layer) -> Learner:
+        return _vsml_network(*layers)._replace(meta=lambda key: meta_params)
+
+    return network
 
 
-def _nadam() -> LearnedOptimizer:
-    return nadam(knots=(1, 10, 30, 60, 100, 150, 200))
+def _maml_on_conv4() -> _Set:
+    net = nets.conv4(5, (28, 28, 1), 32)
+    learner = maml(problems.classifier(*net), 0.4)
 
+    def ready(meta_params):
+        return learner._replace(meta=lambda key: meta_params)
 
-_CONV4 = nets.conv4(5, (28, 28, 1), 32)
+    return _Set(net.init, ready)
+
 
 _SETS = {
-    "l2l-digits": _Set(lambda key: lstm().init(key), lambda meta_params: lstm().tx(meta_params)),
-    "l2l-mnist": _Set(lambda key: _nadam().init(key), lambda meta_params: _nadam().tx(meta_params)),
-    "maml-omniglot": _Set(
-        _CONV4.init, lambda meta_params: (maml(problems.classifier(*_CONV4), 0.4), meta_params)
-    ),
-    "vsml-mnist": _Set(lambda key: _vsml(2, 2).init(key), _vsml_with),
+    "l2l-digits": _optimizer(optim.lstm()),
+    "l2l-mnist": _optimizer(optim.nadam(knots=(1, 10, 30, 60, 100, 150, 200))),
+    "maml-omniglot": _maml_on_conv4(),
+    "vsml-mnist": _Set(_vsml_network(2, 2).meta, _vsml_networks),
 }
 
 
@@ -63,9 +70,9 @@ def load(name: str) -> Any:
     """What a set is for, ready to use.
 
     ``l2l-*``: an `optax.GradientTransformation`, for `optax.chain`. ``vsml-*``: a function of the
-    sizes of a network (or its layers), ``(784, 10)`` say, that gives a `metajax.InContext` with the
-    parameters in it. ``maml-*``: a `metajax.Learner` and its meta-parameters; the card names the
-    images and the classes it is for.
+    sizes of a network (or its layers), ``(784, 10)`` say, that gives a `metajax.Learner`.
+    ``maml-*``: a `metajax.Learner`; the card names the images and the classes it is for. The
+    ``meta`` of these learners gives the parameters of the set.
 
     Raises:
       ValueError: an unknown name.
@@ -75,16 +82,19 @@ def load(name: str) -> Any:
     >>> weights = {"w": jnp.ones((3, 2))}
     >>> updates, state = tx.update(weights, tx.init(weights), weights)
 
-    >>> net = mx.pretrained.load("vsml-mnist")(64, 10)
-    >>> loop = mx.inner(net.learner, mx.tasks.minibatches(1), horizon=200)
-    >>> curves = mx.evaluate(loop, jax.random.key(0), net.init(jax.random.key(1)), mx.data.load("digits"), num_tasks=2)
+    >>> learner, digits = mx.pretrained.load("vsml-mnist")(64, 10), mx.data.load("digits")
+    >>> loop = mx.inner(learner, mx.tasks.minibatches(1), horizon=200)
+    >>> meta_params = learner.meta(jax.random.key(1))
+    >>> curves = mx.evaluate(loop, jax.random.key(0), meta_params, digits, num_tasks=2)
 
-    >>> learner, meta_params = mx.pretrained.load("maml-omniglot")
-    >>> drawings = {"image": jnp.zeros((5, 28, 28, 1)), "label": jnp.arange(5)}  # one a class, ink 1 on 0
-    >>> state = learner.init(jax.random.key(0), meta_params, None)
+    >>> learner, key = mx.pretrained.load("maml-omniglot"), jax.random.key(0)
+    >>> meta_params = learner.meta(key)
+    >>> drawings = {"image": jnp.zeros((5, 28, 28, 1)), "label": jnp.arange(5)}  # ink 1 on 0
+    >>> state = learner.init(key, meta_params, ())
     >>> for _ in range(3):
-    ...     state, loss, metrics = learner.step(jax.random.key(1), meta_params, state, drawings)
-    >>> logits = mx.nets.conv4(5, (28, 28, 1), 32).apply(state.params, drawings["image"])
+    ...     state, loss, metrics = learner.step(key, meta_params, state, drawings)
+    >>> learner.predict(key, meta_params, state, drawings["image"]).shape
+    (5, 5)
     """
     return _set(name).ready(params(name))
 
@@ -99,7 +109,8 @@ def params(name: str) -> PyTree:
     >>> sum(x.size for x in jax.tree.leaves(mx.pretrained.params("l2l-digits")))
     5141
     """
-    like = jax.eval_shape(_set(name).init, jax.eval_shape(lambda: jax.random.key(0)))
+    key = jax.eval_shape(lambda: jax.random.key(0))
+    like = jax.eval_shape(_set(name).init, key)
     return load_tree(_file(name, "npz"), like)
 
 

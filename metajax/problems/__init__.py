@@ -1,25 +1,24 @@
 """What inner optimizers minimise."""
 
-from metajax.problems._basic import (
-    autoencoder,
-    character_gru,
-    classifier,
-    convnet,
-    logistic,
-    mlp,
-    quadratic,
-    regressor,
-)
-from metajax.problems._families import Network, Scaled, random_mlp, random_scaling
+from metajax.problems._basic import autoencoder, character_gru, convnet, logistic, mlp, quadratic
+from metajax.problems._families import Network, random_mlp, random_scaling
 from metajax.problems._neural_art import gram, load_vgg, neural_art, vgg
+from metajax.problems._supervised import (
+    classifier,
+    cross_entropy,
+    regressor,
+    squared_error,
+    stateless,
+    supervised,
+)
 
 __all__ = [
     "Network",
-    "Scaled",
     "autoencoder",
     "character_gru",
     "classifier",
     "convnet",
+    "cross_entropy",
     "gram",
     "load_vgg",
     "logistic",
@@ -29,5 +28,8 @@ __all__ = [
     "random_mlp",
     "random_scaling",
     "regressor",
+    "squared_error",
+    "stateless",
+    "supervised",
     "vgg",
 ]

@@ -6,6 +6,7 @@ from metajax.tasks._augment import (
     permute_labels,
     permute_pixels,
     project,
+    ragged,
     standardize,
     unit_spread,
 )
@@ -29,6 +30,7 @@ __all__ = [
     "project",
     "prototypes",
     "quadratics",
+    "ragged",
     "random_images",
     "signals",
     "sinusoids",

@@ -1,11 +1,10 @@
-"""Task distributions made from others: each task gets a transformation of its own, drawn with it
-and kept.
+"""Task distributions made from others: each task transforms its batches in a way of its own.
 
 They compose: ``unit_spread(project(classification(5), 32))``.
 """
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -13,26 +12,26 @@ import numpy as np
 
 from metajax import _checks
 from metajax._random import draw_flat
-from metajax.types import PyTree, Tasks
+from metajax.tasks._paired import paired
+from metajax.types import Array, Batch, Key, PyTree, Tasks
 
 
-class Augmented(NamedTuple):
-    """A task and what was drawn to transform its batches."""
+def augment(
+    tasks: Tasks,
+    sample: Callable[[Key, Batch], PyTree],
+    apply: Callable[[PyTree, Batch], Batch],
+) -> Tasks:
+    """Transforms the batches of each task by something drawn once for the task.
 
-    task: PyTree
-    own: PyTree
+    Training and test batches alike. The tasks that come out are pairs of the ``task`` and its
+    ``own``.
 
-
-def augment(tasks: Tasks, sample: Callable[..., PyTree], apply: Callable[..., PyTree]) -> Tasks:
-    """Transforms the batches of each task, training and test alike, by something drawn once for the
-    task.
-
-    Args: tasks: where tasks and batches come from. sample: ``(key, batch) -> own``, drawn when the
-      task is; ``batch`` is a test batch of the task, for its shapes and its statistics (what is not
-      used of it is not computed in compiled programs). apply: ``(own, batch) -> batch``.
-
-    Returns:
-      Tasks that are `Augmented`: the task and ``own``.
+    Args:
+      tasks: where tasks and batches come from.
+      sample: ``(key, batch) -> own``, drawn when the task is; ``batch`` is a test batch of the
+        task, for its shapes and its statistics (what is not used of it is not computed in compiled
+        programs).
+      apply: ``(own, batch) -> batch``.
 
     >>> import jax, metajax as mx
     >>> def brighten(tasks):                        # each task has a brightness
@@ -45,25 +44,28 @@ def augment(tasks: Tasks, sample: Callable[..., PyTree], apply: Callable[..., Py
     _checks.instance(Tasks, tasks=tasks)
     _checks.function(sample=sample, apply=apply)
 
-    def sample_task(key, data):
-        k_task, k_batch, k_own = jax.random.split(key, 3)
-        task = tasks.sample(k_task, data)
-        return Augmented(task, sample(k_own, tasks.test(k_batch, data, task)))
+    def draw(keys, data, task):
+        k_batch, k_own = keys
+        return sample(k_own, tasks.test(k_batch, data, task))
 
-    return Tasks(
-        sample_task,
-        lambda key, data, task, t: apply(task.own, tasks.train(key, data, task.task, t)),
-        lambda key, data, task: apply(task.own, tasks.test(key, data, task.task)),
-    )
+    return paired(tasks, draw, apply, num_keys=2)
 
 
-def _images(tasks: Tasks, sample: Callable[..., PyTree], apply: Callable[..., Any]) -> Tasks:
-    # As augment, on images alone: sample (key, images), apply (own, images).
-    return augment(
-        tasks,
-        lambda key, batch: sample(key, batch["image"]),
-        lambda own, batch: {**batch, "image": apply(own, batch["image"])},
-    )
+def _augment_images(
+    tasks: Tasks,
+    apply: Callable[[PyTree, Array], Array],
+    sample: Callable[[Key, Array], PyTree] = lambda key, images: (),
+) -> Tasks:
+    """As `augment`, on the images of a batch alone."""
+
+    def apply_to_batch(own, batch):
+        return batch | {"image": apply(own, batch["image"])}
+
+    return augment(tasks, lambda key, batch: sample(key, batch["image"]), apply_to_batch)
+
+
+def _flat(images: Array) -> Array:
+    return images.reshape(len(images), -1)
 
 
 def flatten(tasks: Tasks) -> Tasks:
@@ -74,16 +76,15 @@ def flatten(tasks: Tasks) -> Tasks:
     >>> tasks.test(jax.random.key(0), (), tasks.sample(jax.random.key(1), ()))["image"].shape
     (256, 784)
     """
-    return _images(tasks, lambda key, image: (), lambda own, image: image.reshape(len(image), -1))
+    return _augment_images(tasks, lambda own, images: _flat(images))
 
 
 def project(tasks: Tasks, size: int) -> Tasks:
-    """Each task sees its images, flattened, through a random matrix of its own: ``[B, F] -> [B,
-    size]``.
+    """Each task sees its images through a random matrix of its own: ``[B, F] -> [B, size]``.
 
-    Its entries are uniform in ``±sqrt(6 / (2 F))`` (Kirsch & Schmidhuber 2021, section 4.2),
-    variance ``1 / F``: what comes out has the mean square of what went in. See `unit_spread` for
-    images that are not standardised.
+    They are flattened first. The entries are uniform in ``±sqrt(6 / (2 F))`` (Kirsch & Schmidhuber
+    2021, section 4.2), variance ``1 / F``: what comes out has the mean square of what went in. See
+    `unit_spread` for images that are not standardised.
 
     >>> import jax, metajax as mx
     >>> tasks = mx.tasks.project(mx.tasks.prototypes(5, (4, 4)), 32)
@@ -92,14 +93,16 @@ def project(tasks: Tasks, size: int) -> Tasks:
     """
     _checks.positive_int(size=size)
 
-    def sample(key, image):
-        fan_in = image[0].size
+    def sample(key, images):
+        fan_in = images[0].size
         limit = (6 / (2 * fan_in)) ** 0.5
-        return draw_flat(
-            key, (fan_in, size), jax.random.uniform, dtype=image.dtype, minval=-limit, maxval=limit
-        )
+        options = {"dtype": images.dtype, "minval": -limit, "maxval": limit}
+        return draw_flat(key, (fan_in, size), jax.random.uniform, **options)
 
-    return _images(tasks, sample, lambda own, image: image.reshape(len(image), -1) @ own)
+    def apply(matrix, images):
+        return _flat(images) @ matrix
+
+    return _augment_images(tasks, apply, sample)
 
 
 def permute_pixels(tasks: Tasks) -> Tasks:
@@ -110,19 +113,21 @@ def permute_pixels(tasks: Tasks) -> Tasks:
     >>> tasks.sample(jax.random.key(0), ()).own.shape
     (16,)
     """
-    return _images(
-        tasks,
-        lambda key, image: jax.random.permutation(key, image[0].size),
-        lambda own, image: image.reshape(len(image), -1)[:, own].reshape(image.shape),
-    )
+
+    def sample(key, images):
+        return jax.random.permutation(key, images[0].size)
+
+    def apply(places, images):
+        return _flat(images)[:, places].reshape(images.shape)
+
+    return _augment_images(tasks, apply, sample)
 
 
 def permute_labels(tasks: Tasks, num_classes: int) -> Tasks:
-    """Each task means something else by its labels: ``label -> permutation[label]``, over
-    ``num_classes`` labels.
+    """Each task means something else by its labels: ``label -> permutation[label]``.
 
-    A label outside ``0..num_classes - 1`` becomes ``num_classes``, on which learners report a loss
-    of NaN.
+    The permutation is over ``num_classes`` labels. A label outside ``0..num_classes - 1`` becomes
+    ``num_classes``, on which learners report a loss of NaN.
 
     >>> import jax, metajax as mx
     >>> tasks = mx.tasks.permute_labels(mx.tasks.sum_sign((16,)), num_classes=10)
@@ -131,17 +136,22 @@ def permute_labels(tasks: Tasks, num_classes: int) -> Tasks:
     """
     _checks.positive_int(num_classes=num_classes)
 
-    def apply(own, batch):
-        label = batch["label"]
-        known = (label >= 0) & (label < num_classes)
-        return {**batch, "label": jnp.where(known, own[label], num_classes).astype(label.dtype)}
+    def sample(key, batch):
+        return jax.random.permutation(key, num_classes)
 
-    return augment(tasks, lambda key, batch: jax.random.permutation(key, num_classes), apply)
+    def apply(permutation, batch):
+        label = batch["label"]
+        in_range = (label >= 0) & (label < num_classes)
+        permuted = jnp.where(in_range, permutation[label], num_classes)
+        return batch | {"label": permuted.astype(label.dtype)}
+
+    return augment(tasks, sample, apply)
 
 
 def standardize(tasks: Tasks, mean: Any, std: Any) -> Tasks:
-    """``(image - mean) / std`` with constants: numbers, or arrays that broadcast against an image,
-    as one a channel.
+    """``(image - mean) / std`` with constants.
+
+    They are numbers, or arrays that broadcast against an image, as one a channel.
 
     >>> import jax, metajax as mx
     >>> data = mx.data.by_class(mx.data.load("digits"))
@@ -153,19 +163,20 @@ def standardize(tasks: Tasks, mean: Any, std: Any) -> Tasks:
     """
     _checks.finite("mean", mean)
     _checks.finite("std", std)
-    if not (np.asarray(std) > 0).all():
-        raise ValueError(f"std must be greater than 0, got {std}")
+    _checks.positive("std", np.asarray(std))
 
-    def apply(own, image):
-        dtype = image.dtype if jnp.issubdtype(image.dtype, jnp.floating) else jnp.float32
-        return ((image - mean) / std).astype(dtype)
+    def apply(own, images):
+        is_float = jnp.issubdtype(images.dtype, jnp.floating)
+        dtype = images.dtype if is_float else jnp.float32
+        return ((images - mean) / std).astype(dtype)
 
-    return _images(tasks, lambda key, image: (), apply)
+    return _augment_images(tasks, apply)
 
 
 def unit_spread(tasks: Tasks) -> Tasks:
-    """Each task standardises its images by their own mean and deviation over all values, taken from
-    a test batch.
+    """Each task standardises its images by their own mean and deviation.
+
+    Both are over all values of a test batch.
 
     >>> import jax, metajax as mx
     >>> tasks = mx.tasks.unit_spread(mx.tasks.project(mx.tasks.classification(5), 32))
@@ -175,8 +186,45 @@ def unit_spread(tasks: Tasks) -> Tasks:
     ((256, 32), True)
     """
 
-    def sample(key, image):
-        std = image.std()
-        return image.mean(), jnp.where(std > 0, std, 1)  # constant images become 0
+    def sample(key, images):
+        std = images.std()
+        return images.mean(), jnp.where(std > 0, std, 1)  # constant images become 0
 
-    return _images(tasks, sample, lambda own, image: (image - own[0]) / own[1])
+    def apply(statistics, images):
+        mean, std = statistics
+        return (images - mean) / std
+
+    return _augment_images(tasks, apply, sample)
+
+
+def ragged(tasks: Tasks, fewest: int) -> Tasks:
+    """Each task has a number of training examples of its own, from ``fewest`` to a whole batch.
+
+    Which examples those are is drawn with the task; of the others the ``mask [B]`` of its training
+    batch is False. For tasks whose training batch is the same at each step: `episodes`,
+    `sinusoids`.
+
+    >>> import jax, metajax as mx
+    >>> tasks = mx.tasks.ragged(mx.tasks.sinusoids(shots=10), fewest=3)
+    >>> batch = tasks.train(jax.random.key(0), (), tasks.sample(jax.random.key(1), ()))
+    >>> batch["x"].shape, 3 <= int(batch["mask"].sum()) <= 10
+    ((10, 1), True)
+    """
+    _checks.instance(Tasks, tasks=tasks)
+    _checks.positive_int(fewest=fewest)
+
+    def draw(keys, data, task):
+        k_batch, k_size, k_order = keys
+        batch = jax.eval_shape(tasks.train, k_batch, data, task)
+        size = len(jax.tree.leaves(batch)[0])
+        if fewest > size:
+            raise ValueError(f"fewest is {fewest}, but a training batch has {size} examples")
+        count = jax.random.randint(k_size, (), fewest, size + 1)
+        return jax.random.permutation(k_order, size) < count
+
+    both = paired(tasks, draw, lambda mask, batch: batch | {"mask": mask}, num_keys=3)
+
+    def test(key, data, task):  # whole
+        return tasks.test(key, data, task.task)
+
+    return both._replace(test=test)

@@ -1,5 +1,6 @@
 """Tasks drawn from labelled images."""
 
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -7,7 +8,7 @@ import jax.numpy as jnp
 
 from metajax import _checks
 from metajax.data._arrange import labelled_images
-from metajax.types import Array, Tasks
+from metajax.types import Array, Batch, Data, Key, Task, Tasks
 
 
 def minibatches(batch_size: int, test_size: int = 256) -> Tasks:
@@ -21,30 +22,41 @@ def minibatches(batch_size: int, test_size: int = 256) -> Tasks:
       batch_size: examples in a training batch.
       test_size: examples in the test batch.
 
-    Raises:
-      TypeError, ValueError: sizes below 1, or data of another form.
-
     >>> import jax, metajax as mx
-    >>> data = mx.data.load("digits")
-    >>> batch = mx.tasks.minibatches(32).train(jax.random.key(0), data, (), 0)
+    >>> batch = mx.tasks.minibatches(32).train(jax.random.key(0), mx.data.load("digits"), ())
     >>> batch["image"].shape, batch["label"].shape
     ((32, 8, 8, 1), (32,))
     """
-    _checks.positive_int(batch_size=batch_size, test_size=test_size)
 
-    def draw(key, data, size):
+    def draw(key, data, task, size):
         labelled_images(data)
         index = jax.random.randint(key, (size,), 0, len(data["label"]))
         return {"image": examples(data, index), "label": jnp.asarray(data["label"])[index]}
 
-    return Tasks(
-        sample=lambda key, data: (),
-        train=lambda key, data, task, t: draw(key, data, batch_size),
-        test=lambda key, data, task: draw(key, data, test_size),
-    )
+    return stream(lambda key, data: (), draw, batch_size, test_size)
+
+
+def stream(
+    sample: Callable[[Key, Data], Task],
+    draw: Callable[[Key, Data, Task, int], Batch],
+    batch_size: int,
+    test_size: int,
+) -> Tasks:
+    """Tasks that draw each batch anew: ``draw(key, data, task, size)``."""
+    _checks.positive_int(batch_size=batch_size, test_size=test_size)
+
+    def train(key, data, task):
+        return draw(key, data, task, batch_size)
+
+    def test(key, data, task):
+        return draw(key, data, task, test_size)
+
+    return Tasks(sample, train, test)
 
 
 def examples(data: dict[str, Any], index: Array) -> Array:
     """The images at ``index [B]``, those of dtype uint8 scaled to [0, 1]."""
     image = jnp.asarray(data["image"])[index]
-    return image.astype(jnp.float32) / 255 if image.dtype == jnp.uint8 else image
+    if image.dtype == jnp.uint8:
+        return image.astype(jnp.float32) / 255
+    return image

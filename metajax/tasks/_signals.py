@@ -4,17 +4,16 @@ import jax
 import jax.numpy as jnp
 
 from metajax import _checks
-from metajax.types import Tasks
+from metajax.types import Array, Key, Tasks
 
 
 def signals(num_cells: int, spread: float = 1.0) -> Tasks:
-    """What single cells meet in a network that learns by backpropagation: tasks for
-    `metajax.clone_backprop`.
+    """What single cells meet in a network that learns by backpropagation.
 
-    Each cell has scales of its own: weights and biases ``N(0, s^2)``, ``s`` log-uniform from
-    ``spread / 20`` to ``spread``; inputs ``N(0, c^2)``, ``c`` log-uniform from 0.1 to 4. Errors lie
-    in ±1.5, most of them near 0: those of a softmax are below 1, what it sends down to hidden units
-    is not. Batches are ``{"x": [M], "e": [M]}``.
+    Tasks for `metajax.clone_backprop`. Each cell has scales of its own: weights and biases ``N(0,
+    s^2)``, ``s`` log-uniform from ``spread / 20`` to ``spread``; inputs ``N(0, c^2)``, ``c``
+    log-uniform from 0.1 to 4. Errors lie in ±1.5, most of them near 0: those of a softmax are below
+    1, what it sends down to hidden units is not. Batches are ``{"x": [M], "e": [M]}``.
 
     >>> import jax, metajax as mx
     >>> mx.tasks.signals(5).sample(jax.random.key(0), ())["w"].shape
@@ -22,27 +21,28 @@ def signals(num_cells: int, spread: float = 1.0) -> Tasks:
     """
     _checks.positive_int(num_cells=num_cells)
     _checks.positive_float(spread=spread)
-
-    def log_uniform(key, low, high):
-        return low * (high / low) ** jax.random.uniform(key, (num_cells,))
+    shape = (num_cells,)
 
     def sample(key, data):
         k_spread, k_w, k_b, k_scale = jax.random.split(key, 4)
-        own = log_uniform(k_spread, spread / 20, spread)
+        own_spread = _log_uniform(k_spread, shape, spread / 20, spread)
         return {
-            "w": own * jax.random.normal(k_w, (num_cells,)),
-            "b": own * jax.random.normal(k_b, (num_cells,)),
-            "scale": log_uniform(k_scale, 0.1, 4.0),
+            "w": own_spread * jax.random.normal(k_w, shape),
+            "b": own_spread * jax.random.normal(k_b, shape),
+            "scale": _log_uniform(k_scale, shape, 0.1, 4.0),
         }
 
-    def draw(key, task):
+    def draw(key, data, task):
         k_x, k_e, k_sign = jax.random.split(key, 3)
-        size = 1.5 * jax.random.uniform(k_e, (num_cells,)) ** 4
+        size = 1.5 * jax.random.uniform(k_e, shape) ** 4
+        is_positive = jax.random.bernoulli(k_sign, 0.5, shape)
         return {
-            "x": task["scale"] * jax.random.normal(k_x, (num_cells,)),
-            "e": jnp.where(jax.random.bernoulli(k_sign, 0.5, (num_cells,)), size, -size),
+            "x": task["scale"] * jax.random.normal(k_x, shape),
+            "e": jnp.where(is_positive, size, -size),
         }
 
-    return Tasks(
-        sample, lambda key, data, task, t: draw(key, task), lambda key, data, task: draw(key, task)
-    )
+    return Tasks(sample, train=draw, test=draw)
+
+
+def _log_uniform(key: Key, shape: tuple[int, ...], low: float, high: float) -> Array:
+    return low * (high / low) ** jax.random.uniform(key, shape)

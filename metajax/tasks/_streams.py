@@ -1,16 +1,17 @@
-"""Classification as a stream: batches ``{"image": [B, ...], "label": [B]}``, for learners that
-learn online.
+"""Classification as a stream of examples, for learners that learn online.
+
+Batches are ``{"image": [B, ...], "label": [B]}``.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
 
 from metajax import _checks
 from metajax._random import draw_flat
-from metajax.data._arrange import labelled_images
-from metajax.tasks._minibatches import examples
+from metajax.data._arrange import sorted_by_class
+from metajax.tasks._minibatches import examples, stream
 from metajax.types import Tasks
 
 
@@ -27,23 +28,21 @@ def classification(num_classes: int, batch_size: int = 1, test_size: int = 256) 
       batch_size: examples in a training batch; 1 is online learning.
       test_size: examples in the test batch.
 
-    Raises: TypeError, ValueError: sizes out of range, data not sorted by class or with fewer
-      classes than a task needs.
+    Raises:
+      ValueError: data not sorted by class, or with fewer classes than a task needs.
 
     >>> import jax, metajax as mx
     >>> data = mx.data.by_class(mx.data.load("digits"))
     >>> tasks = mx.tasks.classification(num_classes=5)
     >>> task = tasks.sample(jax.random.key(0), data)
-    >>> batch = tasks.train(jax.random.key(1), data, task, 0)
+    >>> batch = tasks.train(jax.random.key(1), data, task)
     >>> task["classes"].shape, batch["image"].shape, batch["label"].shape
     ((5,), (1, 8, 8, 1), (1,))
     """
-    num_classes = _several("num_classes", num_classes)
+    _check_classes(num_classes)
 
     def sample(key, data):
-        labelled_images(data)
-        if "start" not in data:
-            raise TypeError('data has no "start": sort it with metajax.data.by_class(data)')
+        sorted_by_class(data)
         count = len(data["start"]) - 1
         if count < num_classes:
             raise ValueError(f"num_classes is {num_classes}, but the data has {count} classes")
@@ -53,14 +52,16 @@ def classification(num_classes: int, batch_size: int = 1, test_size: int = 256) 
         start = jnp.asarray(data["start"])
         first = start[task["classes"]]
         count = start[task["classes"] + 1] - first
-        end = count.cumsum()
-        place = jax.random.randint(
-            key, (size,), 0, end[-1], end.dtype
-        )  # among the examples of the task's classes
-        label = jnp.searchsorted(end, place, side="right", method="compare_all").astype(jnp.int32)
-        return {"image": examples(data, (first - end + count)[label] + place), "label": label}
 
-    return _stream(sample, draw, batch_size, test_size)
+        # A place among the examples of the task's classes, and the class that it is in.
+        end = count.cumsum()
+        place = jax.random.randint(key, (size,), 0, end[-1], end.dtype)
+        label = jnp.searchsorted(end, place, side="right", method="compare_all")
+        label = label.astype(jnp.int32)
+        offset = first - (end - count)
+        return {"image": examples(data, offset[label] + place), "label": label}
+
+    return stream(sample, draw, batch_size, test_size)
 
 
 def prototypes(
@@ -70,10 +71,9 @@ def prototypes(
     batch_size: int = 1,
     test_size: int = 256,
 ) -> Tasks:
-    """Gaussian clusters: each class is a standard normal image, each example that image plus normal
-    noise.
+    """Gaussian clusters: each class is a standard normal image, its examples that image plus noise.
 
-    It needs no data. A task is ``{"prototype": [num_classes, *shape]}``; labels are uniform.
+    The noise is normal. It needs no data. A task is ``{"prototype": [num_classes, *shape]}``; labels are uniform.
 
     Args:
       num_classes: classes of a task.
@@ -85,26 +85,23 @@ def prototypes(
     >>> import jax, metajax as mx
     >>> tasks = mx.tasks.prototypes(num_classes=5, shape=(16,))
     >>> task = tasks.sample(jax.random.key(0), ())
-    >>> tasks.train(jax.random.key(1), (), task, 0)["image"].shape
+    >>> tasks.train(jax.random.key(1), (), task)["image"].shape
     (1, 16)
     """
-    num_classes, shape = _several("num_classes", num_classes), _shape(shape)
+    _check_classes(num_classes)
+    shape = _checks.positive_ints("shape", shape, like=(28, 28, 1), any_length=True)
     _checks.positive_float(noise=noise)
+
+    def sample(key, data):
+        return {"prototype": draw_flat(key, (num_classes, *shape))}
 
     def draw(key, data, task, size):
         k_label, k_noise = jax.random.split(key)
         label = jax.random.randint(k_label, (size,), 0, num_classes, jnp.int32)
-        return {
-            "image": task["prototype"][label] + noise * draw_flat(k_noise, (size, *shape)),
-            "label": label,
-        }
+        image = task["prototype"][label] + noise * draw_flat(k_noise, (size, *shape))
+        return {"image": image, "label": label}
 
-    return _stream(
-        lambda key, data: {"prototype": draw_flat(key, (num_classes, *shape))},
-        draw,
-        batch_size,
-        test_size,
-    )
+    return stream(sample, draw, batch_size, test_size)
 
 
 def random_images(
@@ -114,12 +111,11 @@ def random_images(
     batch_size: int = 1,
     test_size: int = 256,
 ) -> Tasks:
-    """A few standard normal images with random labels: nothing but memory helps (Kirsch &
-    Schmidhuber 2021, 4.4).
+    """A few standard normal images with random labels: nothing but memory helps.
 
-    It needs no data. A task is ``{"image": [num_images, *shape], "label": [num_images]}``, of which
-    batches are drawn with replacement. For one such set that all tasks share, give it as data to
-    `minibatches`.
+    Kirsch & Schmidhuber 2021, section 4.4. It needs no data. A task is ``{"image": [num_images,
+    *shape], "label": [num_images]}``, of which batches are drawn with replacement. For one such set
+    that all tasks share, give it as data to `minibatches`.
 
     Args:
       shape: of an image, e.g. ``(28, 28, 1)``.
@@ -133,8 +129,9 @@ def random_images(
     >>> tasks.sample(jax.random.key(0), ())["image"].shape
     (20, 28, 28, 1)
     """
-    shape, num_images = _shape(shape), _checks.positive_int("num_images", num_images)
-    num_classes = _several("num_classes", num_classes)
+    shape = _checks.positive_ints("shape", shape, like=(28, 28, 1), any_length=True)
+    _checks.positive_int(num_images=num_images)
+    _check_classes(num_classes)
 
     def sample(key, data):
         k_image, k_label = jax.random.split(key)
@@ -147,7 +144,7 @@ def random_images(
         index = jax.random.randint(key, (size,), 0, num_images)
         return jax.tree.map(lambda x: x[index], task)
 
-    return _stream(sample, draw, batch_size, test_size)
+    return stream(sample, draw, batch_size, test_size)
 
 
 def sum_sign(shape: Sequence[int], batch_size: int = 1, test_size: int = 256) -> Tasks:
@@ -167,39 +164,22 @@ def sum_sign(shape: Sequence[int], batch_size: int = 1, test_size: int = 256) ->
     >>> batch["image"].shape, float(batch["label"].mean().round(1))
     ((256, 28, 28, 1), 0.5)
     """
-    shape = _shape(shape)
+    shape = _checks.positive_ints("shape", shape, like=(28, 28, 1), any_length=True)
 
     def draw(key, data, task, size):
         k_mean, k_value = jax.random.split(key)
         mean = jax.random.uniform(k_mean, (size, *[1] * len(shape)), minval=-1.0)
-        image = mean + draw_flat(
+        values = draw_flat(
             k_value, (size, *shape), jax.random.truncated_normal, lower=-2.0, upper=2.0
         )
-        return {"image": image, "label": (image.reshape(size, -1).sum(-1) >= 0).astype(jnp.int32)}
+        image = mean + values
+        is_positive = image.reshape(size, -1).sum(-1) >= 0
+        return {"image": image, "label": is_positive.astype(jnp.int32)}
 
-    return _stream(lambda key, data: (), draw, batch_size, test_size)
-
-
-def _stream(sample: Callable, draw: Callable, batch_size: int, test_size: int) -> Tasks:
-    # draw: (key, data, task, size) -> batch.
-    _checks.positive_int(batch_size=batch_size, test_size=test_size)
-    return Tasks(
-        sample,
-        lambda key, data, task, t: draw(key, data, task, batch_size),
-        lambda key, data, task: draw(key, data, task, test_size),
-    )
+    return stream(lambda key, data: (), draw, batch_size, test_size)
 
 
-def _several(name: str, value: int) -> int:
-    value = _checks.positive_int(name, value)
-    if value < 2:
-        raise ValueError(f"{name} must be at least 2: with one class there is nothing to learn")
-    return value
-
-
-def _shape(shape: Sequence[int]) -> tuple[int, ...]:
-    if not isinstance(shape, (tuple, list)) or not shape:
-        raise TypeError(
-            f"shape must be a tuple with the shape of an image, e.g. (28, 28, 1), got {shape!r}"
-        )
-    return tuple(_checks.positive_int("shape", n) for n in shape)
+def _check_classes(num_classes: int) -> None:
+    _checks.positive_int(num_classes=num_classes)
+    if num_classes < 2:
+        raise ValueError("num_classes must be at least 2: with one class there is nothing to learn")

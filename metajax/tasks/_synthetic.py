@@ -5,14 +5,14 @@ import jax.numpy as jnp
 
 from metajax import _checks
 from metajax._random import draw_flat
-from metajax.types import Tasks
+from metajax.types import Array, Tasks
 
 
 def quadratics(size: int) -> Tasks:
-    """Random quadratics ``|W x - y|^2``, ``W [n, n]`` and ``y [n]`` standard normal (Andrychowicz
-    et al. 2016, 3.1).
+    """Random quadratics ``|W x - y|^2`` (Andrychowicz et al. 2016, section 3.1).
 
-    The batch is the task itself: there is no sampling noise.
+    ``W [n, n]`` and ``y [n]`` are standard normal. The batch is the task itself: there is no
+    sampling noise.
 
     >>> import jax, metajax as mx
     >>> mx.tasks.quadratics(10).sample(jax.random.key(0), ())["W"].shape
@@ -24,7 +24,10 @@ def quadratics(size: int) -> Tasks:
         k_w, k_y = jax.random.split(key)
         return {"W": draw_flat(k_w, (size, size)), "y": jax.random.normal(k_y, (size,))}
 
-    return Tasks(sample, lambda key, data, task, t: task, lambda key, data, task: task)
+    def same_task(key, data, task):
+        return task
+
+    return Tasks(sample, same_task, same_task)
 
 
 def sinusoids(shots: int = 10, queries: int = 10) -> Tasks:
@@ -41,8 +44,8 @@ def sinusoids(shots: int = 10, queries: int = 10) -> Tasks:
     >>> import jax, metajax as mx
     >>> tasks = mx.tasks.sinusoids(5, queries=100)
     >>> task = tasks.sample(jax.random.key(0), ())
-    >>> tasks.train(jax.random.key(1), (), task, 0)["x"].shape, tasks.test(jax.random.key(1), (), task)["y"].shape
-    ((5, 1), (100, 1))
+    >>> tasks.train(jax.random.key(1), (), task)["x"].shape
+    (5, 1)
     """
     _checks.positive_int(shots=shots, queries=queries)
 
@@ -51,11 +54,10 @@ def sinusoids(shots: int = 10, queries: int = 10) -> Tasks:
         amplitude = jax.random.uniform(k_amplitude, (), minval=0.1, maxval=5.0)
         phase = jax.random.uniform(k_phase, (), maxval=jnp.pi)
         x = jax.random.uniform(k_x, (shots + queries, 1), minval=-5.0, maxval=5.0)
-        return {"amplitude": amplitude, "phase": phase} | _halves(
-            x, amplitude * jnp.sin(x - phase), shots
-        )
+        y = amplitude * jnp.sin(x - phase)
+        return {"amplitude": amplitude, "phase": phase, **_split_points(x, y, shots)}
 
-    return _given(sample)
+    return Tasks(sample, _support, _query)
 
 
 def linear_regressions(
@@ -67,15 +69,14 @@ def linear_regressions(
     noise: float = 0.0,
     spread: float = 1.0,
 ) -> Tasks:
-    """Linear regression ``y = w x + noise``, where adaptation and its meta-gradient have closed
-    forms.
+    """Linear regression ``y = w x + noise``, where adaptation has a closed form.
 
-    The kind of problem on which Rajeswaran et al. 2019 (section 4, first experiment) measure the
-    error of meta-gradients; the distribution is this package's own. ``w [n]`` is normal with
-    standard deviation ``spread``, the inputs are normal, and the standard deviation of coordinate
-    ``i`` falls geometrically from 1 to ``condition ** -0.5``: ``E[x x^T]``, half the expected
-    Hessian of the mean squared error, has this condition number. Batches are ``{"x": [K, n], "y":
-    [K, 1]}``, for `metajax.problems.regressor`.
+    So has its meta-gradient. The kind of problem on which Rajeswaran et al. 2019 (section 4, first
+    experiment) measure the error of meta-gradients; the distribution is this package's own. ``w
+    [n]`` is normal with standard deviation ``spread``, the inputs are normal, and the standard
+    deviation of coordinate ``i`` falls geometrically from 1 to ``condition ** -0.5``: ``E[x x^T]``,
+    half the expected Hessian of the mean squared error, has this condition number. Batches are
+    ``{"x": [K, n], "y": [K, 1]}``, for `metajax.problems.regressor`.
 
     Args:
       size: inputs ``n``.
@@ -91,30 +92,33 @@ def linear_regressions(
     (3,)
     """
     _checks.positive_int(size=size, shots=shots, queries=queries)
-    condition, spread = (
-        _checks.positive_float("condition", condition),
-        _checks.positive_float("spread", spread),
-    )
+    _checks.positive_float(condition=condition, spread=spread)
+    _checks.at_least_zero(noise=noise)
     if condition < 1:
         raise ValueError(f"condition must be at least 1, got {condition}")
-    noise = 0.0 if noise == 0 else _checks.positive_float("noise", noise)
+    points = shots + queries
 
     def sample(key, data):
         k_w, k_x, k_noise = jax.random.split(key, 3)
         w = spread * jax.random.normal(k_w, (size,))
-        x = draw_flat(k_x, (shots + queries, size)) * condition ** -jnp.linspace(0, 0.5, size)
-        y = x @ w[:, None] + noise * jax.random.normal(k_noise, (shots + queries, 1))
-        return {"w": w} | _halves(x, y, shots)
+        deviations = condition ** -jnp.linspace(0, 0.5, size)
+        x = draw_flat(k_x, (points, size)) * deviations
+        y = x @ w[:, None] + noise * jax.random.normal(k_noise, (points, 1))
+        return {"w": w, **_split_points(x, y, shots)}
 
-    return _given(sample)
-
-
-def _halves(x, y, shots):
-    return {"support": {"x": x[:shots], "y": y[:shots]}, "query": {"x": x[shots:], "y": y[shots:]}}
+    return Tasks(sample, _support, _query)
 
 
-def _given(sample) -> Tasks:
-    # The task holds its points.
-    return Tasks(
-        sample, lambda key, data, task, t: task["support"], lambda key, data, task: task["query"]
-    )
+def _split_points(x: Array, y: Array, shots: int) -> dict[str, dict[str, Array]]:
+    return {
+        "support": {"x": x[:shots], "y": y[:shots]},
+        "query": {"x": x[shots:], "y": y[shots:]},
+    }
+
+
+def _support(key, data, task):
+    return task["support"]
+
+
+def _query(key, data, task):
+    return task["query"]

@@ -4,7 +4,8 @@ import jax
 import jax.numpy as jnp
 
 from metajax import _checks
-from metajax.types import Tasks
+from metajax.tasks._minibatches import stream
+from metajax.types import Array, Data, Tasks
 
 
 def text(batch_size: int, length: int, test_size: int = 64) -> Tasks:
@@ -20,34 +21,33 @@ def text(batch_size: int, length: int, test_size: int = 64) -> Tasks:
       test_size: windows in the test batch.
 
     Raises:
-      TypeError, ValueError: sizes below 1, data of another form, or a text shorter than a window.
+      ValueError: a text shorter than a window.
 
     >>> import jax, metajax as mx
-    >>> batch = mx.tasks.text(5, length=20).train(jax.random.key(0), mx.data.sums(), (), 0)
+    >>> batch = mx.tasks.text(5, length=20).train(jax.random.key(0), mx.data.sums(), ())
     >>> batch["text"].shape
     (5, 21)
     """
-    batch_size, test_size = (
-        _checks.positive_int("batch_size", batch_size),
-        _checks.positive_int("test_size", test_size),
-    )
     _checks.positive_int(length=length)
 
-    def draw(key, data, size):
-        if not isinstance(data, dict) or jnp.ndim(data.get("text", 0)) != 1:
-            raise TypeError('data must be a dict with "text" [M], as metajax.data.sums gives it')
-        symbols = jnp.asarray(data["text"])
-        if not jnp.issubdtype(symbols.dtype, jnp.integer):
-            raise TypeError(f'data["text"] must be of an integer dtype, got {symbols.dtype}')
+    def draw(key, data, task, size):
+        symbols = _symbols(data)
         if len(symbols) <= length:
             raise ValueError(
-                f'length is {length}, but data["text"] has {len(symbols)} symbols and must have more'
+                f'length is {length}, but data["text"] has {len(symbols)} symbols and must have '
+                f"more"
             )
         start = jax.random.randint(key, (size, 1), 0, len(symbols) - length)
-        return {"text": symbols[start + jnp.arange(length + 1)].astype(jnp.int32)}
+        windows = symbols[start + jnp.arange(length + 1)]
+        return {"text": windows.astype(jnp.int32)}
 
-    return Tasks(
-        lambda key, data: (),
-        lambda key, data, task, t: draw(key, data, batch_size),
-        lambda key, data, task: draw(key, data, test_size),
-    )
+    return stream(lambda key, data: (), draw, batch_size, test_size)
+
+
+def _symbols(data: Data) -> Array:
+    if not isinstance(data, dict) or jnp.ndim(data.get("text", 0)) != 1:
+        raise TypeError('data must be a dict with "text" [M], as metajax.data.sums gives it')
+    symbols = jnp.asarray(data["text"])
+    if not jnp.issubdtype(symbols.dtype, jnp.integer):
+        raise TypeError(f'data["text"] must be of an integer dtype, got {symbols.dtype}')
+    return symbols

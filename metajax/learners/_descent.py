@@ -1,0 +1,136 @@
+"""Steps of an optimizer on a problem: what learners that take gradients are made of."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import optax
+from jax import lax
+
+from metajax import _checks
+from metajax.types import (
+    Key,
+    Learner,
+    LearnedOptimizer,
+    MetaParams,
+    ModelState,
+    Params,
+    Problem,
+    PyTree,
+    Task,
+)
+
+MakeTx = Callable[[MetaParams], Any]
+
+
+class DescentState(NamedTuple):
+    """Where an optimizer has come to.
+
+    Attributes:
+      params: the parameters that adapt, None in the place of those that do not.
+      model_state: what the model keeps and does not train.
+      opt_state: of the optimizer.
+    """
+
+    params: Params
+    model_state: ModelState
+    opt_state: PyTree
+
+
+def descent(
+    problem: Problem,
+    make_tx: MakeTx,
+    start: Callable[[Key, MetaParams, Task], tuple[Params, ModelState]],
+    *,
+    second_order: bool,
+    meta: Callable[[Key], MetaParams],
+    complete: Callable[[MetaParams, Params], Params] = lambda meta_params, params: params,
+) -> Learner:
+    """A learner whose step is one step of the optimizer ``make_tx(meta_params)`` on ``problem``.
+
+    Args:
+      problem: what is minimised.
+      make_tx: ``meta_params -> optax.GradientTransformation``.
+      start: ``(key, meta_params, task) -> (params, model_state)``, where each task starts.
+      second_order: let the meta-gradient flow through the gradients of the problem too.
+      meta: ``key -> meta_params``.
+      complete: ``(meta_params, params) -> params``, puts those that do not adapt in their place.
+    """
+    problem = checked(problem)
+
+    def init(key, meta_params, task):
+        params, model_state = start(key, meta_params, task)
+        opt_state = transformation(make_tx, meta_params).init(params)
+        return DescentState(params, model_state, opt_state)
+
+    def step(key, meta_params, state, batch):
+        def objective(params):
+            params = complete(meta_params, params)
+            return problem.loss(key, params, state.model_state, batch)
+
+        value_and_grad = jax.value_and_grad(objective, has_aux=True)
+        (loss, (metrics, model_state)), grads = value_and_grad(state.params)
+        if not second_order:
+            grads = lax.stop_gradient(grads)
+
+        # Line searches and adaptive rates look at more than the gradient.
+        updates, opt_state = transformation(make_tx, meta_params).update(
+            grads,
+            state.opt_state,
+            state.params,
+            value=loss,
+            grad=grads,
+            value_fn=lambda params: objective(params)[0],
+        )
+        params = optax.apply_updates(state.params, updates)
+        return DescentState(params, model_state, opt_state), loss, metrics
+
+    def test(key, meta_params, state, batch):
+        params = complete(meta_params, state.params)
+        return problem.test(key, params, state.model_state, batch)
+
+    def predict(key, meta_params, state, inputs):
+        params = complete(meta_params, state.params)
+        return problem.predict(key, params, state.model_state, inputs)
+
+    return Learner(init, step, test, predict, meta)
+
+
+def as_learned(optimizer: LearnedOptimizer | MakeTx) -> tuple[MakeTx, Callable | None]:
+    """The two parts of a learned optimizer; a function of the meta-parameters has the first."""
+    if isinstance(optimizer, LearnedOptimizer):
+        return optimizer.tx, optimizer.init
+    if not callable(optimizer):
+        raise TypeError(
+            f"optimizer must be a metajax.LearnedOptimizer or a function of the meta-parameters: "
+            f"optax.adam, say, or, if there are none, lambda meta_params: optax.adam(0.1); got "
+            f"{type(optimizer).__name__}"
+        )
+    return optimizer, None
+
+
+def transformation(make_tx: MakeTx, meta_params: MetaParams) -> Any:
+    """``make_tx(meta_params)`` with room for extra arguments, or says that it is no optimizer."""
+    tx = make_tx(meta_params)
+    if not _checks.is_transformation(tx):
+        raise TypeError(
+            f"the function of the meta-parameters must give an optax.GradientTransformation, got "
+            f"{type(tx).__name__}; of a learned optimizer give it itself, e.g. "
+            f"l2l(mx.optim.lstm(), problem)"
+        )
+    return optax.with_extra_args_support(tx)
+
+
+def checked(problem: Problem) -> Problem:
+    """The problem with a loss that says so when it gives something else than it should."""
+    _checks.instance(Problem, problem=problem)
+
+    def loss(key, params, model_state, batch):
+        result = problem.loss(key, params, model_state, batch)
+        _checks.returned("problem.loss", result, "loss, (metrics, model_state)")
+        value, aux = result
+        _checks.returned("problem.loss", aux, "metrics, model_state")
+        _checks.loss_and_metrics("problem.loss", value, aux[0])
+        return result
+
+    return problem._replace(loss=loss)
