@@ -10,18 +10,26 @@ from metajax.types import Array
 
 
 def cross_entropy_and_accuracy(logits: Array, label: Array) -> tuple[Array, dict[str, Array]]:
-    """The mean cross-entropy of ``logits [B, C]`` in nats, NaN if a ``label [B]`` is out of range,
-    and the accuracy.
+    """The mean cross-entropy in nats of ``logits [B, C]`` for ``label [B]``, and the accuracy.
+
+    A label out of range is an error where it is known, and makes the loss NaN where it is traced.
     """
     num_classes = logits.shape[-1]
-    if not isinstance(label, jax.core.Tracer):
-        wrong = [
-            k for k in np.unique(label).tolist() if not 0 <= k < num_classes
-        ]  # on the host, also under jit
-        if wrong:
-            raise ValueError(f"label must be in 0..{num_classes - 1}, got {wrong}")
-    known = (label >= 0) & (label < num_classes)
-    losses = optax.softmax_cross_entropy_with_integer_labels(logits, jnp.where(known, label, 0))
-    return jnp.where(known, losses, jnp.nan).mean(), {
-        "accuracy": (logits.argmax(-1) == label).mean(dtype=logits.dtype)
-    }
+    _check_known_labels(label, num_classes)
+
+    in_range = (label >= 0) & (label < num_classes)
+    safe_label = jnp.where(in_range, label, 0)
+    losses = optax.softmax_cross_entropy_with_integer_labels(logits, safe_label)
+    loss = jnp.where(in_range, losses, jnp.nan).mean()
+
+    is_correct = logits.argmax(axis=-1) == label
+    return loss, {"accuracy": is_correct.mean(dtype=logits.dtype)}
+
+
+def _check_known_labels(label: Array, num_classes: int) -> None:
+    if isinstance(label, jax.core.Tracer):
+        return
+    values = np.unique(label)  # on the host, also under jit
+    wrong = values[(values < 0) | (values >= num_classes)]
+    if wrong.size:
+        raise ValueError(f"label must be in 0..{num_classes - 1}, got {wrong.tolist()}")
