@@ -232,8 +232,8 @@ def _with_dtype_name(x: np.ndarray) -> np.ndarray:
     The array becomes one of records whose only field has that name.
     """
     dtype = x.dtype
-    is_from_another_package = dtype.isbuiltin == 2
-    if not is_from_another_package:
+    comes_from_another_package = dtype.isbuiltin == 2
+    if not comes_from_another_package:
         return x
     record = [(dtype.name, f"V{dtype.itemsize}")]
     return x.view(record)
