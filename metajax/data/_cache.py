@@ -23,7 +23,12 @@ def cached(file: Path, decode: Callable[[], Arrays]) -> Arrays:
     return read_only(arrays)
 
 
-def cache_file(name: str, part: str, folder: Path, sources: Sequence[str | os.PathLike]) -> Path:
+def cache_file(
+    name: str,
+    part: str,
+    folder: Path,
+    sources: Sequence[str | os.PathLike],
+) -> Path:
     """The file for a part of a set, which changes its name when the set's files change."""
     versions = []
     for source in sources:

@@ -5,7 +5,6 @@ from collections.abc import Callable
 from functools import lru_cache, partial
 from pathlib import Path
 
-import jax
 import numpy as np
 
 from metajax.data._arrange import by_class, resize
@@ -17,7 +16,11 @@ from metajax.io import Arrays
 _HERE = Path(__file__).parent
 
 
-def few_shot(name: str, split: str = "train", data_dir: str | os.PathLike | None = None) -> Arrays:
+def few_shot(
+    name: str,
+    split: str = "train",
+    data_dir: str | os.PathLike | None = None,
+) -> Arrays:
     """Loads the classes of one part of a set for few-shot learning, `by_class`.
 
     The parts share no class. They are fixed, and files of this package unless said otherwise:
@@ -63,10 +66,7 @@ def few_shot(name: str, split: str = "train", data_dir: str | os.PathLike | None
     parts = str(split).split("+")
     has_repeats = len(set(parts)) < len(parts)
     if has_repeats or not set(parts) <= PARTS.keys():
-        raise ValueError(
-            f"split must be 'train', 'validation' or 'test', or several joined by '+', e.g. "
-            f"'train+validation'; got {split!r}"
-        )
+        raise ValueError(f"split must be like 'train', 'validation' or 'train+test', got {split!r}")
 
     load_parts = _SETS[name]
     data = load_parts(tfds_directory(data_dir), parts)
@@ -93,7 +93,10 @@ def _both_halves(name: str, directory: Path) -> Arrays:
     """The training and the test split of a set, whose classes are the same."""
     train = load(name, "train", directory)
     test = load(name, "test", directory)
-    return jax.tree.map(lambda a, b: np.concatenate([a, b]), train, test)
+    both = {}
+    for feature, x in train.items():
+        both[feature] = np.concatenate([x, test[feature]])
+    return both
 
 
 @lru_cache(maxsize=1)
@@ -139,10 +142,11 @@ def _csv_parts(file: str) -> list[str]:
 _LoadParts = Callable[[Path, list[str]], Arrays]  # (tfds directory, parts) -> their examples
 
 
-def _divided(
-    load_all: Callable[[Path], Arrays], part_of_class: Callable[[], list[str]]
+def _by_list(
+    load_all: Callable[[Path], Arrays],
+    part_of_class: Callable[[], list[str]],
 ) -> _LoadParts:
-    """A set of which this package says in which part each class is."""
+    """A set whose classes are divided by a list in this package."""
 
     def load_parts(directory, parts):
         data = load_all(directory)
@@ -155,16 +159,16 @@ def _divided(
 
 
 def _in_folder(name: str, size: int) -> _LoadParts:
-    """A set in a folder of its own, whose files say in which part each class is."""
+    """A set whose images and lists of classes are in a folder of its own."""
     return lambda directory, parts: load_folder(directory / name, parts, size)
 
 
 # To add a set: a row here and, if it is divided by a list, the list as a csv file beside this one.
 _SETS = {
-    "digits": _divided(partial(_both_halves, "digits"), _digits_parts),
-    "omniglot": _divided(_small_omniglot, partial(_omniglot_parts, "omniglot")),
-    "omniglot_vinyals": _divided(_small_omniglot, partial(_omniglot_parts, "omniglot_vinyals")),
-    "cifar_fs": _divided(partial(_both_halves, "cifar100"), partial(_csv_parts, "cifar_fs.csv")),
+    "digits": _by_list(partial(_both_halves, "digits"), _digits_parts),
+    "omniglot": _by_list(_small_omniglot, partial(_omniglot_parts, "omniglot")),
+    "omniglot_vinyals": _by_list(_small_omniglot, partial(_omniglot_parts, "omniglot_vinyals")),
+    "cifar_fs": _by_list(partial(_both_halves, "cifar100"), partial(_csv_parts, "cifar_fs.csv")),
     "mini_imagenet": _in_folder("mini_imagenet", size=84),
 }
 FEW_SHOT = tuple(_SETS)

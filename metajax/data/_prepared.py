@@ -42,7 +42,9 @@ _DIGITS_SPLITS = {"train": slice(0, 1197), "test": slice(1197, 1797)}
 
 
 def load(
-    name: str = "digits", split: str = "train", data_dir: str | os.PathLike | None = None
+    name: str = "digits",
+    split: str = "train",
+    data_dir: str | os.PathLike | None = None,
 ) -> Arrays:
     """Loads a split as read-only arrays.
 

@@ -5,9 +5,9 @@ import numpy as np
 from metajax import _checks
 from metajax.io import Arrays
 
-_SMALL = ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten"]
-_SMALL += ["eleven", "twelve", "thirteen", "fourteen", "fifteen", "sixteen", "seventeen"]
-_SMALL += ["eighteen", "nineteen"]
+_SMALL = ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine"]
+_SMALL += ["ten", "eleven", "twelve", "thirteen", "fourteen", "fifteen", "sixteen"]
+_SMALL += ["seventeen", "eighteen", "nineteen"]
 _TENS = ["twenty", "thirty", "forty", "fifty", "sixty", "seventy", "eighty", "ninety"]
 
 _ALPHABET = b" -.abcdefghijklmnopqrstuvwxyz"

@@ -122,7 +122,12 @@ def split(inner: Inner, mesh: Mesh, axis: str = "tasks") -> Inner:
 
 
 def _vmap_over_devices(
-    mesh: Mesh, axis: str, f: Callable, in_axes: Any = 0, *, whole: bool = False
+    mesh: Mesh,
+    axis: str,
+    f: Callable,
+    in_axes: Any = 0,
+    *,
+    whole: bool = False,
 ) -> Callable:
     """`jax.vmap` over a leading axis that is divided over the devices.
 
@@ -160,8 +165,8 @@ def _vmap_over_devices(
 
 def _size_of_mapped_axis(args: tuple, axes: tuple) -> int:
     mapped = [arg for arg, a in zip(args, axes, strict=True) if a == 0]
-    first_leaf = jax.tree.leaves(mapped)[0]
-    return first_leaf.shape[0]
+    first, *_ = jax.tree.leaves(mapped)
+    return len(first)
 
 
 def place(tree: PyTree, mesh: Mesh, axis: str = "tasks") -> PyTree:
@@ -275,7 +280,9 @@ def _off_the_mesh(x: Array) -> Array:
 
 
 def _check_processes(
-    coordinator_address: str | None, num_processes: int | None, process_id: int | None
+    coordinator_address: str | None,
+    num_processes: int | None,
+    process_id: int | None,
 ) -> None:
     # Without these JAX would wait a minute for processes that cannot come.
     if coordinator_address is not None and ":" not in coordinator_address:
@@ -316,9 +323,9 @@ def _check_divisible(num_episodes: int, mesh: Mesh, axis: str) -> None:
     if num_episodes % devices:
         multiple = max(devices, num_episodes // devices * devices)
         raise ValueError(
-            f"{num_episodes} episodes cannot be split evenly over the {devices} devices on the "
-            f"axis {axis!r} of mesh; take num_tasks (of ask_tell: the population) a multiple of "
-            f"{devices}, e.g. {multiple}, or a mesh of fewer devices"
+            f"{num_episodes} episodes cannot be split evenly over {devices} devices (axis {axis!r} "
+            f"of mesh); take num_tasks (of ask_tell: the population) a multiple of {devices}, e.g. "
+            f"{multiple}, or a mesh of fewer devices"
         )
 
 
