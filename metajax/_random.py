@@ -20,4 +20,5 @@ def draw_flat(
     `vmap`, a normal ``[8, 10]`` takes it 2 s to compile, a normal ``[80]`` 0.3 s.
     """
     size = math.prod(shape)
-    return distribution(key, shape=(size,), **kwargs).reshape(shape)
+    flat = distribution(key, shape=(size,), **kwargs)
+    return flat.reshape(shape)

@@ -14,7 +14,8 @@ def where(pred: Array, a: PyTree, b: PyTree) -> PyTree:
 
 def all_finite(tree: PyTree) -> Array:
     """Whether all floating leaves are finite."""
-    finite = [jnp.isfinite(x).all() for x in _floating_leaves(tree)]
+    leaves = _floating_leaves(tree)
+    finite = [jnp.isfinite(x).all() for x in leaves]
     return jnp.array(finite, bool).all()
 
 

@@ -25,7 +25,8 @@ def load_folder(folder: Path, parts: list[str], size: int) -> Arrays:
     rows = []
     for part in parts:
         rows += tables[part]
-    image = np.empty((len(rows), size, size, 3), np.uint8)
+    shape = (len(rows), size, size, 3)
+    image = np.empty(shape, np.uint8)
     for i, row in enumerate(rows):
         file = folder / "images" / row["filename"]
         image[i] = _read_image(file, size)
