@@ -95,7 +95,7 @@ me = jax.process_index()
 assert jax.process_count() == 2
 FOUND |= {
     "reported": [],
-    "told": [hosts.agreed(me), hosts.agreed(f"from {me}")],
+    "agreed": [hosts.agreed(me), hosts.agreed(f"from {me}")],
     "largest": hosts.maximum(me),
 }
 FOUND["refused"] = error(lambda: hosts.run_on_first(no))
