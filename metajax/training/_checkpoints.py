@@ -17,7 +17,7 @@ from metajax import _checks
 from metajax.sharding import _hosts as hosts
 from metajax.training import _snapshot
 from metajax.training._lock import lock_folder
-from metajax.training._snapshot import Members, Snapshot
+from metajax.training._snapshot import Arrays, Snapshot
 from metajax.types import PyTree
 
 _NAME = re.compile(r"(0|[1-9][0-9]*)\.npz")
@@ -121,13 +121,15 @@ class _Store:
         self._open()
         step = operator.index(snapshot.step)
         _checks.at_least_zero(step=step)
-        members = _snapshot.pack(Snapshot(step, whole_tree, snapshot.arrays), self.tag)
+        whole = Snapshot(step, whole_tree, snapshot.arrays)
+        members = _snapshot.pack(whole, self.tag)
 
         # One at a time, so that no more than two are in memory.
         concurrent.futures.wait(self.writes)
         if self.thread is None:
             self.thread = concurrent.futures.ThreadPoolExecutor(1, "metajax-checkpoints")
-        self.writes.append(self.thread.submit(self._write, step, members))
+        write = self.thread.submit(self._write, step, members)
+        self.writes.append(write)
 
     def wait(self) -> None:
         concurrent.futures.wait(self.writes)
@@ -178,10 +180,13 @@ class _Store:
         return self.folder / f"{step}.npz"
 
     def _steps(self) -> list[int]:
-        matches = [_NAME.fullmatch(path.name) for path in self.folder.iterdir()]
-        return sorted(int(match[1]) for match in matches if match)
+        steps = []
+        for path in self.folder.iterdir():
+            if match := _NAME.fullmatch(path.name):
+                steps.append(int(match[1]))
+        return sorted(steps)
 
-    def _write(self, step: int, members: Members) -> None:
+    def _write(self, step: int, members: Arrays) -> None:
         """Writes one file beside its place, moves it there, and removes the oldest."""
         unfinished = self.folder / f"{step}.npz.part"
         try:
@@ -193,9 +198,8 @@ class _Store:
         finally:
             unfinished.unlink(missing_ok=True)
 
-        older = [other for other in self._steps() if other < step]
-        newest_first = older[::-1]
-        for other in newest_first[self.keep - 1 :]:
+        older = [other for other in reversed(self._steps()) if other < step]
+        for other in older[self.keep - 1 :]:
             # One too many costs space, and no more.
             with contextlib.suppress(OSError):
                 self._path(other).unlink()

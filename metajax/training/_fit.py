@@ -110,7 +110,8 @@ def fit(
     True
     """
     _check_arguments(trainer, state, data, num_steps, validate, checkpoint, callbacks, progress)
-    periods = [trainer.chunk] + [part.every for part in (validate, checkpoint) if part is not None]
+    periods = [trainer.chunk]
+    periods += [part.every for part in (validate, checkpoint) if part is not None]
 
     with Signals(enabled=checkpoint is not None) as signals, Saver(checkpoint) as saver:
         run = saver.restore_run(state) or Run.new(state)

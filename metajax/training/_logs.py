@@ -126,16 +126,21 @@ class Log:
         if not line.endswith("\n"):
             return None
         try:
-            return int(line.split(",")[0] if self._is_csv else json.loads(line)["step"])
+            if self._is_csv:
+                return int(line.split(",")[0])
+            return int(json.loads(line)["step"])
         except (ValueError, TypeError, KeyError):
             return None
 
     def _text(self, rows: Rows) -> str:
-        if not self._is_csv:
-            return "".join(json.dumps(_valid_json(row)) + "\n" for row in rows)
-        return "".join(
-            _csv_line([_csv_cell(row.get(name)) for name in self._columns]) for row in rows
-        )
+        lines = []
+        for row in rows:
+            if self._is_csv:
+                cells = [_csv_cell(row.get(name)) for name in self._columns]
+                lines.append(_csv_line(cells))
+            else:
+                lines.append(json.dumps(_valid_json(row)) + "\n")
+        return "".join(lines)
 
 
 def tensorboard(writer: Any) -> Callable[[Rows], None]:

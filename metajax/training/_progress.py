@@ -79,80 +79,76 @@ class Progress:
     """
 
     def __init__(self, label: str | None, first_step: int, num_steps: int):
-        self.label = label
-        self.first_step = first_step
-        self.num_steps = num_steps
-        self.shown_step = first_step
+        self._shown_step = first_step
         self._plateau = Plateau()
-        self._display = _display(label, first_step, num_steps)
+        self._display = None
+        if label is not None and hosts.is_first():
+            self._display = _display(label, first_step, num_steps)
 
     def __enter__(self) -> "Progress":
         return self
 
     def __exit__(self, *exception: Any) -> None:
-        self._display.close()
+        if self._display is not None:
+            self._display.close()
 
     def say(self, text: str) -> None:
         """Shows a line of text, above the bar where there is one."""
-        self._display.say(text)
+        if self._display is not None:
+            self._display.say(text)
 
     def show(self, run: Run) -> None:
         """Shows where the run is, and its latest numbers."""
-        if run.step == self.first_step:
-            # What the run had before this process took it up.
-            self._plateau.add(run.record.history().get("loss", ()))
-        if run.step == self.shown_step:
+        if self._display is None:
             return
-        losses = run.record.history(self.shown_step)["loss"]
-        self._plateau.add(losses)
-        self.shown_step = run.step
-        self._display.show(run.step, _numbers(run, losses), self._plateau.note())
+        if run.step == run.first_step:
+            # What the run had before this process took it up.
+            earlier = run.record.history()
+            self._plateau.add(earlier.get("loss", ()))
+        if run.step > self._shown_step:
+            latest = run.record.history(self._shown_step)
+            self._plateau.add(latest["loss"])
+            self._display.show(run.step, _numbers(run, latest["loss"]), self._plateau.note())
+            self._shown_step = run.step
 
 
 def _numbers(run: Run, losses: np.ndarray) -> dict[str, str]:
     """What is shown of a run, by name."""
-    finite = losses[np.isfinite(losses)]
-    numbers = {"loss": float(finite.mean()) if finite.size else math.nan}
+    losses = losses[np.isfinite(losses)]
+    numbers: dict[str, float] = {"loss": math.nan}
+    if losses.size:
+        numbers["loss"] = float(losses.mean())
     if run.record.validations:
         best = run.record.best_validation()
         numbers["best"] = best if math.isfinite(best) else math.nan
-    history = run.record.history()
-    num_skipped = np.count_nonzero(history["skipped"]) if "skipped" in history else 0
+    skipped = run.record.history().get("skipped", 0)
+    num_skipped = int(np.count_nonzero(skipped))
     if num_skipped:
         numbers["skipped"] = num_skipped
     return {name: f"{number:.4g}" for name, number in numbers.items()}
 
 
-def _display(label: str | None, first_step: int, num_steps: int) -> "_Bar | _Lines | _Silence":
-    if label is None or not hosts.is_first():
-        return _Silence()
+def _display(label: str, first_step: int, num_steps: int) -> "_Bar | _Lines":
     ipython = _ipython_of_notebook()
-    if ipython is None and not sys.stderr.isatty():
-        return _Lines(label, first_step, num_steps)
-    file = sys.stderr if ipython is None else _NotebookOutput(ipython)
-    bar = tqdm(total=num_steps, initial=first_step, desc=label, unit="step", file=file)
-    return _Bar(label, bar)
-
-
-class _Silence:
-    """Shows nothing."""
-
-    def say(self, text: str) -> None:
-        del text
-
-    def show(self, step: int, numbers: dict[str, str], note: str) -> None:
-        del step, numbers, note
-
-    def close(self) -> None:
-        pass
+    if ipython is not None:
+        return _Bar(label, first_step, num_steps, _NotebookOutput(ipython))
+    if sys.stderr.isatty():
+        return _Bar(label, first_step, num_steps, sys.stderr)
+    return _Lines(label, first_step, num_steps)
 
 
 class _Bar:
     """A bar that moves, for terminals and notebooks."""
 
-    def __init__(self, label: str, bar: tqdm):
+    def __init__(self, label: str, first_step: int, num_steps: int, file: Any):
         self.label = label
-        self.bar = bar
+        self.bar = tqdm(
+            total=num_steps,
+            initial=first_step,
+            desc=label,
+            unit="step",
+            file=file,
+        )
 
     def say(self, text: str) -> None:
         self.bar.write(f"{self.label}: {text}", file=sys.stderr)
@@ -174,9 +170,9 @@ class _Lines:
     def __init__(self, label: str, first_step: int, num_steps: int):
         self.label = label
         self.num_steps = num_steps
-        self.timed_from_step = first_step
-        self.timed_from = time.monotonic()
-        self.last_line = self.timed_from
+        self.begin = time.monotonic()
+        self.begin_step = first_step
+        self.last_line = self.begin
         self.is_compiled = False
 
     def say(self, text: str) -> None:
@@ -184,19 +180,23 @@ class _Lines:
 
     def show(self, step: int, numbers: dict[str, str], note: str) -> None:
         now = time.monotonic()
-        if now - self.last_line >= _SECONDS_BETWEEN_LINES or step >= self.num_steps:
+        is_due = now - self.last_line >= _SECONDS_BETWEEN_LINES
+        if is_due or step >= self.num_steps:
             self.last_line = now
-            rate = (step - self.timed_from_step) / max(now - self.timed_from, 1e-9)
+            seconds = max(now - self.begin, 1e-9)
+            rate = (step - self.begin_step) / seconds
             seconds_left = (self.num_steps - step) / max(rate, 1e-9)
             shown = " ".join(f"{name} {number}" for name, number in numbers.items())
-            speed = f"{rate:.3g} steps/s, {seconds_left:.0f} s left"
             end = f" ({note})" if note else ""
-            self.say(f"{step}/{self.num_steps} steps, {shown}, {speed}{end}")
+            self.say(
+                f"{step}/{self.num_steps} steps, {shown}, {rate:.3g} steps/s, "
+                f"{seconds_left:.0f} s left{end}"
+            )
         # The first steps have waited for the compiler: the rate is that of the others.
         if not self.is_compiled and step < self.num_steps:
             self.is_compiled = True
-            self.timed_from = now
-            self.timed_from_step = step
+            self.begin = now
+            self.begin_step = step
 
     def close(self) -> None:
         pass
@@ -225,4 +225,6 @@ class _NotebookOutput:
 def _ipython_of_notebook() -> Any:
     """The module IPython where this runs in a notebook, else None."""
     module: Any = sys.modules.get("IPython")
-    return module if module is not None and hasattr(module.get_ipython(), "kernel") else None
+    if module is None or not hasattr(module.get_ipython(), "kernel"):
+        return None
+    return module

@@ -5,9 +5,8 @@ from typing import Any
 
 import numpy as np
 
+Arrays = dict[str, np.ndarray]
 Rows = Sequence[dict[str, Any]]
-
-_HISTORY = "history/"
 
 
 class Record:
@@ -16,15 +15,15 @@ class Record:
     Attributes:
       start: the meta-step at which the record begins.
       reported: the meta-step up to which callbacks have been given rows.
-      validations: ``(meta-step, loss)`` of each.
+      validations: the loss by the meta-step.
     """
 
     def __init__(self, start: int):
         self.start = start
         self.reported = start
-        self.validations: list[tuple[int, float]] = []
+        self.validations: dict[int, float] = {}
         self._num_steps = 0
-        self._buffers: dict[str, np.ndarray] = {}
+        self._buffers: Arrays = {}
 
     @classmethod
     def from_arrays(cls, arrays: Mapping[str, np.ndarray]) -> "Record":
@@ -33,14 +32,17 @@ class Record:
         record.reported = int(arrays["reported"])
         steps = arrays["validation/step"].tolist()
         losses = arrays["validation/loss"].tolist()
-        record.validations = list(zip(steps, losses, strict=True))
+        record.validations = dict(zip(steps, losses, strict=True))
 
-        names = [name for name in arrays if name.startswith(_HISTORY)]
-        if names:
-            record.append({name.removeprefix(_HISTORY): arrays[name] for name in names})
+        history = {}
+        for name, values in arrays.items():
+            if name.startswith("history/"):
+                history[name.removeprefix("history/")] = values
+        if history:
+            record.append(history)
         return record
 
-    def arrays(self) -> dict[str, np.ndarray]:
+    def arrays(self) -> Arrays:
         """All of it, as it goes into a checkpoint."""
         validation = self.validation()
         arrays = {
@@ -50,41 +52,38 @@ class Record:
             "validation/loss": validation["loss"],
         }
         for name, values in self.history().items():
-            arrays[_HISTORY + name] = values
+            arrays[f"history/{name}"] = values
         return arrays
 
-    def append(self, metrics: Mapping[str, np.ndarray]) -> None:
+    def append(self, metrics: Arrays) -> None:
         """Adds the metrics of ``n`` meta-steps, each ``[n, ...]``."""
-        if not self._buffers:
-            self._buffers = {name: values[:0] for name, values in metrics.items()}
-        if set(metrics) != set(self._buffers):
+        if self._buffers and set(metrics) != set(self._buffers):
             raise ValueError(
                 f"trainer reports the metrics {sorted(metrics)}, the history of the checkpoint has "
                 f"{sorted(self._buffers)}; give another directory for checkpoints"
             )
-        end = self._num_steps
         for name, values in metrics.items():
-            end = self._num_steps + len(values)
-            self._buffers[name] = _with_room(self._buffers[name], end)
-            self._buffers[name][self._num_steps : end] = values
-        self._num_steps = end
+            buffer = self._buffers.get(name, values[:0])
+            self._buffers[name] = _put(values, buffer, self._num_steps)
+        self._num_steps += len(metrics["loss"])
 
-    def history(self, after: int | None = None) -> dict[str, np.ndarray]:
+    def history(self, after: int | None = None) -> Arrays:
         """Each metric of the meta-steps after ``after``, by default of all, ``[steps, ...]``."""
         begin = 0 if after is None else after - self.start
-        return {name: x[begin : self._num_steps] for name, x in self._buffers.items()}
+        steps = slice(begin, self._num_steps)
+        return {name: buffer[steps] for name, buffer in self._buffers.items()}
 
-    def validation(self) -> dict[str, np.ndarray]:
+    def validation(self) -> Arrays:
         """The steps and the losses of the validations, each ``[validations]``."""
-        return {
-            "step": np.array([step for step, _ in self.validations], np.int64),
-            "loss": np.array([loss for _, loss in self.validations], np.float64),
-        }
+        steps = list(self.validations.keys())
+        losses = list(self.validations.values())
+        return {"step": np.array(steps, np.int64), "loss": np.array(losses, np.float64)}
 
     def best_validation(self) -> float:
         """The lowest finite loss, infinity where there is none."""
         losses = self.validation()["loss"]
-        return float(losses[np.isfinite(losses)].min(initial=np.inf))
+        finite = losses[np.isfinite(losses)]
+        return float(finite.min(initial=np.inf))
 
     def rows(self, after: int) -> list[dict[str, Any]]:
         """A dict for each meta-step after ``after``: its number and its metrics.
@@ -92,25 +91,27 @@ class Record:
         Once there are validations, each has ``validation`` too, None where there was none.
         """
         history = self.history(after)
-        validations = dict(self.validations)
+        last = self.start + self._num_steps
         rows = []
-        for i in range(self.start + self._num_steps - after):
-            row: dict[str, Any] = {"step": after + 1 + i}
+        for i, step in enumerate(range(after + 1, last + 1)):
+            row: dict[str, Any] = {"step": step}
             for name, values in history.items():
                 row[name] = _number(values[i])
-            if validations:
-                row["validation"] = validations.get(row["step"])
+            if self.validations:
+                row["validation"] = self.validations.get(step)
             rows.append(row)
         return rows
 
 
-def _with_room(buffer: np.ndarray, size: int) -> np.ndarray:
-    """The same values; at least twice as much room where they had less than ``size``."""
-    if size <= len(buffer):
+def _put(values: np.ndarray, buffer: np.ndarray, at: int) -> np.ndarray:
+    """The buffer with ``values`` at ``at``, where it ends; where it has no room, a larger one."""
+    end = at + len(values)
+    if end <= len(buffer):
+        buffer[at:end] = values
         return buffer
-    larger = np.zeros((max(size, 2 * len(buffer)), *buffer.shape[1:]), buffer.dtype)
-    larger[: len(buffer)] = buffer
-    return larger
+    filled = buffer[:at]
+    # As much again to spare: a long run shall not copy its history at every chunk.
+    return np.concatenate([filled, values, np.zeros_like(filled)])
 
 
 def _number(x: Any) -> Any:

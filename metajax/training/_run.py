@@ -34,7 +34,8 @@ class Run:
     @classmethod
     def new(cls, state: TrainState) -> "Run":
         """A run that begins with ``state``."""
-        return cls(state, state.meta_params, Record(int(state.step)), resumed=False)
+        record = Record(int(state.step))
+        return cls(state, state.meta_params, record, resumed=False)
 
     @property
     def best(self) -> PyTree:
@@ -45,16 +46,16 @@ class Run:
         """Trains until the meta-step ``until``, or until too many of them are skipped."""
         state, buffers = trainer.run(self.state, data, until - self.step)
         taken = int(state.step) - self.step
-        metrics = {name: np.array(values)[:taken] for name, values in buffers.items()}
 
         # First, as it refuses other metrics than before: nothing shall be saved that lacks them.
-        self.record.append(metrics)
+        self.record.append({name: np.array(x)[:taken] for name, x in buffers.items()})
         self.state = state
         self.step += taken
 
     def reset_skipped(self) -> None:
         """Makes the state ready to be tried again."""
-        self.state = self.state._replace(skipped=jnp.zeros_like(self.state.skipped))
+        zero = jnp.zeros_like(self.state.skipped)
+        self.state = self.state._replace(skipped=zero)
 
     def add_validation(self, loss: float) -> None:
         """Notes the loss of the present meta-parameters, and keeps them if they are the best."""
@@ -62,4 +63,4 @@ class Run:
         is_best = np.isfinite(loss) and loss < self.record.best_validation()
         if is_first or is_best:
             self._best = _copy(self.state.meta_params)
-        self.record.validations.append((self.step, loss))
+        self.record.validations[self.step] = loss

@@ -14,7 +14,7 @@ from metajax.training._checkpoints import Checkpoints
 from metajax.training._record import Record
 from metajax.training._run import Run
 from metajax.training._snapshot import Snapshot
-from metajax.types import PyTree, TrainState
+from metajax.types import TrainState
 
 _FULL = "No space left on device"
 
@@ -45,17 +45,19 @@ class Saver:
         """The run as it was saved; ``state`` says what it began with."""
         if self.checkpoint is None:
             return None
-        snapshot = self.checkpoint.restore({"state": state, "best": state.meta_params})
+        like = {"state": state, "best": state.meta_params}
+        snapshot = self.checkpoint.restore(like)
         if snapshot is None:
             return None
-        if not np.array_equal(snapshot.arrays["key"], jax.random.key_data(state.key)):
+        key = np.array(jax.random.key_data(state.key))
+        if not np.array_equal(snapshot.arrays["key"], key):
             raise ValueError(
                 f"the checkpoints in {self.where} are of a run that began with another key; give "
                 f"another directory for another seed"
             )
         self.saved = snapshot.step
         record = Record.from_arrays(snapshot.arrays)
-        return Run(snapshot.tree["state"], snapshot.tree["best"], record, resumed=True)
+        return Run(**snapshot.tree, record=record, resumed=True)
 
     def save_if_due(self, run: Run, ends: bool) -> None:
         """Saves every so many meta-steps, and at the end."""
@@ -67,13 +69,14 @@ class Saver:
         if self.checkpoint is None or run.step in (run.first_step, self._tried):
             return
         # An error within a chunk has left nothing to save.
-        if any(x.is_deleted() for x in jax.tree.leaves(run.state)):
+        leaves = jax.tree.leaves(run.state)
+        if any(x.is_deleted() for x in leaves):
             return
         self.finish()
         # Not whether it worked, which only the first of several hosts knows.
         self._tried = run.step
 
-        if not all_finite(run.state.meta_params) or _any_nan(run.state.opt_state):
+        if not _is_sound(run.state):
             self._warn(run.step, "its meta-parameters or its optimizer's state are not finite")
             return
         tree = {"state": run.state, "best": run.best}
@@ -129,7 +132,12 @@ class Saver:
         )
 
 
-def _any_nan(tree: PyTree) -> bool:
-    """Infinity is allowed: some states begin with it, such as the lowest loss so far."""
-    floats = [x for x in jax.tree.leaves(tree) if jnp.issubdtype(x.dtype, jnp.inexact)]
-    return any(bool(jnp.isnan(x).any()) for x in floats)
+def _is_sound(state: TrainState) -> bool:
+    """Whether all is finite; an optimizer may hold infinity, as the lowest loss so far begins."""
+    nans = jax.tree.map(_num_nans, state.opt_state)
+    return bool(all_finite(state.meta_params)) and not any(jax.tree.leaves(nans))
+
+
+def _num_nans(x: jax.Array) -> int:
+    is_float = jnp.issubdtype(x.dtype, jnp.inexact)
+    return int(jnp.isnan(x).sum()) if is_float else 0

@@ -1,13 +1,14 @@
 """One snapshot of a run as the bytes of one npz file, with a description and a digest.
 
-The members of the file are the arrays, called ``0``, ``1``, ..., so that their names may hold
-anything; ``description``, a JSON text that names them; and ``sha256``, over all the others.
+The members of the file are the arrays by name, ``tree/...`` and ``arrays/...``, percent-encoded;
+``description``, a JSON text; and ``sha256``, over all the others.
 """
 
 import hashlib
 import io
 import json
 from typing import Any, BinaryIO, NamedTuple
+from urllib.parse import quote
 
 import jax
 import jax.numpy as jnp
@@ -19,7 +20,7 @@ from metajax.types import PyTree
 
 _FORMAT = 2
 
-Members = dict[str, np.ndarray]
+Arrays = dict[str, np.ndarray]
 
 
 class Snapshot(NamedTuple):
@@ -34,7 +35,7 @@ class Snapshot(NamedTuple):
 
     step: int
     tree: PyTree
-    arrays: dict[str, np.ndarray]
+    arrays: Arrays
 
 
 class Description(NamedTuple):
@@ -45,48 +46,51 @@ class Description(NamedTuple):
       tag: the version of what is learned.
       step: the meta-step.
       tree: ``dtype[shape]`` of each leaf by its path, ``key<...>[shape]`` of a typed key.
-      layout: name, dtype and shape of each array, in the order of the members.
+      dtypes: the dtype of each array, since NumPy's format forgets those such as bfloat16.
     """
 
     format: int
     tag: str
     step: int
     tree: dict[str, str]
-    layout: list[tuple[str, str, list[int]]]
+    dtypes: dict[str, str]
 
 
 class RefusedError(ValueError):
     """A whole file, but of another version of metajax, or of another run."""
 
 
-def pack(snapshot: Snapshot, tag: str) -> Members:
+def pack(snapshot: Snapshot, tag: str) -> Arrays:
     """The members of the file, but for the digest; all of them copies."""
     leaves = _leaves_by_path(snapshot.tree)
-    arrays = {f"tree/{name}": _key_data(x) for name, x in leaves.items()}
+    arrays = {}
+    for name, x in leaves.items():
+        arrays[f"tree/{name}"] = _copy(name, jax.random.key_data(x) if _is_key(x) else x)
     for name, x in snapshot.arrays.items():
-        arrays[f"arrays/{name}"] = x
-    copies = {name: np.array(x, order="C") for name, x in arrays.items()}
-    for name, x in copies.items():
-        _check_comes_back(name, x)
+        arrays[f"arrays/{name}"] = _copy(name, x)
 
     description = Description(
         format=_FORMAT,
         tag=tag,
         step=snapshot.step,
-        tree={name: _describe(x) for name, x in leaves.items()},
-        layout=[(name, x.dtype.name, list(x.shape)) for name, x in copies.items()],
+        tree=_describe_all(leaves),
+        dtypes={name: x.dtype.name for name, x in arrays.items()},
     )
     text = json.dumps(description._asdict()).encode()
-    members = {str(i): x for i, x in enumerate(copies.values())}
-    return {"description": np.frombuffer(text, np.uint8), **members}
+    members = {"description": np.frombuffer(text, np.uint8)}
+    for name, x in arrays.items():
+        # A backslash or a zero byte would not survive in the names of a zip file.
+        members[quote(name)] = x
+    return members
 
 
-def write(file: BinaryIO, members: Members) -> None:
+def write(file: BinaryIO, members: Arrays) -> None:
     """Writes what `pack` has made, and its digest."""
-    np.savez(file, sha256=_digest(members), **members)  # pyright: ignore[reportArgumentType]
+    with_digest: dict[str, Any] = {"sha256": _digest(members), **members}
+    np.savez(file, **with_digest)
 
 
-def read(data: bytes) -> tuple[Description, dict[str, np.ndarray]]:
+def read(data: bytes) -> tuple[Description, Arrays]:
     """What the bytes of a file say of themselves, and the arrays by name.
 
     Runs no code from the file.
@@ -96,70 +100,82 @@ def read(data: bytes) -> tuple[Description, dict[str, np.ndarray]]:
       Exception: of whatever kind, the file is damaged.
     """
     with np.load(io.BytesIO(data), allow_pickle=False) as file:
-        members = {name: file[name] for name in file.files}
+        members = dict(file)
     digest = members.pop("sha256")
-    if digest.tobytes() != _digest(members).tobytes():
+    if not np.array_equal(digest, _digest(members)):
         raise ValueError("its contents do not match their digest")
 
-    fields = json.loads(members.pop("description").tobytes())
+    fields = json.loads(members["description"].tobytes())
     if fields["format"] != _FORMAT:
         raise RefusedError(
             f"has the format {fields['format']}, this version of metajax reads {_FORMAT}"
         )
     description = Description(**fields)
-    return description, _named_arrays(description, members)
+    arrays = {}
+    for name, dtype in description.dtypes.items():
+        arrays[name] = members[quote(name)].view(dtype)
+
+    for name, kind in description.tree.items():
+        is_key = kind.startswith("key<")
+        if not is_key and kind != _checks.describe(arrays[f"tree/{name}"]):
+            raise ValueError(f"its description does not fit its array {name}")
+    return description, arrays
 
 
-def unpack(
-    description: Description, arrays: dict[str, np.ndarray], like: PyTree, tag: str
-) -> Snapshot:
-    """The snapshot, its tree like ``like``; an error where it is of another run."""
+def unpack(description: Description, arrays: Arrays, like: PyTree, tag: str) -> Snapshot:
+    """The snapshot, its tree like ``like``.
+
+    Raises:
+      RefusedError: it is of another run; the message names each difference.
+    """
     if description.tag != tag:
         raise RefusedError(
             f"has the tag {description.tag!r}, want {tag!r}; give another directory, or the same "
             f"tag"
         )
     leaves = _leaves_by_path(like)
-    wanted = {name: _describe(x) for name, x in leaves.items()}
-    _check_same_tree(description.tree, wanted)
+    _check_same_tree(description.tree, _describe_all(leaves))
 
-    restored = [_like(arrays[f"tree/{name}"], x) for name, x in leaves.items()]
+    restored = [_restore(arrays[f"tree/{name}"], x) for name, x in leaves.items()]
     tree = jax.tree.unflatten(jax.tree.structure(like), restored)
-    others = {
-        name.removeprefix("arrays/"): x for name, x in arrays.items() if name.startswith("arrays/")
-    }
+    others = {}
+    for name, x in arrays.items():
+        if name.startswith("arrays/"):
+            others[name.removeprefix("arrays/")] = x
     return Snapshot(description.step, tree, others)
 
 
-def _digest(members: Members) -> np.ndarray:
+def _digest(members: Arrays) -> np.ndarray:
     digest = hashlib.sha256()
     for name in sorted(members):
-        digest.update(name.encode())
-        digest.update(members[name].reshape(-1).view(np.uint8))
+        x = members[name]
+        digest.update(f"{name}{x.shape}".encode())
+        digest.update(x.reshape(-1).view(np.uint8).data)
     return np.frombuffer(digest.digest(), np.uint8)
 
 
-def _named_arrays(description: Description, members: Members) -> dict[str, np.ndarray]:
-    """The arrays as the description has them: NumPy's format forgets names such as bfloat16."""
-    arrays = {}
-    for i, (name, dtype, shape) in enumerate(description.layout):
-        arrays[name] = members[str(i)].view(dtype)
-        if list(arrays[name].shape) != shape:
-            raise ValueError(f"its description does not fit its array {name}")
-    for name, kind in description.tree.items():
-        x = arrays[f"tree/{name}"]
-        if not kind.startswith("key<") and kind != _describe(x):
-            raise ValueError(f"its description does not fit its array {name}")
-    return arrays
-
-
-def _check_comes_back(name: str, x: np.ndarray) -> None:
-    is_number = jnp.issubdtype(x.dtype, np.number) or x.dtype == np.bool_
-    if not is_number or not x.dtype.isnative:
+def _copy(name: str, x: Any) -> np.ndarray:
+    copy = np.array(x, order="C")
+    is_number = jnp.issubdtype(copy.dtype, np.number) or copy.dtype == np.bool_
+    if not is_number or not copy.dtype.isnative:
         raise TypeError(
-            f"{name} has the dtype {x.dtype}, which would not come back from a checkpoint; make it "
-            f"numbers in the byte order of this machine, or leave it out"
+            f"{name} has the dtype {copy.dtype}, which would not come back from a checkpoint; make "
+            f"it numbers in the byte order of this machine, or leave it out"
         )
+    return copy
+
+
+def _restore(x: np.ndarray, like: Any) -> Any:
+    """The values ``x`` as what ``like`` is, and where it is."""
+    if not isinstance(like, (jax.Array, jax.ShapeDtypeStruct)):
+        # A NumPy array, whose dtype JAX may not have.
+        return x
+    array = jnp.array(x)
+    if _is_key(like):
+        array = jax.random.wrap_key_data(array, impl=jax.random.key_impl(like))  # pyright: ignore[reportArgumentType]
+    if getattr(like, "committed", False):
+        array = hosts.put(array, like.sharding)
+    return array
 
 
 def _check_same_tree(got: dict[str, str], want: dict[str, str]) -> None:
@@ -172,7 +188,8 @@ def _check_same_tree(got: dict[str, str], want: dict[str, str]) -> None:
     if not differences:
         return
     shown = "\n".join(differences[:8])
-    more = f"\n  and {len(differences) - 8} more" if len(differences) > 8 else ""
+    num_more = len(differences) - 8
+    more = f"\n  and {num_more} more" if num_more > 0 else ""
     raise RefusedError(
         f"is of another run: give another directory, or train what it was made for\n{shown}{more}"
     )
@@ -180,29 +197,20 @@ def _check_same_tree(got: dict[str, str], want: dict[str, str]) -> None:
 
 def _leaves_by_path(tree: PyTree) -> dict[str, Any]:
     leaves = jax.tree_util.tree_leaves_with_path(tree)
-    named = {jax.tree_util.keystr(path, simple=True, separator="/"): x for path, x in leaves}
+    named = {}
+    for path, x in leaves:
+        named[jax.tree_util.keystr(path, simple=True, separator="/")] = x
     if len(named) != len(leaves):
         raise ValueError("the tree of a snapshot has two leaves of one path; rename one")
     return named
 
 
+def _describe_all(leaves: dict[str, Any]) -> dict[str, str]:
+    described = {}
+    for name, x in leaves.items():
+        described[name] = _checks.describe(x if hasattr(x, "dtype") else np.asarray(x))
+    return described
+
+
 def _is_key(x: Any) -> bool:
     return hasattr(x, "dtype") and jnp.issubdtype(x.dtype, jax.dtypes.prng_key)
-
-
-def _key_data(x: Any) -> Any:
-    return jax.random.key_data(x) if _is_key(x) else x
-
-
-def _describe(x: Any) -> str:
-    return _checks.describe(x if hasattr(x, "dtype") else np.asarray(x))
-
-
-def _like(x: np.ndarray, like: Any) -> Any:
-    """The values ``x`` as what ``like`` is, and where it is."""
-    if not isinstance(like, (jax.Array, jax.ShapeDtypeStruct)):
-        return x  # a NumPy array, whose dtype JAX may not have
-    array = jnp.array(x)
-    if _is_key(like):
-        array = jax.random.wrap_key_data(array, impl=jax.random.key_impl(like))
-    return hosts.put(array, like.sharding) if getattr(like, "committed", False) else array

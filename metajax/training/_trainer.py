@@ -56,7 +56,7 @@ def trainer(
     _checks.positive_int(chunk=chunk, max_skipped=max_skipped)
     tx = optax.with_extra_args_support(tx)
 
-    def init(key: Array, meta_params: PyTree, data: PyTree = ()) -> TrainState:
+    def init(key, meta_params, data=()):
         _checks.key(key)
         _checks.floating("meta_params", meta_params)
         _checks.finite("meta_params", meta_params)
@@ -65,7 +65,7 @@ def trainer(
 
     # One program: a hundred small ones would take a newcomer's first seconds.
     @jax.jit
-    def start(key: Array, meta_params: PyTree, data: PyTree) -> TrainState:
+    def start(key, meta_params, data):
         estimator_key, key = jax.random.split(key)
         meta_params = _without_weak_types(meta_params)
         state = TrainState(
@@ -78,7 +78,7 @@ def trainer(
         )
         return _without_weak_types(state)
 
-    def step(state: TrainState, data: PyTree = ()) -> tuple[TrainState, dict[str, Array]]:
+    def step(state, data=()):
         _checks.instance(TrainState, state=state)
         like = jax.eval_shape(start, state.key, state.meta_params, data)
         _check_maker("estimator", state.estimator, like.estimator, "estimator")
@@ -96,15 +96,16 @@ def chunked(step: Callable[..., Any], chunk: int, max_skipped: int) -> Callable[
     """
 
     @partial(jax.jit, donate_argnums=0)
-    def run(state: TrainState, data: PyTree, n: int) -> tuple[TrainState, dict[str, Array]]:
+    def run(state, data, n):
         # Traced once, for the shapes and for the loop.
         traced_step = jax.jit(step)
-        _, shapes = jax.eval_shape(traced_step, state, data)
-        buffers = jax.tree.map(lambda x: jnp.zeros((chunk, *x.shape), x.dtype), shapes)
+        _, metrics = jax.eval_shape(traced_step, state, data)
+        buffers = jax.tree.map(partial(_buffer, chunk), metrics)
+        num_steps = jnp.minimum(n, chunk)
 
         def goes_on(carry):
             i, state, _ = carry
-            return (i < n) & (i < chunk) & (state.skipped < max_skipped)
+            return (i < num_steps) & (state.skipped < max_skipped)
 
         def body(carry):
             i, state, buffers = carry
@@ -113,10 +114,16 @@ def chunked(step: Callable[..., Any], chunk: int, max_skipped: int) -> Callable[
             return i + 1, state, buffers
 
         # A length known only at run time: one program serves the last, shorter chunk too.
-        _, state, buffers = lax.while_loop(goes_on, body, (jnp.int32(0), state, buffers))
+        start = (jnp.int32(0), state, buffers)
+        _, state, buffers = lax.while_loop(goes_on, body, start)
         return state, buffers
 
     return run
+
+
+def _buffer(chunk: int, metric: jax.ShapeDtypeStruct) -> Array:
+    shape = (chunk, *metric.shape)
+    return jnp.zeros(shape, metric.dtype)
 
 
 def _step(
@@ -167,10 +174,11 @@ def _step(
 
 def _check_maker(name: str, got: PyTree, want: PyTree, maker: str) -> None:
     """``state.name`` must have the structure, shapes and dtypes that this trainer gives it."""
-    if jax.tree.structure(got) == jax.tree.structure(want):
-        leaves = zip(jax.tree.leaves(got), jax.tree.leaves(want), strict=True)
-        if all((x.shape, x.dtype) == (y.shape, y.dtype) for x, y in leaves):
-            return
+    same_structure = jax.tree.structure(got) == jax.tree.structure(want)
+    kinds = [_checks.describe(x) for x in jax.tree.leaves(got)]
+    wanted_kinds = [_checks.describe(x) for x in jax.tree.leaves(want)]
+    if same_structure and kinds == wanted_kinds:
+        return
     raise ValueError(
         f"state.{name} is not as the {maker} of this trainer makes it: the state is of another "
         f"trainer. To go on from its meta-parameters, begin with "

@@ -77,11 +77,11 @@ def validate_if_due(run: Run, validation: Validation | None) -> None:
     if validation is None:
         return
     validations = run.record.validations
-    if validations:
-        last_step, _ = validations[-1]
-        if run.step == last_step or run.step % validation.every:
-            return
-    loss = validation.loss(validation.key, run.state.meta_params, validation.data)
+    is_due = run.step % validation.every == 0 and run.step not in validations
+    if validations and not is_due:
+        return
+    meta_params = run.state.meta_params
+    loss = validation.loss(validation.key, meta_params, validation.data)
     _checks.scalar("the loss returned by validate.loss", loss)
     # Hosts that differ by a rounding would stop at different steps.
     run.add_validation(hosts.agreed(float(loss)))
@@ -99,5 +99,6 @@ def is_out_of_patience(record: Record, validation: Validation | None) -> bool:
     best = record.best_validation()
     has_left_plateau = best < first - validation.min_delta * abs(first)
 
-    since_best = len(losses) - 1 - np.flatnonzero(losses == best)[0]
-    return bool(has_left_plateau and since_best >= validation.patience)
+    index_of_best = np.flatnonzero(losses == best)[0]
+    num_since = len(losses) - 1 - index_of_best
+    return bool(has_left_plateau and num_since >= validation.patience)
