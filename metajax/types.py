@@ -225,8 +225,8 @@ class Trainer(NamedTuple):
     """
 
     init: Callable[..., TrainState]
-    step: Callable[..., tuple[TrainState, dict[str, Array]]]
-    run: Callable[..., tuple[TrainState, dict[str, Array]]]
+    step: Callable[..., tuple[TrainState, Metrics]]
+    run: Callable[[TrainState, Data, int], tuple[TrainState, Metrics]]
     chunk: int
     max_skipped: int
 

@@ -112,7 +112,7 @@ def split(inner: Inner, mesh: Mesh, axis: str = "tasks") -> Inner:
     >>> loop = mx.inner(learner, mx.tasks.quadratics(3), horizon=10)
     >>> trainer = mx.trainer(mx.bptt(mx.sharding.split(loop, mesh), num_tasks=4), optax.adam(1e-3))
     >>> state = mx.sharding.place(trainer.init(jax.random.key(0), jax.numpy.float32(0.01)), mesh)
-    >>> result = mx.fit(trainer, state, num_steps=2, progress=False)
+    >>> result = mx.fit(trainer, state, num_steps=2, progress=None)
     """
     _checks.instance(Inner, inner=inner)
     _check_mesh(mesh, axis)
