@@ -49,7 +49,7 @@ def trainer(
     >>> state = trainer.init(jax.random.key(0), jax.numpy.float32(0.01))
     >>> state, metrics = jax.jit(trainer.step)(state)
     >>> sorted(metrics)
-    ['loss', 'skipped', 'update_norm']
+    ['diverged', 'loss', 'skipped', 'update_norm']
     """
     _checks.instance(Estimator, estimator=estimator)
     _checks.transformation(tx=tx)
