@@ -262,11 +262,13 @@ def finite(name: str, tree: Any) -> None:
             raise TypeError(f"{at} must be an array, got {leaf!r}; leave it out")
         if isinstance(leaf, jax.core.Tracer):
             continue
-        if not jnp.issubdtype(jnp.result_type(leaf), jnp.floating):
+        dtype = jnp.result_type(leaf)
+        if not jnp.issubdtype(dtype, jnp.inexact):
             continue
-        # On the host, also under jit.
-        finite = np.isfinite(np.asarray(leaf, np.float64))
-        bad = int(np.size(leaf) - finite.sum())
+        # On the host, also under jit; in a dtype that NumPy knows.
+        is_complex = jnp.issubdtype(dtype, jnp.complexfloating)
+        values = np.asarray(leaf, np.complex128 if is_complex else np.float64)
+        bad = int(np.size(values) - np.isfinite(values).sum())
         if bad:
             raise ValueError(
                 f"{at} holds {bad} NaN or infinite values of {jnp.size(leaf)}; clean them before "

@@ -177,7 +177,7 @@ def test_the_two_splits_of_omniglot_differ_in_kind():
 @pytest.mark.slow
 @needs("omniglot")
 def test_omniglot_from_its_files(tmp_path, monkeypatch):
-    splits._characters.cache_clear()
+    splits._small_omniglot.cache_clear()
     original = [mx.data.load("omniglot", half) for half in ("train", "test")]
     names = (
         splits.builder_of("omniglot", splits.tfds_directory(None)).info.features["alphabet"].names
@@ -209,7 +209,7 @@ def test_omniglot_from_its_files(tmp_path, monkeypatch):
         for image in mx.data.rotations(data)["image"]:
             seen.setdefault(image.tobytes(), set()).add(part)
     assert all(len(parts) == 1 for parts in seen.values())
-    splits._characters.cache_clear()
+    splits._small_omniglot.cache_clear()
     monkeypatch.setattr(splits, "load", None)  # from the file, without decoding again
     np.testing.assert_array_equal(mx.data.few_shot("omniglot", "test")["image"], data["image"])
 
