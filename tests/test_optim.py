@@ -599,7 +599,7 @@ def test_groups_with_optimizers_of_their_own_are_meta_trained_together(key):
 
     meta_params = {k: opt.init(key) for k, opt in opts.items()}
     problem = mx.problems.mlp((4, 3))
-    params = problem.init(key, ())
+    params, _ = problem.init(key, ())
     got, _ = make_tx(meta_params).update(params, make_tx(meta_params).init(params), params)
     for name, part in (("matrix", "w"), ("vector", "b")):
         tx = opts[name].tx(meta_params[name])

@@ -13,10 +13,11 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import optax
 from jax import lax
 
 from metajax import _checks, cells
-from metajax._losses import cross_entropy_and_accuracy
+from metajax._losses import blank_masked, cross_entropy_and_accuracy
 from metajax.cells import Cell, Layer
 from metajax.types import Array, Batch, Learner, MetaParams, PyTree
 
@@ -100,6 +101,7 @@ def vsml(
     def step(key, meta_params, state, batch):
         del key
         _check_batch_size(batch, batch_size)
+        batch = blank_masked(batch)
         merged = _merge_replicas(state.cells)
         states, sent, logits = net.sweep_up(meta_params, merged, batch["image"], state.feedback)
 
@@ -110,7 +112,7 @@ def vsml(
         new = VSMLState(tuple(states), error)
 
         loss, metrics = cross_entropy_and_accuracy(logits, batch["label"], batch.get("mask"))
-        return _keep_masked(new, state, batch), loss, metrics
+        return _without_masked(new, state, batch), loss, metrics
 
     def predict(key, meta_params, state, inputs):
         del key
@@ -128,6 +130,7 @@ def vsml(
         return lax.map(logits_of, inputs, batch_size=min(len(inputs), 32))
 
     def test(key, meta_params, state, batch):
+        batch = blank_masked(batch)
         logits = predict(key, meta_params, state, batch["image"])
         return cross_entropy_and_accuracy(logits, batch["label"], batch.get("mask"))
 
@@ -255,16 +258,30 @@ def _merge_replicas(states: tuple[PyTree, ...]) -> tuple[PyTree, ...]:
     return jax.tree.map(merge, states)
 
 
-def _keep_masked(new: VSMLState, old: VSMLState, batch: Batch) -> VSMLState:
-    """Replicas whose example does not count stay as they are."""
+def _without_masked(new: VSMLState, old: VSMLState, batch: Batch) -> VSMLState:
+    """What the step makes of all replicas where only some examples count.
+
+    The other replicas become like the first of those that do, but for what all share: that is the
+    mean of those that do. So they have no part in the next mean. If no example counts, all stay as
+    they are.
+    """
     if "mask" not in batch:
         return new
+    mask = batch["mask"]
+    num_counted = jnp.maximum(mask.sum(), 1)
+    source = jnp.where(mask, jnp.arange(len(mask)), jnp.argmax(mask))
 
-    def choose(x, y):
-        mask = batch["mask"].reshape(-1, *[1] * (x.ndim - 1))
-        return jnp.where(mask, x, y)
+    def follow(x):
+        """Of cells, ``[R, P, A, B, N]``."""
+        counts = mask[:, None, None, None, None]
+        half = (x.shape[-1] + 1) // 2
+        mean = jnp.sum(x[..., :half].mean(1, keepdims=True), 0, where=counts[:, :1], keepdims=True)
+        mean /= num_counted
+        shared = jnp.where(counts, x[..., :half], mean)
+        return jnp.concatenate([shared, x[source, ..., half:]], axis=-1)
 
-    return jax.tree.map(choose, new, old)
+    followed = VSMLState(jax.tree.map(follow, new.cells), new.feedback[source])
+    return optax.tree.where(mask.any(), followed, old)
 
 
 def _check_batch_size(batch: Batch, batch_size: int) -> None:

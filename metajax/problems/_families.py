@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from metajax import _checks
+from metajax._losses import blank_masked
 from metajax.problems._basic import perceptron
 from metajax.problems._supervised import cross_entropy, stateless
 from metajax.tasks._paired import paired
@@ -157,6 +158,7 @@ def random_mlp(
     def loss(key, params, batch_and_network):
         del key
         batch, network = batch_and_network
+        batch = blank_masked(batch)
         return cross_entropy(predict(params, (batch["image"], network)), batch)
 
     family = paired(tasks, draw, _with_own, num_keys=3)
