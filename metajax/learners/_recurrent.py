@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from metajax import _checks
 from metajax._random import draw_flat
 from metajax.learners._in_context import in_context
-from metajax.optim._lstm import lstm_cell
+from metajax.optim._networks import lstm_step as lstm_cell
 from metajax.types import Array, InContext, PyTree
 
 
