@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import optax
 from jax import lax
+from jax.typing import ArrayLike
 
 from metajax import _checks
 from metajax.implicit._linear_solvers import LinearSolution, LinearSolver
@@ -178,7 +179,7 @@ def proximal(loss: Objective) -> Objective:
     return objective
 
 
-def _pull(lam: Array, phi: PyTree, theta: PyTree) -> Array:
+def _pull(lam: ArrayLike, phi: PyTree, theta: PyTree) -> ArrayLike:
     """``sum lam (phi - theta)^2`` over all the leaves that one of ``lam`` stands for."""
 
     def of_leaf(p, t):
