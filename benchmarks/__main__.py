@@ -44,7 +44,13 @@ def _add_run(commands: Any) -> None:
         epilog="cases, all by default:\n" + "\n".join(descriptions),
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("case", nargs="*", choices=[*cases(), []], metavar="CASE", help="see below")
+    parser.add_argument(
+        "case",
+        nargs="*",
+        choices=[*cases(), []],
+        metavar="CASE",
+        help="see below",
+    )
     parser.add_argument(
         "--json",
         type=_json_path,
@@ -57,7 +63,10 @@ def _add_run(commands: Any) -> None:
         help="compare with other packages: pip install 'metajax[peers]'",
     )
     parser.add_argument(
-        "--out", type=Path, default=Path("out/benchmarks"), help="a folder for pictures"
+        "--out",
+        type=Path,
+        default=Path("out/benchmarks"),
+        help="a folder for pictures",
     )
     parser.add_argument(
         "--scale",
@@ -71,7 +80,12 @@ def _add_run(commands: Any) -> None:
 def _add_reproduce(commands: Any) -> None:
     parser = commands.add_parser("reproduce", help="run an experiment of a paper")
     which = parser.add_mutually_exclusive_group(required=True)
-    which.add_argument("name", nargs="?", choices=harness.names(), metavar="NAME")
+    which.add_argument(
+        "name",
+        nargs="?",
+        choices=harness.names(),
+        metavar="NAME",
+    )
     which.add_argument("--list", action="store_true", help="name them all")
     parser.add_argument(
         "--scale",
@@ -80,11 +94,17 @@ def _add_reproduce(commands: Any) -> None:
         help="smoke: does it run, claims nothing; small: two cores; full: the published setting",
     )
     parser.add_argument(
-        "--out", type=Path, default=Path("out/reproduce"), help="folder for NAME.json and NAME.png"
+        "--out",
+        type=Path,
+        default=Path("out/reproduce"),
+        help="folder for NAME.json and NAME.png",
     )
     parser.add_argument("--seeds", type=_positive_int, help="how many")
     parser.add_argument(
-        "--first", type=int, default=0, help="the first seed (to share seeds among processes)"
+        "--first",
+        type=int,
+        default=0,
+        help="the first seed (to share seeds among processes)",
     )
     parser.add_argument(
         "--devices",

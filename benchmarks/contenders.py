@@ -35,7 +35,12 @@ Step = Callable[[], Any]  # computes the meta-gradient
 Read = Callable[[Any], list[np.ndarray]]  # gives it as arrays like ours
 
 
-def main(kind: str, name: str, folder: str, smoke: bool) -> None:
+def main(
+    kind: str,
+    name: str,
+    folder: str,
+    smoke: bool,
+) -> None:
     """One contender, seen from inside."""
     answers = sys.stdout
     sys.stdout = sys.stderr  # what packages print is no answer
@@ -207,7 +212,12 @@ def _proximal(work: Workload, loss: Callable[..., Any]) -> Callable[..., Any]:
     return objective
 
 
-def by_torch_func(work: Workload, loss: Callable, params: Sequence[Any], tasks: tuple) -> Step:
+def by_torch_func(
+    work: Workload,
+    loss: Callable,
+    params: Sequence[Any],
+    tasks: tuple,
+) -> Step:
     """Function transformations, as in JAX; the conjugate gradients are written out."""
     from torch.func import grad, vmap
 
@@ -281,7 +291,12 @@ def _module(loss: Callable, params: Sequence[Any]) -> Any:
     return Net()
 
 
-def by_higher(work: Workload, loss: Callable, params: Sequence[Any], tasks: tuple) -> Step:
+def by_higher(
+    work: Workload,
+    loss: Callable,
+    params: Sequence[Any],
+    tasks: tuple,
+) -> Step:
     """Unrolling with a patched module and optimizer."""
     import higher
     import torch
@@ -303,14 +318,24 @@ def by_higher(work: Workload, loss: Callable, params: Sequence[Any], tasks: tupl
     return step
 
 
-def by_torchopt(work: Workload, loss: Callable, params: Sequence[Any], tasks: tuple) -> Step:
+def by_torchopt(
+    work: Workload,
+    loss: Callable,
+    params: Sequence[Any],
+    tasks: tuple,
+) -> Step:
     """A differentiable optimizer for MAML, a custom root for iMAML."""
     if work.kind == "imaml":
         return _torchopt_imaml(work, loss, params, tasks)
     return _torchopt_maml(work, loss, params, tasks)
 
 
-def _torchopt_maml(work: Workload, loss: Callable, params: Sequence[Any], tasks: tuple) -> Step:
+def _torchopt_maml(
+    work: Workload,
+    loss: Callable,
+    params: Sequence[Any],
+    tasks: tuple,
+) -> Step:
     import torch
     import torchopt
 
@@ -332,7 +357,12 @@ def _torchopt_maml(work: Workload, loss: Callable, params: Sequence[Any], tasks:
     return step
 
 
-def _torchopt_imaml(work: Workload, loss: Callable, params: Sequence[Any], tasks: tuple) -> Step:
+def _torchopt_imaml(
+    work: Workload,
+    loss: Callable,
+    params: Sequence[Any],
+    tasks: tuple,
+) -> Step:
     import torch
     import torchopt
 
@@ -341,7 +371,11 @@ def _torchopt_imaml(work: Workload, loss: Callable, params: Sequence[Any], tasks
     def stationary(phi, theta, x, y):
         return torch.func.grad(objective)(phi, theta, x, y)
 
-    cg = torchopt.linear_solve.solve_cg(maxiter=work.cg, rtol=0.0, atol=0.0)
+    cg = torchopt.linear_solve.solve_cg(
+        maxiter=work.cg,
+        rtol=0.0,
+        atol=0.0,
+    )
 
     @torchopt.diff.implicit.custom_root(stationary, argnums=1, solve=cg)
     def solve(phi, theta, x, y):

@@ -132,7 +132,10 @@ def with_times(cost: Measured, seconds: list[float]) -> Measured:
     low, median, high = np.quantile(seconds, [0.25, 0.5, 0.75])
     share = cost.limit_seconds / median if cost.limit_seconds else None
     return cost._replace(
-        seconds=float(median), spread=float(high - low), rounds=len(seconds), share=share
+        seconds=float(median),
+        spread=float(high - low),
+        rounds=len(seconds),
+        share=share,
     )
 
 
@@ -145,7 +148,11 @@ def timed(run: Callable[[], Any]) -> tuple[float, Any]:
 
 def compiled(program: Program, limits: Limits) -> tuple[Callable[[], Any], Measured]:
     """A function of nothing that runs the program, and what it costs but for the time."""
-    nothing = Measured(seconds=float("nan"), spread=float("nan"), rounds=0)
+    nothing = Measured(
+        seconds=float("nan"),
+        spread=float("nan"),
+        rounds=0,
+    )
     if not program.jit:
         return lambda: program.f(*program.args), nothing
 
@@ -255,7 +262,12 @@ def _jaxprs(params: dict[str, Any]) -> list[Any]:
     return [value for value in values if hasattr(value, "eqns")]
 
 
-def agree(name: str, got: Any, want: Any, rtol: float) -> float:
+def agree(
+    name: str,
+    got: Any,
+    want: Any,
+    rtol: float,
+) -> float:
     """The largest relative distance between leaves, or says that ``name`` computes something else.
 
     A leaf much smaller than the whole (such as the gradient of a bias before normalisation, which

@@ -22,7 +22,12 @@ from benchmarks.workloads import Workload
 PACKAGES = {"torch.func": "torch", "higher": "higher", "TorchOpt": "torchopt", "jaxopt": "jaxopt"}
 
 
-def race(setting: Setting, work: Workload, rtol: float, target: Target) -> list[Row]:
+def race(
+    setting: Setting,
+    work: Workload,
+    rtol: float,
+    target: Target,
+) -> list[Row]:
     """A row for each peer; the fastest bears the target.
 
     A peer without figures has a note with the reason.
@@ -91,7 +96,13 @@ def _one_core() -> Iterator[None]:
 class _Process:
     """A contender's process, seen from outside."""
 
-    def __init__(self, kind: str, name: str, folder: Path, smoke: bool):
+    def __init__(
+        self,
+        kind: str,
+        name: str,
+        folder: Path,
+        smoke: bool,
+    ):
         self.path = folder / f"{name}.npz"
         self.errors = (folder / f"{name}.txt").open("w+")
         command = [sys.executable, "-m", "benchmarks.contenders", kind, name, str(folder)]

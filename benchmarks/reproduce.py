@@ -50,7 +50,11 @@ class Claim(NamedTuple):
 
 
 def claim(
-    text: str, source: str, published: Any, values: Sequence[Any], holds: Callable[[float], bool]
+    text: str,
+    source: str,
+    published: Any,
+    values: Sequence[Any],
+    holds: Callable[[float], bool],
 ) -> Claim:
     """A claim about the mean of ``values``, one of each seed.
 
@@ -127,7 +131,12 @@ def load(name: str) -> Experiment:
 
 
 def reproduce(
-    name: str, scale: str, out: Path, seeds: int | None = None, first: int = 0, resume: bool = False
+    name: str,
+    scale: str,
+    out: Path,
+    seeds: int | None = None,
+    first: int = 0,
+    resume: bool = False,
 ) -> dict[str, Any]:
     """Runs the seeds ``first, first + 1, ...`` and checks the claims against what they return.
 
@@ -173,7 +182,11 @@ def reproduce(
 
 
 def _run_or_load(
-    experiment: Experiment, seed: int, settings: Settings, folder: Path, resume: bool
+    experiment: Experiment,
+    seed: int,
+    settings: Settings,
+    folder: Path,
+    resume: bool,
 ) -> dict[str, Any]:
     """What a seed has come to: from its folder if it is done, else run and then kept there."""
     done = folder / "result.json"
@@ -349,7 +362,12 @@ def _json(report: dict[str, Any]) -> str:
     return head + ',\n "results": [\n' + body + "\n ]\n}\n"
 
 
-def _picture(experiment: Experiment, results: Results, settings: Settings, path: Path) -> None:
+def _picture(
+    experiment: Experiment,
+    results: Results,
+    settings: Settings,
+    path: Path,
+) -> None:
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(7, 3.2), layout="constrained")

@@ -123,7 +123,10 @@ def compared(
 
 
 def memory(
-    case: str, what: str, found: Mapping[str, Measured], targets: Sequence[Target] = ()
+    case: str,
+    what: str,
+    found: Mapping[str, Measured],
+    targets: Sequence[Target] = (),
 ) -> Row:
     """The same contest by temporary memory."""
     return compared(case, what, found, "MiB", "temporary_bytes", 2**-20, targets)

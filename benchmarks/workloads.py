@@ -57,10 +57,20 @@ class _Size(NamedTuple):
     cg: int = 5
 
 
-_SMOKE = _Size(ways=3, num_tasks=2, filters=4, cg=2)
+_SMOKE = _Size(
+    ways=3,
+    num_tasks=2,
+    filters=4,
+    cg=2,
+)
 
 
-def workload(kind: str, smoke: bool, steps: int | None = None, remat: bool = True) -> Workload:
+def workload(
+    kind: str,
+    smoke: bool,
+    steps: int | None = None,
+    remat: bool = True,
+) -> Workload:
     """The same from one process to the next.
 
     Rematerialised, as `mx.bptt` does if not told otherwise.

@@ -114,7 +114,11 @@ def _first(result: tuple) -> Any:
 
 
 def _against_inner_loops(
-    setting: Setting, case: str, what: str, ours: Program, alone: Program
+    setting: Setting,
+    case: str,
+    what: str,
+    ours: Program,
+    alone: Program,
 ) -> Row:
     """An estimate is to take at most a ninth longer than its bare inner loops."""
     programs = {"ours": ours, "inner loops alone": alone}

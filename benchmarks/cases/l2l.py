@@ -18,7 +18,12 @@ LAYERS = 2
 
 
 def plain_update(
-    meta_params: Any, grad: Any, h: Any, c: Any, p: float = 10.0, scale: float = 0.1
+    meta_params: Any,
+    grad: Any,
+    h: Any,
+    c: Any,
+    p: float = 10.0,
+    scale: float = 0.1,
 ) -> tuple[Any, tuple, tuple]:
     """One coordinate: ``grad`` a scalar, ``h`` and ``c`` a vector ``[20]`` for each layer."""
     is_large = jnp.abs(grad) >= jnp.exp(-p)
@@ -105,7 +110,10 @@ def _in_one_leaf(setting: Setting, optimizer: mx.LearnedOptimizer, at_work: Coor
 
 
 def _in_many_leaves(
-    setting: Setting, optimizer: mx.LearnedOptimizer, at_work: Coordinates, leaves: int
+    setting: Setting,
+    optimizer: mx.LearnedOptimizer,
+    at_work: Coordinates,
+    leaves: int,
 ) -> Row:
     meta_params, grad, h, c = at_work
     split = partial(np.array_split, indices_or_sections=leaves, axis=-1)
@@ -162,7 +170,12 @@ def _is_small(at_work: Coordinates) -> bool:
     return at_work.grad.size < 100_000
 
 
-def _row(at_work: Coordinates, found: dict[str, Measured], what: str, targets: list[Target]) -> Row:
+def _row(
+    at_work: Coordinates,
+    found: dict[str, Measured],
+    what: str,
+    targets: list[Target],
+) -> Row:
     size = at_work.grad.size
     return compared(
         "l2l_step",

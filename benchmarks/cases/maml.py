@@ -53,7 +53,12 @@ def imaml(setting: Setting) -> list[Row]:
     return [*_rows(setting, work, found, 5), is_flat]
 
 
-def _rows(setting: Setting, work: Workload, found: dict[str, Measured], bound: float) -> list[Row]:
+def _rows(
+    setting: Setting,
+    work: Workload,
+    found: dict[str, Measured],
+    bound: float,
+) -> list[Row]:
     what = f"{work.steps} steps"
     if work.kind == "imaml":
         what += f", CG {work.cg}"

@@ -51,7 +51,12 @@ def python(code: str, **environment: str) -> tuple[float, str]:
     environment = {**os.environ, "PYTHONPATH": str(ROOT), **environment}
     command = [sys.executable, "-c", code]
     begin = time.perf_counter()
-    done = subprocess.run(command, capture_output=True, text=True, env=environment)
+    done = subprocess.run(
+        command,
+        capture_output=True,
+        text=True,
+        env=environment,
+    )
     seconds = time.perf_counter() - begin
     if done.returncode:
         raise RuntimeError(f"the process failed:\n{done.stderr}")
@@ -75,7 +80,12 @@ def import_time(setting: Setting) -> list[Row]:
     row = Row("import_time", "import metajax", "s", median["ours"])
     bound = Target("ratio", ">=", 1 / 1.2)
     return [
-        row._replace(other=median[without], against=without, targets=(bound,), detail=seconds),
+        row._replace(
+            other=median[without],
+            against=without,
+            targets=(bound,),
+            detail=seconds,
+        ),
         row._replace(other=median[alone], against=alone),
     ]
 

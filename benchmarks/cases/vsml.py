@@ -18,7 +18,13 @@ from benchmarks.table import Row, Setting, Target, compared, memory
 SLOTS = 8
 
 
-def plain_cell(params: Any, c: Any, h: Any, up: Any, down: Any) -> tuple[Any, Any]:
+def plain_cell(
+    params: Any,
+    c: Any,
+    h: Any,
+    up: Any,
+    down: Any,
+) -> tuple[Any, Any]:
     """Two ticks of one cell: ``c`` and ``h`` ``[16]``, messages ``[8]``."""
     gates = params["gates"]
     w = jnp.concatenate([gates["forward"], gates["backward"], gates["hidden"]])
@@ -29,7 +35,13 @@ def plain_cell(params: Any, c: Any, h: Any, up: Any, down: Any) -> tuple[Any, An
     return c, h
 
 
-def plain_tick(params: Any, c: Any, h: Any, x: Any, error: Any) -> tuple[Any, Any, Any]:
+def plain_tick(
+    params: Any,
+    c: Any,
+    h: Any,
+    x: Any,
+    error: Any,
+) -> tuple[Any, Any, Any]:
     """All cells ``[A, B]`` on inputs ``[A]`` and errors ``[B]``.
 
     Returns the states and the messages upwards, ``[B, 8]``.
@@ -126,7 +138,12 @@ def vsml_episode(setting: Setting) -> list[Row]:
     return rows
 
 
-def plain_episode(steps: int, meta_params: Any, start: mx.InnerState, data: Any) -> Any:
+def plain_episode(
+    steps: int,
+    meta_params: Any,
+    start: mx.InnerState,
+    data: Any,
+) -> Any:
     """The mean loss of an episode, one example a step."""
     tasks = mx.tasks.minibatches(1)
     c, h = start.learner.cells[0]

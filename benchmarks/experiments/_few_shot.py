@@ -87,7 +87,11 @@ def options_of(settings: Settings, setting: str, method: str) -> dict[str, Any]:
 
 
 def meta_trained(
-    seed: int, trial: Trial, settings: Settings, data: dict[str, Any], path: Path
+    seed: int,
+    trial: Trial,
+    settings: Settings,
+    data: dict[str, Any],
+    path: Path,
 ) -> tuple[mx.Inner, Any]:
     """The inner loop of the test, and the meta-parameters that all phases come to.
 
@@ -226,7 +230,12 @@ def validation(loop: mx.Inner, settings: Settings, data: Any) -> mx.Validation:
 
 
 def accuracies(
-    loop: mx.Inner, key: Any, meta_params: Any, data: Any, num_tasks: int, at_once: int
+    loop: mx.Inner,
+    key: Any,
+    meta_params: Any,
+    data: Any,
+    num_tasks: int,
+    at_once: int,
 ) -> np.ndarray:
     """The accuracy on the query batch of each task, ``at_once`` at a time to bound the memory."""
     rounds = -(-num_tasks // at_once)
@@ -253,7 +262,10 @@ def _text(per_cent: float, interval: float | None) -> str:
 
 
 def claims(
-    results: Results, settings: Settings, published: Published, sources: Mapping[str, str]
+    results: Results,
+    settings: Settings,
+    published: Published,
+    sources: Mapping[str, str],
 ) -> list[Claim]:
     """One for each method of each setting.
 
@@ -272,7 +284,12 @@ def claims(
     return found
 
 
-def picture(results: Results, settings: Settings, figure: Any, published: Published) -> None:
+def picture(
+    results: Results,
+    settings: Settings,
+    figure: Any,
+    published: Published,
+) -> None:
     """Accuracies and their intervals, ours beside those published, a panel for each setting."""
     axes = figure.subplots(1, len(settings["budgets"]), sharey=True, squeeze=False)[0]
     for ax, setting in zip(axes, settings["budgets"], strict=True):
@@ -286,7 +303,12 @@ def picture(results: Results, settings: Settings, figure: Any, published: Publis
     )
 
 
-def _draw(results: Results, setting: str, published: Mapping[str, Any], ax: Any) -> None:
+def _draw(
+    results: Results,
+    setting: str,
+    published: Mapping[str, Any],
+    ax: Any,
+) -> None:
     places = np.arange(len(published))
     style = {"markersize": 4, "linewidth": 1.2}
     grey = {"color": "#888888", "fmt": "o", **style}

@@ -71,7 +71,10 @@ def learn(
 
 
 def _estimator(
-    learner: mx.Learner, tasks: mx.Tasks, options: Phase, to_the_ends: mx.Inner
+    learner: mx.Learner,
+    tasks: mx.Tasks,
+    options: Phase,
+    to_the_ends: mx.Inner,
 ) -> mx.Estimator:
     num_tasks = options["tasks"]
     horizon = options.get("horizon")
@@ -152,7 +155,12 @@ def compare(
 
 
 def against_baselines(
-    results: Results, case: str, name: str, source: str, published: Any, wins: bool = True
+    results: Results,
+    case: str,
+    name: str,
+    source: str,
+    published: Any,
+    wins: bool = True,
 ) -> Claim:
     """The final loss as a multiple of that of the best baseline of each seed.
 
@@ -169,7 +177,12 @@ def against_baselines(
 
 
 def draw(
-    results: Results, case: str, learned: list[str], ax: Any, ylabel: str = "", smooth: int = 1
+    results: Results,
+    case: str,
+    learned: list[str],
+    ax: Any,
+    ylabel: str = "",
+    smooth: int = 1,
 ) -> None:
     """Mean learning curves over seeds, averaged over ``smooth`` steps; the band is their range.
 
@@ -193,6 +206,11 @@ def draw(
         steps = range(curves.shape[1])
         band = {"color": colour, "alpha": 0.15, "linewidth": 0}
         ax.fill_between(steps, curves.min(0), curves.max(0), **band)
-    ax.set(title=case, xlabel="step", ylabel=ylabel, yscale="log")
+    ax.set(
+        title=case,
+        xlabel="step",
+        ylabel=ylabel,
+        yscale="log",
+    )
     ax.title.set_fontsize(9)
     ax.spines[["top", "right"]].set_visible(False)

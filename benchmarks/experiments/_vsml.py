@@ -70,7 +70,11 @@ def _pool(pixels: int, dims: int) -> np.ndarray:
 
 
 def train_phases(
-    seed: int, data: Any, phases: Sequence[Phase], folder: Path, estimator: str = "bptt"
+    seed: int,
+    data: Any,
+    phases: Sequence[Phase],
+    folder: Path,
+    estimator: str = "bptt",
 ) -> Any:
     """Goes through the phases.
 
@@ -148,7 +152,13 @@ def cumulative(accuracy: Any) -> np.ndarray:
     return 100 * x.cumsum(-1) / np.arange(1, x.shape[-1] + 1)
 
 
-def baselines(seed: int, data: Any, *, steps: int, runs: int) -> dict[str, np.ndarray]:
+def baselines(
+    seed: int,
+    data: Any,
+    *,
+    steps: int,
+    runs: int,
+) -> dict[str, np.ndarray]:
     """Online SGD and Adam with no and one hidden layer, at every rate.
 
     Returns accuracies by name, ``[rates, runs, steps]``.

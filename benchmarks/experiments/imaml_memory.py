@@ -52,7 +52,12 @@ def method(name: str, steps: int, settings: Settings) -> tuple[mx.Learner, mx.Tr
     return learner, mx.trainer(estimator, optax.adam(1e-3))
 
 
-def measure(trainer: mx.Trainer, state: Any, data: Any, repeats: int) -> tuple[float, float]:
+def measure(
+    trainer: mx.Trainer,
+    state: Any,
+    data: Any,
+    repeats: int,
+) -> tuple[float, float]:
     """MiB of temporary memory, seconds (the median)."""
     step = jax.jit(trainer.step).lower(state, data).compile()
     memory = step.memory_analysis()

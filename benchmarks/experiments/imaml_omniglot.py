@@ -67,7 +67,11 @@ def claims(results: Results, settings: Settings) -> list[Claim]:
 
 
 def _lead_claim(
-    results: Results, settings: Settings, setting: str, better: str, worse: str
+    results: Results,
+    settings: Settings,
+    setting: str,
+    better: str,
+    worse: str,
 ) -> Claim:
     """One method is ahead of another.
 

@@ -67,7 +67,12 @@ def errors(seed: int, settings: Settings) -> dict[str, np.ndarray]:
     return {name: np.asarray(x) for name, x in results.items()}
 
 
-def drawn_tasks(problem: mx.Problem, tasks: mx.Tasks, keys: Any, theta: Any) -> Any:
+def drawn_tasks(
+    problem: mx.Problem,
+    tasks: mx.Tasks,
+    keys: Any,
+    theta: Any,
+) -> Any:
     """The tasks of episodes that begin with these keys."""
     loop = mx.inner(mx.maml(problem, 0.1), tasks, 1)
 
@@ -78,7 +83,11 @@ def drawn_tasks(problem: mx.Problem, tasks: mx.Tasks, keys: Any, theta: Any) -> 
 
 
 def meta_gradient(
-    learner: mx.Learner, tasks: mx.Tasks, steps: int, keys: Any, theta: Any
+    learner: mx.Learner,
+    tasks: mx.Tasks,
+    steps: int,
+    keys: Any,
+    theta: Any,
 ) -> np.ndarray:
     """The mean over episodes of ``steps`` inner steps."""
     loop = mx.inner(learner, tasks, steps, meta_loss="heldout")
@@ -110,7 +119,10 @@ def proximal_descent(problem: mx.Problem, rate: float, lam: float) -> mx.Learner
 
 
 def closed_form(
-    support: Any, query: Any, theta: np.ndarray, lam: float
+    support: Any,
+    query: Any,
+    theta: np.ndarray,
+    lam: float,
 ) -> tuple[np.ndarray, float]:
     """The mean over tasks of ``lam (H + lam I)^-1 grad L_val(phi*)``.
 
@@ -203,7 +215,11 @@ def picture(results: Results, settings: Settings, figure: Any) -> None:
     ax.minorticks_off()
     ax.set(ylim=(1e-10, 3))
     ax.spines[["top", "right"]].set_visible(False)
-    ax.legend(frameon=False, loc="upper left", bbox_to_anchor=(1.0, 1.0))
+    ax.legend(
+        frameon=False,
+        loc="upper left",
+        bbox_to_anchor=(1.0, 1.0),
+    )
 
 
 _PROBLEM = {

@@ -132,7 +132,11 @@ def run(seed: int, settings: Settings, folder: Path) -> dict[str, np.ndarray]:
     optimizers = {
         PLAIN: mx.optim.lstm(**settings["preset"]),
         FAMILY[0]: mx.optim.rnnprop(),
-        FAMILY[1]: mx.optim.nadam(rate=0.03, knots=(1, 10, 30, 60, 100, 150, 200), b2=0.97),
+        FAMILY[1]: mx.optim.nadam(
+            rate=0.03,
+            knots=(1, 10, 30, 60, 100, 150, 200),
+            b2=0.97,
+        ),
     }
     learned = {}
     for name, optimizer in optimizers.items():
@@ -202,7 +206,12 @@ def picture(results: Results, settings: Settings, figure: Any) -> None:
         _l2l.draw(results, case, [PLAIN, *FAMILY], ax, ylabel)
     axes[-1].axis("off")
     handles = axes[0].get_legend_handles_labels()
-    axes[-1].legend(*handles, frameon=False, loc="center", fontsize=9)
+    axes[-1].legend(
+        *handles,
+        frameon=False,
+        loc="center",
+        fontsize=9,
+    )
 
 
 def _all(*phases: _l2l.Phase) -> dict[str, list[_l2l.Phase]]:

@@ -64,7 +64,10 @@ def colour_images(name: str, split: str, size: int) -> dict[str, np.ndarray]:
 
 
 def features_of(
-    seed: int, settings: Settings, data: dict[str, np.ndarray], folder: Path
+    seed: int,
+    settings: Settings,
+    data: dict[str, np.ndarray],
+    folder: Path,
 ) -> Callable[[Any], dict[str, Any]]:
     """What the network that looks at the images sees in one."""
     if settings["vgg"]:
@@ -174,7 +177,10 @@ def case_images(case: str, settings: Settings) -> dict[str, np.ndarray]:
 
 
 def images_made(
-    optimizers: dict[str, Any], posed: _l2l.Posed, key: Any, steps: int
+    optimizers: dict[str, Any],
+    posed: _l2l.Posed,
+    key: Any,
+    steps: int,
 ) -> dict[str, np.ndarray]:
     """What each makes of one task, beside its content and its style, values from 0 to 255."""
     problem, tasks, data = posed

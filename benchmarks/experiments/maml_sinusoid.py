@@ -147,7 +147,11 @@ def adapting(settings: Settings) -> dict[str, mx.Learner]:
 
 
 def query_errors(
-    learner: mx.Learner, tasks: mx.Tasks, key: Any, candidates: list[Any], num_tasks: int
+    learner: mx.Learner,
+    tasks: mx.Tasks,
+    key: Any,
+    candidates: list[Any],
+    num_tasks: int,
 ) -> list[np.ndarray]:
     """Mean squared errors on the query points after 0 .. 10 steps.
 
@@ -173,14 +177,23 @@ def query_errors(
     return [np.asarray(errors_of_tasks(keys, meta_params)) for meta_params in candidates]
 
 
-def oracle_error(tasks: mx.Tasks, key: Any, meta_params: Any, num_tasks: int) -> np.ndarray:
+def oracle_error(
+    tasks: mx.Tasks,
+    key: Any,
+    meta_params: Any,
+    num_tasks: int,
+) -> np.ndarray:
     """The mean squared error of the oracle, which does not adapt."""
     loop = mx.inner(mx.maml(regressor(3), 0.0), known_sinusoids(tasks), 1)
     return mx.evaluate(loop, key, meta_params, num_tasks=num_tasks).test_loss.mean()
 
 
 def example(
-    name: str, learner: mx.Learner, tasks: mx.Tasks, key: Any, meta_params: Any
+    name: str,
+    learner: mx.Learner,
+    tasks: mx.Tasks,
+    key: Any,
+    meta_params: Any,
 ) -> dict[str, np.ndarray]:
     """Predictions on one task after 0, 1 and 10 steps, the truth, and the points given."""
     loop = mx.inner(learner, tasks, STEPS)
@@ -255,7 +268,13 @@ def picture(results: Results, settings: Settings, figure: Any) -> None:
 
 def _draw_example(result: dict[str, np.ndarray], ax: Any) -> None:
     colours = mx.plot.COLOURS
-    ax.plot(GRID, result["example: truth"], color=colours[4], linewidth=1.2, label="truth")
+    ax.plot(
+        GRID,
+        result["example: truth"],
+        color=colours[4],
+        linewidth=1.2,
+        label="truth",
+    )
     for steps, style in ((0, ":"), (1, "--"), (STEPS, "-")):
         curve = result[f"example: MAML, after {steps}"]
         ax.plot(GRID, curve, "k" + style, linewidth=1.3, label=f"MAML, {steps}")
@@ -268,11 +287,22 @@ def _draw_example(result: dict[str, np.ndarray], ax: Any) -> None:
         label=f"pretrained, {STEPS}",
     )
     x, y = result["example: points"].T
-    ax.plot(x, y, "^", color=colours[6], markersize=6, label="given")
+    ax.plot(
+        x,
+        y,
+        "^",
+        color=colours[6],
+        markersize=6,
+        label="given",
+    )
 
     low, high = ax.get_ylim()
     top = high + 0.6 * (high - low)  # room for the legend
-    ax.set(xlabel="x", ylabel="y", ylim=(low, top))
+    ax.set(
+        xlabel="x",
+        ylabel="y",
+        ylim=(low, top),
+    )
     ax.legend(
         frameon=False,
         fontsize=7,
@@ -301,7 +331,12 @@ def _draw_errors(results: Results, shots: int, ax: Any) -> None:
             label="iMAML (Newton)" if name == "iMAML" else name,
         )
     top = 1.1 * max(mean[0] for mean in means.values())
-    ax.set(title=f"K = {shots}", xlabel="steps", ylim=(0, top), xticks=range(0, STEPS + 1, 2))
+    ax.set(
+        title=f"K = {shots}",
+        xlabel="steps",
+        ylim=(0, top),
+        xticks=range(0, STEPS + 1, 2),
+    )
 
 
 _SETTINGS = {

@@ -170,22 +170,49 @@ def picture(results: Results, settings: Settings, figure: Any) -> None:
     for ax, name in zip(axes, settings["data"], strict=True):
         for hidden in (0, 1):
             _draw(results, settings, name, hidden, ax)
-        ax.set(title=name, xlabel="examples seen", xscale="log")
+        ax.set(
+            title=name,
+            xlabel="examples seen",
+            xscale="log",
+        )
         ax.spines[["top", "right"]].set_visible(False)
     axes[0].set(ylabel="online accuracy (%)")
-    axes[-1].legend(frameon=False, fontsize=8, title="dotted: published, test", title_fontsize=8)
+    axes[-1].legend(
+        frameon=False,
+        fontsize=8,
+        title="dotted: published, test",
+        title_fontsize=8,
+    )
 
 
-def _draw(results: Results, settings: Settings, name: str, hidden: int, ax: Any) -> None:
+def _draw(
+    results: Results,
+    settings: Settings,
+    name: str,
+    hidden: int,
+    ax: Any,
+) -> None:
     steps = (np.arange(PIECES) + 0.5) * settings["steps"] / PIECES
     colour = mx.plot.COLOURS[(4, 6)[hidden]]
     layers = f"{hidden} hidden layer" if hidden == 1 else f"{hidden} hidden layers"
     for method, shown, style in (("vsml", "cloned", "-"), ("sgd", "SGD", "--")):
         curves = [result[f"{name}, {hidden} hidden, {method}: online"] for result in results]
         mean = np.stack(curves).mean(0)
-        ax.plot(steps, mean, style, color=colour, label=f"{shown}, {layers}", linewidth=1.5)
+        ax.plot(
+            steps,
+            mean,
+            style,
+            color=colour,
+            label=f"{shown}, {layers}",
+            linewidth=1.5,
+        )
     if (name, hidden) in PUBLISHED:
-        ax.axhline(PUBLISHED[name, hidden], color=colour, linewidth=0.8, linestyle=":")
+        ax.axhline(
+            PUBLISHED[name, hidden],
+            color=colour,
+            linewidth=0.8,
+            linestyle=":",
+        )
 
 
 _PHASES = [[1, 30_000, 1e-2], [1, 30_000, 2e-3]]  # horizon, steps, rate

@@ -49,7 +49,12 @@ def sources(settings: Settings) -> dict[str, Source]:
     return found
 
 
-def train_on(chosen: dict[str, Source], seed: int, settings: Settings, folder: Path) -> Any:
+def train_on(
+    chosen: dict[str, Source],
+    seed: int,
+    settings: Settings,
+    folder: Path,
+) -> Any:
     """By backpropagation through time over a mixture of the chosen sets."""
     options = settings["train"]
     dims = options["dims"]
@@ -135,10 +140,24 @@ def picture(results: Results, settings: Settings, figure: Any) -> None:
     every_seed = [[result[row] for row in rows] for result in results]
     values = np.mean(every_seed, axis=0)
 
-    image = ax.imshow(values, cmap="viridis", vmin=0, vmax=100, aspect="auto")
+    image = ax.imshow(
+        values,
+        cmap="viridis",
+        vmin=0,
+        vmax=100,
+        aspect="auto",
+    )
     for (i, j), value in np.ndenumerate(values):
         colour = "w" if value < 60 else "k"
-        ax.text(j, i, f"{value:.0f}", ha="center", va="center", color=colour, fontsize=8)
+        ax.text(
+            j,
+            i,
+            f"{value:.0f}",
+            ha="center",
+            va="center",
+            color=colour,
+            fontsize=8,
+        )
     ax.set(
         xticks=range(len(columns)),
         yticks=range(len(rows)),

@@ -19,7 +19,10 @@ ONLINE = ("SGD, 0 hidden", "SGD, 1 hidden", "Adam, 0 hidden", "Adam, 1 hidden")
 
 
 def train_rnn(
-    seed: int, data: Any, options: dict[str, Any], folder: Path
+    seed: int,
+    data: Any,
+    options: dict[str, Any],
+    folder: Path,
 ) -> tuple[mx.Learner, Any]:
     """The baseline that is a plain LSTM, and its meta-parameters.
 
@@ -59,7 +62,13 @@ def run(seed: int, settings: Settings, folder: Path) -> dict[str, np.ndarray]:
         for method, (learner, meta_params) in learners.items():
             tasks = mx.tasks.minibatches(1) if method == "Meta RNN" else _vsml.tasks(10)
             accuracy = _vsml.stream_accuracy(
-                seed, learner, meta_params, test, tasks=tasks, steps=steps, runs=runs
+                seed,
+                learner,
+                meta_params,
+                test,
+                tasks=tasks,
+                steps=steps,
+                runs=runs,
             )
             results |= learned_results(f"{name}, {method}", accuracy)
         for method, accuracy in _vsml.baselines(seed, test, steps=steps, runs=runs).items():
@@ -141,7 +150,12 @@ def picture(results: Results, settings: Settings, figure: Any) -> None:
                 label=method,
                 linewidth=2.2 if i == 0 else 1.2,
             )
-        ax.set(title=name, xlabel="examples seen", xscale="log", xlim=(5, None))
+        ax.set(
+            title=name,
+            xlabel="examples seen",
+            xscale="log",
+            xlim=(5, None),
+        )
         ax.spines[["top", "right"]].set_visible(False)
     axes[0].set(ylabel="cumulative accuracy (%)")
     axes[0].legend(frameon=False, fontsize=7)

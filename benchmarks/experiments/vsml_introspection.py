@@ -59,7 +59,13 @@ def run(seed: int, settings: Settings, folder: Path) -> dict[str, np.ndarray]:
     return results
 
 
-def probe(key: Any, learner: mx.Learner, meta_params: Any, data: Any, settings: Settings) -> Probed:
+def probe(
+    key: Any,
+    learner: mx.Learner,
+    meta_params: Any,
+    data: Any,
+    settings: Settings,
+) -> Probed:
     """Probabilities for each image as it comes, and again after learning from it."""
     tasks = _vsml.tasks(10)
     steps = max(settings["after"])
@@ -98,7 +104,12 @@ def best_rate(by_rate: list[Probed], seen: int) -> int:
     return int(np.argmax([(~_is_wrong(probed))[:, :seen].mean() for probed in by_rate]))
 
 
-def corrections(name: str, probed: Probed, seen: int, window: int) -> dict[str, np.ndarray]:
+def corrections(
+    name: str,
+    probed: Probed,
+    seen: int,
+    window: int,
+) -> dict[str, np.ndarray]:
     """What one look changes of the images that were misclassified, of the last of those seen.
 
     They are the probabilities of the right class, and how many are right after it, in per cent.
@@ -117,7 +128,12 @@ def corrections(name: str, probed: Probed, seen: int, window: int) -> dict[str, 
     }
 
 
-def example(name: str, probed: Probed, run: int, place: int) -> dict[str, np.ndarray]:
+def example(
+    name: str,
+    probed: Probed,
+    run: int,
+    place: int,
+) -> dict[str, np.ndarray]:
     """One image of one stream."""
     both = np.stack([probed.before[run, place], probed.after[run, place]])
     return {f"{name}: example": both, f"{name}: label": probed.label[run, place]}
@@ -154,7 +170,12 @@ def picture(results: Results, settings: Settings, figure: Any) -> None:
         ax.bar(classes - 0.2, before, 0.4, color=mx.plot.COLOURS[2], label="before")
         ax.bar(classes + 0.2, after, 0.4, color=mx.plot.COLOURS[4], label="after one look")
         ax.axvline(int(result[f"{method}: label"]), label="its class", **black)
-        ax.set(title=method, xlabel="class", xticks=range(10), ylim=(0, 1))
+        ax.set(
+            title=method,
+            xlabel="class",
+            xticks=range(10),
+            ylim=(0, 1),
+        )
         ax.spines[["top", "right"]].set_visible(False)
     axes[0].set(ylabel="probability")
     axes[0].legend(frameon=False, fontsize=8)
@@ -176,9 +197,27 @@ EXPERIMENT = Experiment(
     title="What a single example changes",
     source=SOURCE,
     settings={
-        "smoke": _settings("smoke", rates=_RATES[-2:], runs=4, after=[20], window=20),
-        "small": _settings("small", rates=_RATES, runs=32, after=[50, 500], window=50),
-        "full": _settings("full", rates=_RATES, runs=128, after=[50, 500], window=50),
+        "smoke": _settings(
+            "smoke",
+            rates=_RATES[-2:],
+            runs=4,
+            after=[20],
+            window=20,
+        ),
+        "small": _settings(
+            "small",
+            rates=_RATES,
+            runs=32,
+            after=[50, 500],
+            window=50,
+        ),
+        "full": _settings(
+            "full",
+            rates=_RATES,
+            runs=128,
+            after=[50, 500],
+            window=50,
+        ),
     },
     run=run,
     claims=claims,

@@ -115,7 +115,12 @@ def picture(results: Results, settings: Settings, figure: Any) -> None:
         ylim=(0, 100),
     )
     ax.set_xticklabels(names, fontsize=8)
-    ax.legend(frameon=False, fontsize=8, loc="lower left", bbox_to_anchor=(0, 1))
+    ax.legend(
+        frameon=False,
+        fontsize=8,
+        loc="lower left",
+        bbox_to_anchor=(0, 1),
+    )
     ax.spines[["top", "right"]].set_visible(False)
 
 
@@ -131,13 +136,26 @@ def _label(settings: Settings, diet: str) -> str:
 
 
 def _draw_bars(
-    results: Results, diet: str, names: list[str], ax: Any, places: np.ndarray, label: str
+    results: Results,
+    diet: str,
+    names: list[str],
+    ax: Any,
+    places: np.ndarray,
+    label: str,
 ) -> None:
     rows = [[result[f"{name}, {diet}"] for name in names] for result in results]
     x = np.stack(rows).astype(float)
     error = x.std(0, ddof=1) if len(x) > 1 else None
     colour = mx.plot.COLOURS[{"varied": 2, "narrow": 1}[diet]]
-    ax.bar(places, x.mean(0), 0.4, yerr=error, color=colour, label=label, capsize=2)
+    ax.bar(
+        places,
+        x.mean(0),
+        0.4,
+        yerr=error,
+        color=colour,
+        label=label,
+        capsize=2,
+    )
 
 
 def _settings(scale: str, **own: Any) -> Settings:
@@ -163,9 +181,27 @@ EXPERIMENT = Experiment(
     title="Robustness to sizes, classes, projections and shuffles",
     source=SOURCE,
     settings={
-        "smoke": _settings("smoke", steps=20, runs=2, sizes=[6], narrow=_TINY),
-        "small": _settings("small", steps=500, runs=16, sizes=[7, 21, 28], narrow=_NARROW),
-        "full": _settings("full", steps=2000, runs=32, sizes=[14, 21, 32, 48], narrow=[_LONG]),
+        "smoke": _settings(
+            "smoke",
+            steps=20,
+            runs=2,
+            sizes=[6],
+            narrow=_TINY,
+        ),
+        "small": _settings(
+            "small",
+            steps=500,
+            runs=16,
+            sizes=[7, 21, 28],
+            narrow=_NARROW,
+        ),
+        "full": _settings(
+            "full",
+            steps=2000,
+            runs=32,
+            sizes=[14, 21, 32, 48],
+            narrow=[_LONG],
+        ),
     },
     run=run,
     claims=claims,
