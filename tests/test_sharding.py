@@ -291,7 +291,7 @@ def test_two_processes_stopped_and_killed_end_where_an_uninterrupted_run_does(tm
     assert len((folder / "run.csv").read_text().splitlines()) == total + 1
 
     # The same in this one process of one device.
-    alone = mx.fit(trainer, state, num_steps=total, progress=False)
+    alone = mx.fit(trainer, state, num_steps=total, progress=None)
     np.testing.assert_allclose(want.arrays["history/loss"], alone.history["loss"], rtol=1e-4)
     np.testing.assert_allclose(want.tree["state"].meta_params, alone.state.meta_params, rtol=1e-4)
     check_that_they_agree(*found)

@@ -199,21 +199,21 @@ EXPERIMENT = Experiment(
     settings={
         "smoke": _settings(
             "smoke",
-            rates=_RATES[-2:],
+            search=mx.RateSearch(_RATES[-2:]),
             runs=4,
             after=[20],
             window=20,
         ),
         "small": _settings(
             "small",
-            rates=_RATES,
+            search=mx.RateSearch(_RATES),
             runs=32,
             after=[50, 500],
             window=50,
         ),
         "full": _settings(
             "full",
-            rates=_RATES,
+            search=mx.RateSearch(_RATES),
             runs=128,
             after=[50, 500],
             window=50,
