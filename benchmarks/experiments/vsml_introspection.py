@@ -199,21 +199,21 @@ EXPERIMENT = Experiment(
     settings={
         "smoke": _settings(
             "smoke",
-            search=mx.RateSearch(_RATES[-2:]),
+            rates=_RATES[-2:],
             runs=4,
             after=[20],
             window=20,
         ),
         "small": _settings(
             "small",
-            search=mx.RateSearch(_RATES),
+            rates=_RATES,
             runs=32,
             after=[50, 500],
             window=50,
         ),
         "full": _settings(
             "full",
-            search=mx.RateSearch(_RATES),
+            rates=_RATES,
             runs=128,
             after=[50, 500],
             window=50,
