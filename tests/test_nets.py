@@ -153,13 +153,10 @@ def test_gradients_through_pooling_are_finite(key):
         -1,
     )
     net = mx.nets.conv4(5, (16, 16, 3), 2, downsample="max_pool")
-    problem, batch = (
-        mx.problems.classifier(*net),
-        {"image": image.astype(np.uint8), "label": jnp.arange(5)},
-    )
-    grads = jax.jit(jax.grad(lambda params: problem.loss(key, params, batch)[0]))(
-        net.init(jax.random.key(100))
-    )
+    problem = mx.problems.classifier(*net)
+    batch = {"image": image.astype(np.uint8), "label": jnp.arange(5)}
+    gradient = jax.jit(jax.grad(lambda params: problem.loss(key, params, (), batch)[0]))
+    grads = gradient(net.init(jax.random.key(100)))
     assert all(jnp.isfinite(x).all() for x in jax.tree.leaves(grads))
 
 
@@ -258,11 +255,12 @@ def test_adapting_the_head_alone(key):
 
     @jax.jit
     def adapt(key):
-        params = start = problem.init(key, ())
-        batch = tasks.train(key, data, tasks.sample(key, data), 0)
+        start, _ = problem.init(key, ())
+        params = start
+        batch = tasks.train(key, data, tasks.sample(key, data))
         losses = []
         for _ in range(5):
-            loss, grads = jax.value_and_grad(lambda p: problem.loss(key, p, batch)[0])(params)
+            loss, grads = jax.value_and_grad(lambda p: problem.loss(key, p, (), batch)[0])(params)
             params = params | {
                 "head": jax.tree.map(lambda x, g: x - 0.3 * g, params["head"], grads["head"])
             }
