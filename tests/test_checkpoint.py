@@ -770,3 +770,9 @@ def _warnings():
             yield caught
 
     return collect()
+
+
+def test_checkpoints_of_the_first_version_are_refused(tmp_path):
+    (tmp_path / "40").mkdir()
+    with pytest.raises(ValueError, match=r"made by metajax 0\.1\.0.*give another directory"):
+        mx.checkpoints(tmp_path).restore({})

@@ -113,7 +113,8 @@ def _train_by_es(learner: Learner, meta_params: MetaParams, key: Key, num_steps:
     )
     estimator = mx.ask_tell(inner, strategy, num_tasks=1)
     tx = optax.adam(optax.cosine_decay_schedule(1e-2, num_steps))
-    return _fit(mx.trainer(estimator, tx), meta_params, key, num_steps, label="ES", chunk=2)
+    trainer = mx.trainer(estimator, tx, chunk=2)
+    return _fit(trainer, meta_params, key, num_steps, label="ES")
 
 
 def _fit(
@@ -122,11 +123,10 @@ def _fit(
     key: Key,
     num_steps: int,
     label: str,
-    chunk: int = 10,
 ) -> mx.Fit:
     data = mx.data.load("digits", "train")
     state = trainer.init(key, meta_params, data)
-    return mx.fit(trainer, state, data, num_steps=num_steps, chunk=chunk, label=label)
+    return mx.fit(trainer, state, data, num_steps=num_steps, progress=label)
 
 
 def _compare(
