@@ -527,6 +527,26 @@ def test_a_log_that_cannot_be_written_is_made_up_later(tmp_path, key):
     assert [line.split(",")[0] for line in lines] == ["step", *map(str, range(1, 31))]
 
 
+def test_a_log_that_was_lost_is_written_anew_after_an_error(tmp_path, key):
+    trainer = runs.counter()
+    log = tmp_path / "log.csv"
+
+    def lose(rows):
+        if rows[-1]["step"] == 20:
+            log.unlink()
+            log.mkdir()
+        if rows[-1]["step"] == 30:
+            log.rmdir()
+            log.touch()
+
+    start = trainer.init(key, jnp.float32(0))
+    callbacks = [mx.log(log), lose]
+    with pytest.warns(RuntimeWarning, match="could not be written.*the run goes on"):
+        mx.fit(trainer, start, num_steps=40, callbacks=callbacks, progress=None)
+    lines = log.read_text().splitlines()
+    assert [line.split(",")[0] for line in lines] == ["step", *map(str, range(1, 41))]
+
+
 def test_a_disk_that_is_really_full(tmp_path, key):
     disk = tmp_path / "disk"
     disk.mkdir()
@@ -750,3 +770,9 @@ def _warnings():
             yield caught
 
     return collect()
+
+
+def test_checkpoints_of_the_first_version_are_refused(tmp_path):
+    (tmp_path / "40").mkdir()
+    with pytest.raises(ValueError, match=r"made by metajax 0\.1\.0.*give another directory"):
+        mx.checkpoints(tmp_path).restore({})

@@ -254,7 +254,7 @@ def checkpoint(folder):
 def test_two_processes_stopped_and_killed_end_where_an_uninterrupted_run_does(tmp_path):
     folder = tmp_path / "interrupted"
     with Processes(folder, 10**6) as run:
-        run.wait_for(folder / "run" / "40")
+        run.wait_for(folder / "run" / "40.npz")
         run.processes[1].kill()
         assert run.processes[0].wait(timeout=60) != 0, (
             "the survivor ends, and not as if all were well"
@@ -264,7 +264,7 @@ def test_two_processes_stopped_and_killed_end_where_an_uninterrupted_run_does(tm
     assert killed >= 40
 
     with Processes(folder, 10**5) as run:
-        run.wait_for(folder / "run" / str(killed + 20))
+        run.wait_for(folder / "run" / f"{killed + 20}.npz")
         run.processes[1].terminate()
         assert run.exit_codes() == [143, 143], "all processes end by the signal that one has got"
         first, second = run.outputs()
@@ -291,7 +291,7 @@ def test_two_processes_stopped_and_killed_end_where_an_uninterrupted_run_does(tm
     assert len((folder / "run.csv").read_text().splitlines()) == total + 1
 
     # The same in this one process of one device.
-    alone = mx.fit(trainer, state, num_steps=total, progress=False)
+    alone = mx.fit(trainer, state, num_steps=total, progress=None)
     np.testing.assert_allclose(want.arrays["history/loss"], alone.history["loss"], rtol=1e-4)
     np.testing.assert_allclose(want.tree["state"].meta_params, alone.state.meta_params, rtol=1e-4)
     check_that_they_agree(*found)

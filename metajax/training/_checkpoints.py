@@ -204,10 +204,19 @@ class _Store:
             with contextlib.suppress(OSError):
                 self._path(other).unlink()
 
+    def _refuse_folders(self) -> None:
+        """Says that the checkpoints are of metajax 0.1.0, which made a folder of each."""
+        if any(path.is_dir() and path.name.isdecimal() for path in self.folder.iterdir()):
+            raise ValueError(
+                f"the checkpoints in {self.folder} were made by metajax 0.1.0: finish their run "
+                f"with that, or give another directory"
+            )
+
     def _newest(self) -> tuple[tuple[int | None, list[tuple[int, str]]], bytes]:
         """The step of the newest file that is whole, the damaged ones before it, and its bytes."""
         self._open()
         self.wait()
+        self._refuse_folders()
         damaged = []
         for step in reversed(self._steps()):
             try:

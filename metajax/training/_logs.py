@@ -40,7 +40,11 @@ def log(path: str | os.PathLike) -> "Log":
 
 
 class Log:
-    """A file of rows. It reads what is there only once, and then adds to it."""
+    """A file of rows, which is made to agree with the run once, and then added to.
+
+    It keeps what it has written, as much memory as the file takes: should the file be lost or
+    broken, it is written anew.
+    """
 
     def __init__(self, path: str | os.PathLike):
         if not isinstance(path, (str, os.PathLike)):
@@ -49,51 +53,56 @@ class Log:
         if self.path.suffix not in (".csv", ".jsonl"):
             raise ValueError(f"path must end in .csv or .jsonl, got {str(path)!r}")
         self._is_csv = self.path.suffix == ".csv"
-        self._columns: list[str] = []
-        self._received = 0
-        self._pending: list[dict[str, Any]] = []
-        self._can_append = False
+        self._forget()
 
     def resume(self, rows: Rows) -> None:
         """Brings the file to agree with ``rows``, all that the run has so far."""
-        self._received = 0
-        self._pending = []
-        self._can_append = False
+        self._forget()
         self(rows)
 
     def __call__(self, rows: Rows) -> None:
-        """Adds those of ``rows`` that are new; an error with the file costs no more than that."""
+        """Adds those of ``rows`` that are new; where that fails, the next call makes up for it."""
         # After an error of another callback a run gives some of its rows again.
-        self._pending += [row for row in rows if row["step"] > self._received]
-        if not self._pending:
+        rows = [row for row in rows if row["step"] > self._last_step]
+        if not rows:
             return
-        self._received = self._pending[-1]["step"]
+        if not self._texts:
+            self._columns = list(rows[0])
+            self._first_step = rows[0]["step"]
+        self._last_step = rows[-1]["step"]
+        self._texts.append(self._format(rows))
         try:
-            if self._can_append:
+            if self._agrees:
                 self._append()
             else:
                 self._rewrite()
+            self._agrees = True
         except OSError as e:
             # There may be half a line now.
-            self._can_append = False
+            self._agrees = False
             warnings.warn(
                 f"log {self.path} could not be written: {e}; the run goes on",
                 RuntimeWarning,
                 stacklevel=2,
             )
-        else:
-            self._can_append = True
-            self._pending = []
+
+    def _forget(self) -> None:
+        self._agrees = False
+        self._columns: list[str] = []
+        self._first_step = 1
+        self._last_step = 0
+        self._earlier: str | None = None
+        self._texts: list[str] = []
 
     def _append(self) -> None:
         with self.path.open("a", newline="", encoding="utf-8") as file:
-            file.write(self._text(self._pending))
+            file.write(self._texts[-1])
 
     def _rewrite(self) -> None:
-        self._columns = list(self._pending[0])
         header = _csv_line(self._columns) if self._is_csv else ""
-        kept = self._lines_before(self._pending[0]["step"], header)
-        text = header + "".join(kept) + self._text(self._pending)
+        if self._earlier is None:
+            self._earlier = self._read_earlier(header)
+        text = header + self._earlier + "".join(self._texts)
 
         self.path.parent.mkdir(parents=True, exist_ok=True)
         unfinished = self.path.with_name(self.path.name + ".part")
@@ -103,23 +112,23 @@ class Log:
         finally:
             unfinished.unlink(missing_ok=True)
 
-    def _lines_before(self, step: int, header: str) -> list[str]:
-        """The lines of the file before that of ``step``."""
-        if step == 1 or not self.path.exists():
-            return []
+    def _read_earlier(self, header: str) -> str:
+        """The lines of the file from before the run's own history."""
+        if self._first_step == 1 or not self.path.exists():
+            return ""
         with self.path.open(newline="", encoding="utf-8", errors="replace") as file:
             lines = file.readlines()
         if header and (not lines or lines.pop(0) != header):
             raise ValueError(
                 f"log {self.path} has other columns than {header.strip()}; give another path"
             )
-        kept = []
+        earlier = []
         for line in lines:
-            line_step = self._step_of(line)
-            if line_step is None or line_step >= step:
+            step = self._step_of(line)
+            if step is None or step >= self._first_step:
                 break
-            kept.append(line)
-        return kept
+            earlier.append(line)
+        return "".join(earlier)
 
     def _step_of(self, line: str) -> int | None:
         """The step of a line; None if it is half a line, from a run that was killed."""
@@ -132,7 +141,7 @@ class Log:
         except (ValueError, TypeError, KeyError):
             return None
 
-    def _text(self, rows: Rows) -> str:
+    def _format(self, rows: Rows) -> str:
         lines = []
         for row in rows:
             if self._is_csv:

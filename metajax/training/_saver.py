@@ -86,7 +86,7 @@ class Saver:
             self.checkpoint.save(Snapshot(run.step, tree, arrays))
             self._pending = run.step
         except Exception as e:
-            self._warn(run.step, str(e))
+            self._warn(run.step, e)
 
     def finish(self) -> None:
         """Waits until what was begun is on the disk."""
@@ -96,7 +96,7 @@ class Saver:
             self.checkpoint.wait()
             self.saved = self._pending
         except Exception as e:
-            self._warn(self._pending, str(e))
+            self._warn(self._pending, e)
         finally:
             self._pending = None
 
@@ -119,7 +119,8 @@ class Saver:
             f"saved at meta-step {self.saved} in {self.where}: run the same script again to go on"
         )
 
-    def _warn(self, step: int, reason: str) -> None:
+    def _warn(self, step: int, reason: str | Exception) -> None:
+        reason = str(reason) or type(reason).__name__
         reason = _FULL if _FULL in reason else reason[:300]
         last = f"the last is of meta-step {self.saved}"
         if self.saved is None:
