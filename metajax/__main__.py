@@ -2,7 +2,7 @@
 
 import sys
 
-from metajax.cli._main import main
+from metajax.cli import main
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -77,7 +77,7 @@ for name, learner, steps in (("MAML", maml, 5), ("iMAML", imaml, 1)):
     loop = mx.inner(learner, tasks, steps, meta_loss="heldout")
     trainer = mx.trainer(mx.bptt(loop, num_tasks=8), optax.adam(3e-3))
     state = trainer.init(jax.random.key(0), start, train)
-    learned[name] = mx.fit(trainer, state, train, num_steps=META_STEPS, label=name).best
+    learned[name] = mx.fit(trainer, state, train, num_steps=META_STEPS, progress=name).best
     print(f"{name}: {accuracy(loop, learned[name])}, from a random start {accuracy(loop, start)}")
 
 # %% [markdown]

@@ -29,7 +29,7 @@ loop = mx.inner(learner, mx.tasks.quadratics(8), HORIZON)
 outer = optax.chain(optax.clip_by_global_norm(1.0), optax.adam(1e-2))
 trainer = mx.trainer(mx.bptt(loop, 32), outer)
 state = trainer.init(jax.random.key(0), learner.meta(jax.random.key(1)))
-meta_params = mx.fit(trainer, state, num_steps=60, progress=False).state.meta_params
+meta_params = mx.fit(trainer, state, num_steps=60, progress=None).state.meta_params
 
 # %% [markdown]
 # The exact gradient, by a long average of full backpropagation; then each estimator against it.
@@ -79,7 +79,7 @@ strategy = Open_ES(
 )
 trainer = mx.trainer(mx.ask_tell(loop, strategy, num_tasks=4), optax.adam(3e-3))
 state = trainer.init(jax.random.key(4), meta_params)
-result = mx.fit(trainer, state, num_steps=20, progress=False)
+result = mx.fit(trainer, state, num_steps=20, progress=None)
 print("loss", result.history["loss"][:3].mean(), "->", result.history["loss"][-3:].mean())
 
 # %% [markdown]
@@ -96,5 +96,5 @@ for size in (4, 16):
     estimators.append(mx.bptt(sized_loop, TASKS))
 trainer = mx.trainer(mx.mix(estimators, weights=[0.5, 0.5]), optax.adam(1e-3))
 state = trainer.init(jax.random.key(5), meta_params)
-result = mx.fit(trainer, state, num_steps=20, progress=False)
+result = mx.fit(trainer, state, num_steps=20, progress=None)
 print(sorted(result.history))

@@ -95,7 +95,7 @@ learner = forgetful()
 loop = mx.inner(learner, lines(noise=0.5), horizon=20)
 trainer = mx.trainer(mx.bptt(loop, num_tasks=32), optax.adam(1e-1))
 state = trainer.init(jax.random.key(0), learner.meta(jax.random.key(1)))
-result = mx.fit(trainer, state, num_steps=META_STEPS, progress=False)
+result = mx.fit(trainer, state, num_steps=META_STEPS, progress=None)
 learned = result.best
 prior = jnp.exp(learned["prior"])
 keep = jax.nn.sigmoid(learned["keep"])
@@ -131,7 +131,7 @@ descent = mx.l2l(blend(), mx.problems.quadratic())
 descending = mx.inner(descent, mx.tasks.quadratics(5), horizon=20)
 trainer = mx.trainer(mx.bptt(descending, num_tasks=32), optax.adam(1e-2))
 state = trainer.init(jax.random.key(1), descent.meta(jax.random.key(2)))
-result = mx.fit(trainer, state, num_steps=META_STEPS, progress=False)
+result = mx.fit(trainer, state, num_steps=META_STEPS, progress=None)
 print("step along the gradient and along its sign:", jnp.exp(result.best))
 
 # %% [markdown]

@@ -52,7 +52,7 @@ def run(num_steps):
         data,
         num_steps=num_steps,
         checkpoint=checkpoint,
-        progress=False,
+        progress=None,
     )
 
 
@@ -61,7 +61,7 @@ resumed = run(META_STEPS)
 steps_done = META_STEPS - int(first_half.state.step)
 print(f"the second call did {steps_done} steps; {len(resumed.history['loss'])} are in its history")
 
-uninterrupted = mx.fit(trainer, state, data, num_steps=META_STEPS, progress=False)
+uninterrupted = mx.fit(trainer, state, data, num_steps=META_STEPS, progress=None)
 pairs = zip(
     jax.tree.leaves(resumed.state.meta_params),
     jax.tree.leaves(uninterrupted.state.meta_params),

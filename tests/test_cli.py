@@ -13,7 +13,9 @@ import pytest
 
 import metajax as mx
 from metajax.cli import _config as config
+from metajax.cli import _names as names
 from metajax.cli import main
+from metajax.cli._toml import ConfigError
 
 EXAMPLES = sorted((Path(__file__).parents[1] / "examples").glob("*.toml"))
 SMALL = """\
@@ -73,7 +75,8 @@ def test_training_going_on_and_evaluating(tmp_path, capsys):
     # Once more through the library alone: the file says no more and no less.
     optimizer = mx.optim.lstm(hidden=(2,))
     made = config.experiment(path, steps=6)
-    jax.tree.map(np.testing.assert_array_equal, made.init(), optimizer.init(made.keys["init"]))
+    before = optimizer.init(made.keys["init"])
+    jax.tree.map(np.testing.assert_array_equal, made.meta_params(), before)
     state, data = made.start()
     assert data == ()
     final = mx.fit(made.trainer, state, num_steps=6, progress=False).state.meta_params
@@ -94,8 +97,6 @@ def test_training_going_on_and_evaluating(tmp_path, capsys):
     assert picture.read_bytes().startswith(b"\x89PNG")
 
     capsys.readouterr()
-    assert main(["evaluate", str(out), "--plot", "a.docx"]) == 2
-    assert "--plot must end in .png, .pdf or .svg" in capsys.readouterr().err
     assert main(["evaluate", str(out), "--params", "worst.npz"]) == 1
     assert "--params may be best.npz, final.npz" in capsys.readouterr().err
     assert main(["train", str(out), "--steps", "8"]) == 0, "the folder of a run goes on"
@@ -144,7 +145,7 @@ MISTAKES = {
         '"l2l"',
         '"l2"',
         3,
-        "unknown name 'l2' in learner; there are l2l, .*did you mean 'l2l'",
+        "unknown name 'l2' in learner; there are .* l2l, .*did you mean 'l2l'",
     ),
     "a name that is none": ('"bptt"', "[1]", 17, r"unknown name \[1\] in estimator"),
     "no name": ('name = "bptt"\n', "", 16, "estimator must have a name; there are bptt, "),
@@ -200,7 +201,27 @@ MISTAKES = {
         "truncation",
     ),
     "clip": ("clip = 1.0", "clip = 0", 23, "clip must be finite and greater than 0"),
+    "clip that is no number": ("clip = 1.0", 'clip = "1"', 23, "clip must be a number, got '1'"),
     "steps": ("steps = 4", "steps = 0", 26, "steps must be at least 1"),
+    "no folder": ('out = "OUT"', 'out = ""', 27, "out must be the name of a folder"),
+    "a folder with NUL": ('"OUT"', '"a\\u0000b"', 27, "out must not hold the character NUL"),
+    "a huge number of steps": ("chunk = 2", "chunk = 9999999999", 30, "chunk must be at most 2147"),
+    "a huge seed": ("chunk = 2", f"seed = {10**23}", 30, "seed must be at most 2147483647"),
+    "NaN": ("init_value = 1e-3", "init_value = nan", 22, "init_value must be finite"),
+    "a number too large": (
+        "init_value = 1e-3",
+        "init_value = 1e39",
+        22,
+        "init_value must be finite",
+    ),
+    "a huge number": ("clip = 1.0", f"clip = {10**400}", 23, "clip must be at most"),
+    "a negative rate": (
+        "init_value = 1e-3",
+        "init_value = -1",
+        22,
+        "init_value must be at least 0",
+    ),
+    "a list with NaN": ("hidden = [2]", "hidden = [nan]", 4, "hidden must be finite"),
     "patience": ("chunk = 2", "patience = 0", 30, "patience must be at least 1"),
     "a slip of the fingers": (
         '"bptt"',
@@ -231,7 +252,7 @@ def test_mistakes_are_named_with_their_line(tmp_path, capsys, name):
     old, new, line, message = MISTAKES[name]
     assert SMALL.count(old) == 1, "the mistake is made, and once"
     path = write(tmp_path, SMALL.replace(old, new))
-    with pytest.raises(config.ConfigError, match=rf"{path}:{line}: .*{message}"):
+    with pytest.raises(ConfigError, match=rf"{path}:{line}: .*{message}"):
         config.experiment(path)
     assert main(["train", str(path)]) == 2
     assert f"{path}:{line}: " in capsys.readouterr().err
@@ -270,9 +291,81 @@ def test_labels_stay_those_of_the_data_where_no_classes_are_drawn(monkeypatch):
     monkeypatch.setattr(
         mx.data, "load", lambda *_: {"image": np.zeros((3, 2, 2, 1), np.uint8), "label": label}
     )
-    data = config._Data("mnist")
-    assert config._load(data, "train[:3]", "minibatches")["label"].tolist() == [4, 0, 2]
-    assert config._load(data, "train[:3]", "classification")["start"].tolist() == [0, 1, 2, 3]
+    data = config.Data("mnist", train="train[:3]")
+    arrays = config._load(data, "train", mx.tasks.minibatches(2))
+    assert arrays["label"].tolist() == [4, 0, 2]
+    arrays = config._load(data, "train", mx.tasks.classification(2))
+    assert arrays["start"].tolist() == [0, 1, 2, 3]
+
+
+def test_a_folder_that_cannot_be_one_is_noticed_first(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(config.Experiment, "start", lambda self: pytest.fail("traced"))
+    path = write(tmp_path)
+    (tmp_path / "file").write_text("")
+    assert main(["train", str(path), "--out", str(tmp_path / "file" / "run")]) == 2
+    assert f"{tmp_path}/file is a file; give another out" in capsys.readouterr().err
+    monkeypatch.setattr("os.access", lambda *_: False)
+    assert main(["train", str(path)]) == 2
+    assert f"{tmp_path} cannot be written to; give another out" in capsys.readouterr().err
+
+
+def test_the_names_are_those_of_the_library():
+    assert {"l2l", "maml", "imaml", "meta_sgd", "vsml", "protonet"} <= set(
+        names.SECTIONS["learner"]
+    )
+    assert {"mlp", "quadratic", "conv4"} <= set(names.SECTIONS["problem"])
+    assert {"minibatches", "episodes", "text", "quadratics"} <= set(names.SECTIONS["tasks"])
+    assert {"bptt", "es", "pes"} <= set(names.SECTIONS["estimator"])
+    assert {"lstm", "nadam", "mlp"} <= set(names.ARGUMENTS["optimizer"])
+    assert {"flatten", "project"} <= set(names.ARGUMENTS["augment"])
+    # What needs an argument that a file cannot give is not among them.
+    everything = {name for table in names.SECTIONS.values() for name in table}
+    assert not {"in_context", "anil", "classifier", "augment", "ask_tell", "mix"} & everything
+
+
+PROTOTYPES = 'name = "prototypes"\nnum_classes = 2\nshape = [28, 28, 1]'
+MLP = 'name = "mlp"\nsizes = [784, 2]'
+QUADRATIC = ('name = "quadratic"', 'name = "quadratics"\nsize = 2')
+SGD = '{ name = "sgd", learning_rate = 0.1 }'
+# The arguments of a learner, its problem if it has one, tasks for it.
+LEARNERS = {
+    "clone_backprop": (
+        'cell = { name = "lstm", slots = 1 }\nrate = 0.1',
+        None,
+        'name = "signals"\nnum_cells = 3',
+    ),
+    "finetune": (f"tx = {SGD}", MLP, PROTOTYPES),
+    "meta_sgd": ("rate = 0.1", MLP, PROTOTYPES),
+    "maml_plus_plus": (
+        "rate = 0.1\nweights = [0, 0.5, 0.25, 0.25]",
+        MLP,
+        PROTOTYPES + '\naugment = ["with_query"]',
+    ),
+    "imitate": (
+        f'optimizer = {{ name = "mlp_schedule", base = {SGD} }}\nteacher = {SGD}',
+        *QUADRATIC,
+    ),
+    "protonet": (
+        'net = { name = "dense4", ways = 2, hidden = [4] }\nways = 2\nsize = 2',
+        None,
+        PROTOTYPES,
+    ),
+}
+
+
+@pytest.mark.parametrize("name", LEARNERS)
+def test_learners_whose_arguments_are_made(tmp_path, name):
+    arguments, problem, tasks = LEARNERS[name]
+    text = SMALL.replace(
+        '"l2l"\noptimizer = { name = "lstm", hidden = [2] }', f'"{name}"\n{arguments}'
+    )
+    text = text.replace(QUADRATIC[1], tasks)
+    if problem:
+        text = text.replace(QUADRATIC[0] + "\n", problem + "\n")
+    else:
+        text = text.replace("[problem]\n" + QUADRATIC[0] + "\n", "")
+    state, _ = config.experiment(write(tmp_path, text)).start()
+    assert int(state.step) == 0
 
 
 @pytest.mark.slow
@@ -353,8 +446,6 @@ def test_pretrained(tmp_path, capsys):
     for name in ("a.npz", "a.safetensors"):
         assert main(["pretrained", "export", "l2l-digits", str(tmp_path / name)]) == 0
         jax.tree.map(np.testing.assert_array_equal, mx.load(tmp_path / name, like=params), params)
-    assert main(["pretrained", "export", "l2l-digits", str(tmp_path / "a.pkl")]) == 2
-    assert "must end in .npz or .safetensors" in capsys.readouterr().err
 
 
 def test_demo_and_data_get_their_arguments(monkeypatch):
@@ -363,13 +454,24 @@ def test_demo_and_data_get_their_arguments(monkeypatch):
 
     got = []
     for module in (metajax.cli._demo, metajax.cli._data):
-        monkeypatch.setattr(module, "main", lambda arguments, prog: got.append((prog, arguments)))
+        monkeypatch.setattr(module, "run", got.append)
     assert main(["demo", "--seed", "3"]) == 0
     assert main(["data", "prepare", "mnist", "--data_dir", "x"]) == 0
-    assert got == [
-        ("metajax demo", ["--seed", "3"]),
-        ("metajax data prepare", ["mnist", "--data_dir", "x"]),
-    ]
+    demo, data = got
+    assert (demo.seed, demo.bptt_steps, demo.es_steps, demo.out) == (3, 600, 80, Path("out/demo"))
+    assert (data.name, data.data_dir) == ("mnist", Path("x"))
+
+
+def test_data_that_cannot_be_prepared(monkeypatch, tmp_path, capsys):
+    import tensorflow_datasets as tfds
+
+    def fail(*args, **kwargs):
+        raise OSError("no network")
+
+    monkeypatch.setattr(tfds, "builder", fail)
+    assert main(["data", "prepare", "mnist", "--data_dir", str(tmp_path)]) == 1
+    said = capsys.readouterr().err
+    assert f"mnist could not be prepared in {tmp_path}: OSError: no network" in said
 
 
 @pytest.mark.parametrize(
@@ -380,10 +482,16 @@ def test_demo_and_data_get_their_arguments(monkeypatch):
         ["train"],
         ["train", "a.toml", "--fast"],
         ["train", "a.toml", "--steps", "0"],
+        ["train", "a.toml", "--steps", "99999999999"],
+        ["train", "a.toml", "--out", ""],
+        ["evaluate", "a.toml", "--plot", "a.docx"],
+        ["pretrained", "export", "l2l-digits", "a.pkl"],
+        ["data"],
         ["pretrained", "card", "gpt"],
         ["data", "prepare", "digits"],
         ["demo", "--fast"],
         ["demo", "--es_steps", "0"],
+        ["demo", "--seed", "-1"],
     ],
 )
 def test_usage(arguments, capsys):

@@ -69,7 +69,7 @@ def descending_point(loop: mx.Inner, learner: mx.Learner, steps: int) -> Any:
     outer = optax.chain(optax.clip_by_global_norm(1.0), optax.adam(1e-2))
     trainer = mx.trainer(mx.bptt(loop, 32), outer)
     start = trainer.init(jax.random.key(0), learner.meta(jax.random.key(1)))
-    fitted = mx.fit(trainer, start, num_steps=steps, progress=False)
+    fitted = mx.fit(trainer, start, num_steps=steps, progress=None)
     return fitted.state.meta_params
 
 

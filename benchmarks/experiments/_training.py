@@ -40,7 +40,7 @@ def meta_train(
     run: Run,
 ) -> Any:
     """The best meta-parameters of a run."""
-    trainer = mx.trainer(estimator, tx)
+    trainer = mx.trainer(estimator, tx, chunk=run.chunk)
     data = placed(data, run.episodes)
     state = placed(trainer.init(key, meta_params, data), run.episodes)
     store = mx.checkpoints(run.folder, every=run.saved * run.chunk)
@@ -49,10 +49,9 @@ def meta_train(
         state,
         data,
         num_steps=run.steps,
-        chunk=run.chunk,
         validate=run.validate,
         checkpoint=store,
-        label=run.folder.name,
+        progress=run.folder.name,
     )
     store.close()
     return mx.sharding.gather(fitted.best)

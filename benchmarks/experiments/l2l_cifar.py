@@ -101,7 +101,7 @@ def run(seed: int, settings: Settings, folder: Path) -> dict[str, np.ndarray]:
             folder,
             steps=settings["steps"],
             num_tasks=settings["test_tasks"],
-            rates=settings["rates"],
+            search=mx.RateSearch(settings["rates"]),
         )
     return results
 

@@ -148,7 +148,7 @@ def run(seed: int, settings: Settings, folder: Path) -> dict[str, np.ndarray]:
             folder,
             steps=settings["steps"],
             num_tasks=settings["test_tasks"],
-            rates=settings["rates"],
+            search=mx.RateSearch(settings["rates"]),
         )
         adam = optax.adam(float(results[f"{case}, Adam: rate"]))
         made = {"LSTM": learned["LSTM"], "Adam": adam}

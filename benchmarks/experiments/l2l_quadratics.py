@@ -51,7 +51,7 @@ def run(seed: int, settings: Settings, folder: Path) -> dict[str, np.ndarray]:
         folder,
         steps=horizon,
         num_tasks=settings["test_tasks"],
-        score=_last,
+        search=mx.RateSearch(score=_last),
     )
 
 

@@ -1,51 +1,48 @@
-"""``metajax data prepare NAME [--data_dir DIR]``: downloads and prepares a data set with
-tensorflow_datasets.
-"""
+"""Download and prepare data sets: metajax data prepare NAME."""
 
 import argparse
-import os
-import sys
-from collections.abc import Sequence
 from pathlib import Path
 
 from metajax.data import NAMES
-from metajax.data._prepared import builder_of
+from metajax.data._prepared import builder_of, tfds_directory
+
+_NAMES = [name for name in NAMES if name != "digits"]  # which comes with the package
 
 
-def main(arguments: Sequence[str] | None = None, prog: str = "metajax data prepare") -> int:
-    """Prepares one set in the random-access format array_record."""
-    parser = argparse.ArgumentParser(
-        prog, description="Downloads and prepares a data set with tensorflow_datasets."
-    )
-    known = [n for n in NAMES if n != "digits"]
-    parser.add_argument(
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds what the command takes."""
+    actions = parser.add_subparsers(required=True, metavar="ACTION")
+    description = "Download and prepare a data set with tensorflow_datasets."
+    prepare = actions.add_parser("prepare", help=description, description=description)
+    prepare.add_argument(
         "name",
-        help=f"{', '.join(known)}; with a configuration, where a set has several: emnist/letters",
+        type=_name,
+        help=f"{', '.join(_NAMES)}; with a configuration, where a set has several: emnist/letters",
     )
-    parser.add_argument(
+    prepare.add_argument(
         "--data_dir", type=Path, help="default: $TFDS_DATA_DIR, else ~/tensorflow_datasets"
     )
-    args = parser.parse_args(arguments)
-    if args.name.split("/")[0] not in known:
-        parser.error(f"argument name: must be one of {', '.join(known)}, got {args.name}")
-    directory = args.data_dir or os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets"
-    directory = Path(directory).expanduser()
 
+
+def run(args: argparse.Namespace) -> None:
+    """Prepares a set in array_record, a format with random access."""
+    # Imported here: a third of a second that other commands need not spend.
     import tensorflow_datasets as tfds
 
+    folder = tfds_directory(args.data_dir)
     try:
-        tfds.builder(
-            args.name, data_dir=directory, file_format="array_record"
-        ).download_and_prepare()
+        builder = tfds.builder(args.name, data_dir=folder, file_format="array_record")
+        builder.download_and_prepare()
     except Exception as e:
-        print(
-            f"{args.name} could not be prepared in {directory}: {type(e).__name__}: {e}",
-            file=sys.stderr,
-        )
-        return 1
-    sizes = {
-        name: info.num_examples
-        for name, info in builder_of(args.name, directory).info.splits.items()
-    }
-    print(f"{args.name} is prepared in {directory}: {sizes}")
-    return 0
+        reason = f"{type(e).__name__}: {e}"
+        raise RuntimeError(f"{args.name} could not be prepared in {folder}: {reason}") from e
+
+    splits = builder_of(args.name, folder).info.splits
+    sizes = {name: split.num_examples for name, split in splits.items()}
+    print(f"{args.name} is prepared in {folder}: {sizes}")
+
+
+def _name(text: str) -> str:
+    if text.split("/")[0] not in _NAMES:
+        raise argparse.ArgumentTypeError(f"must be one of {', '.join(_NAMES)}, got {text}")
+    return text

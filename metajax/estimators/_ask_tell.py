@@ -9,6 +9,7 @@ from jax.flatten_util import ravel_pytree
 
 from metajax import _checks
 from metajax._inner import unroll
+from metajax.estimators import _episodes
 from metajax.types import Estimate, Estimator, Inner, PyTree
 
 # What has no single mean, or wants something other than the losses of whole episodes. By name,

@@ -10,8 +10,8 @@ from jax import lax
 from metajax import _checks
 from metajax.types import (
     Key,
-    Learner,
     LearnedOptimizer,
+    Learner,
     MetaParams,
     ModelState,
     Params,

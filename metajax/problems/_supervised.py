@@ -2,8 +2,6 @@
 
 from collections.abc import Callable
 
-import jax.numpy as jnp
-
 from metajax import _checks
 from metajax._losses import cross_entropy_and_accuracy, masked_mean
 from metajax.types import (
