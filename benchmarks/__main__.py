@@ -9,6 +9,7 @@ import json
 import os
 import sys
 from pathlib import Path
+from typing import Any
 
 import jax
 
@@ -25,94 +26,140 @@ def main() -> int:
     """Runs one of the commands."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
+    _add_run(commands)
+    _add_reproduce(commands)
+    _add_report(commands)
+    args = parser.parse_args()
+    return args.do(args)
 
-    listed = "\n".join(
-        f"{name}: {(case.__doc__ or '').splitlines()[0]}" for name, case in cases().items()
+
+def _add_run(commands: Any) -> None:
+    descriptions = []
+    for name, case in cases().items():
+        first_line, *_ = (case.__doc__ or "").splitlines()
+        descriptions.append(f"{name}: {first_line}")
+    parser = commands.add_parser(
+        "run",
+        help="measure",
+        epilog="cases, all by default:\n" + "\n".join(descriptions),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    raw = argparse.RawDescriptionHelpFormatter
-    run = commands.add_parser(
-        "run", help="measure", epilog=f"cases, all by default:\n{listed}", formatter_class=raw
+    parser.add_argument(
+        "case",
+        nargs="*",
+        choices=[*cases(), []],
+        metavar="CASE",
+        help="see below",
     )
-    run.add_argument("case", nargs="*", choices=[*cases(), []], metavar="CASE", help="see below")
-    run.add_argument(
+    parser.add_argument(
         "--json",
-        type=Path,
+        type=_json_path,
         help="a file for all figures, table and chart beside it; OUT/run.json by default",
     )
-    run.add_argument("--device", choices=("cpu", "gpu"), help="by default what JAX takes")
-    run.add_argument(
+    parser.add_argument("--device", choices=("cpu", "gpu"), help="by default what JAX takes")
+    parser.add_argument(
         "--against",
         choices=("peers",),
         help="compare with other packages: pip install 'metajax[peers]'",
     )
-    run.add_argument(
-        "--out", type=Path, default=Path("out/benchmarks"), help="a folder for pictures"
+    parser.add_argument(
+        "--out",
+        type=Path,
+        default=Path("out/benchmarks"),
+        help="a folder for pictures",
     )
-    run.add_argument(
+    parser.add_argument(
         "--scale",
         choices=("smoke", "full"),
         default="full",
         help="smoke: does it run; claims nothing",
     )
+    parser.set_defaults(do=measure)
 
-    again = commands.add_parser("reproduce", help="run an experiment of a paper")
-    again.add_argument("name", nargs="?", choices=harness.names(), metavar="NAME")
-    again.add_argument("--list", action="store_true", help="name them all")
-    again.add_argument(
+
+def _add_reproduce(commands: Any) -> None:
+    parser = commands.add_parser("reproduce", help="run an experiment of a paper")
+    which = parser.add_mutually_exclusive_group(required=True)
+    which.add_argument(
+        "name",
+        nargs="?",
+        choices=harness.names(),
+        metavar="NAME",
+    )
+    which.add_argument("--list", action="store_true", help="name them all")
+    parser.add_argument(
         "--scale",
         choices=harness.SCALES,
         default="small",
         help="smoke: does it run, claims nothing; small: two cores; full: the published setting",
     )
-    again.add_argument(
-        "--out", type=Path, default=Path("out/reproduce"), help="folder for NAME.json and NAME.png"
+    parser.add_argument(
+        "--out",
+        type=Path,
+        default=Path("out/reproduce"),
+        help="folder for NAME.json and NAME.png",
     )
-    again.add_argument("--seeds", type=int, help="how many")
-    again.add_argument(
-        "--first", type=int, default=0, help="the first seed (to share seeds among processes)"
-    )
-    again.add_argument(
-        "--devices",
+    parser.add_argument("--seeds", type=_positive_int, help="how many")
+    parser.add_argument(
+        "--first",
         type=int,
+        default=0,
+        help="the first seed (to share seeds among processes)",
+    )
+    parser.add_argument(
+        "--devices",
+        type=_positive_int,
         default=1,
         help="CPU: devices to simulate, so that meta-training fills as many cores",
     )
-    again.add_argument(
+    parser.add_argument(
         "--resume", action="store_true", help="keep the seeds that are done and go on with the rest"
     )
+    parser.set_defaults(do=reproduce)
 
-    report = commands.add_parser("report", help="gather the results into docs/reproduced.md")
-    report.add_argument("--results", type=Path, default=RESULTS)
-    report.add_argument("--page", type=Path, default=Path("docs/reproduced.md"))
 
-    args = parser.parse_args()
-    if args.command == "report":
-        print(harness.report(args.results, args.page))
-    elif args.command == "run":
-        if (
-            args.json is not None and args.json.suffix != ".json"
-        ):  # the table and the chart get this name with theirs
-            parser.error(f"--json must end in .json, got {args.json}")
-        return measure(args)
-    elif args.list:
+def _add_report(commands: Any) -> None:
+    parser = commands.add_parser("report", help="gather the results into docs/reproduced.md")
+    parser.add_argument("--results", type=Path, default=RESULTS)
+    parser.add_argument("--page", type=Path, default=Path("docs/reproduced.md"))
+    parser.set_defaults(do=report)
+
+
+def _positive_int(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"must be at least 1, got {text}")
+    return int(text)
+
+
+def _json_path(text: str) -> Path:
+    path = Path(text)
+    if path.suffix != ".json":  # the table and the chart get this name with theirs
+        raise argparse.ArgumentTypeError(f"must end in .json, got {path}")
+    return path
+
+
+def report(args: argparse.Namespace) -> int:
+    """Gathers the results."""
+    print(harness.report(args.results, args.page))
+    return 0
+
+
+def reproduce(args: argparse.Namespace) -> int:
+    """Runs the experiment that was asked for, or names them all."""
+    if args.list:
         width = max(map(len, harness.names()))
         for name in harness.names():
             experiment = harness.load(name)
             print(f"{name:<{width}}  {experiment.title} ({experiment.source})")
-    elif args.name is None:
-        again.error("give the NAME of an experiment, or --list")
-    elif args.seeds is not None and args.seeds < 1:
-        again.error(f"--seeds must be at least 1, got {args.seeds}")
-    elif args.devices < 1:
-        again.error(f"--devices must be at least 1, got {args.devices}")
-    else:
-        if args.devices > 1:
-            jax.config.update("jax_num_cpu_devices", args.devices)
-        try:
-            harness.reproduce(args.name, args.scale, args.out, args.seeds, args.first, args.resume)
-        except (FileNotFoundError, ValueError) as e:
-            print(f"{args.name}: {e}", file=sys.stderr)
-            return 1
+        return 0
+
+    if args.devices > 1:
+        jax.config.update("jax_num_cpu_devices", args.devices)
+    try:
+        harness.reproduce(args.name, args.scale, args.out, args.seeds, args.first, args.resume)
+    except (FileNotFoundError, ValueError) as e:
+        print(f"{args.name}: {e}", file=sys.stderr)
+        return 1
     return 0
 
 
@@ -123,25 +170,27 @@ def measure(args: argparse.Namespace) -> int:
         os.environ["JAX_PLATFORMS"] = {"cpu": "cpu", "gpu": "cuda"}[args.device]
         jax.config.update("jax_platforms", os.environ["JAX_PLATFORMS"])
     args.out.mkdir(parents=True, exist_ok=True)
-    smoke, rows = args.scale == "smoke", []
+    is_smoke = args.scale == "smoke"
+    rows = []
     before = jax.config.jax_enable_compilation_cache  # pyright: ignore[reportAttributeAccessIssue]
-    jax.config.update(
-        "jax_enable_compilation_cache", False
-    )  # compile times are those of a compiler at work
+    # Compile times are to be those of a compiler at work.
+    jax.config.update("jax_enable_compilation_cache", False)
     try:
-        limits = machine_limits(256, 1) if smoke else machine_limits()
-        setting = table.Setting(smoke, args.out, limits, args.against == "peers")
+        limits = machine_limits(256, 1) if is_smoke else machine_limits()
+        setting = table.Setting(is_smoke, args.out, limits, args.against == "peers")
         for name in args.case or cases():
             print(f"{name} ...", file=sys.stderr, flush=True)
             rows += cases()[name](setting)
     finally:
         jax.config.update("jax_enable_compilation_cache", before)
-    print(table.text(rows, verdicts=not smoke))
+
+    print(table.text(rows, verdicts=not is_smoke))
     path = args.json or args.out / "run.json"
     path.parent.mkdir(parents=True, exist_ok=True)
     head = {"scale": args.scale, **machine(), "limits": limits._asdict()}
-    path.write_text(json.dumps({**head, "rows": [row.record() for row in rows]}, indent=1) + "\n")
-    path.with_suffix(".md").write_text(table.markdown(rows, verdicts=not smoke))
+    records = [row.record() for row in rows]
+    path.write_text(json.dumps({**head, "rows": records}, indent=1) + "\n")
+    path.with_suffix(".md").write_text(table.markdown(rows, verdicts=not is_smoke))
     table.chart(rows, path.with_suffix(".png"))
     print(f"written: {path}, and .md and .png beside it")
     return 0

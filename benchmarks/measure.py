@@ -5,6 +5,7 @@ does meets all alike.
 """
 
 import contextlib
+import math
 import re
 import resource
 import sys
@@ -19,9 +20,7 @@ import numpy as np
 
 
 class Limits(NamedTuple):
-    """What the device does at best in this process: ``flop_per_second`` and ``bytes_per_second``,
-    in float32.
-    """
+    """What the device does at best in this process, in float32."""
 
     flop_per_second: float
     bytes_per_second: float
@@ -52,15 +51,16 @@ class Measured(NamedTuple):
       seconds: median run time.
       spread: its interquartile range.
       rounds: how often it ran.
-      trace: seconds from Python to jaxpr; ``lower``: to StableHLO; ``compile``: to the device's
-        program.
+      trace: seconds from Python to jaxpr.
+      lower: seconds from there to StableHLO.
+      compile: seconds from there to the device's program.
       temporary_bytes: memory beside arguments and results.
       peak_resident_bytes: of the whole process while the program ran first; of the host, not of an
         accelerator.
       flop: by `flop_of`.
       moved_bytes: arguments and results, what any program for the purpose must read and write.
-      xla_flop: by XLA's cost analysis, which counts the body of a loop once; ``xla_bytes``
-        likewise.
+      xla_flop: by XLA's cost analysis, which counts the body of a loop once.
+      xla_bytes: likewise.
       limit_seconds: the least time that the limits allow, for that arithmetic and that traffic.
       share: ``limit_seconds`` over ``seconds``.
     """
@@ -88,8 +88,9 @@ def contest(
     rtol: float = 1e-3,
     rounds: int | None = None,
 ) -> dict[str, Measured]:
-    """Compiles all, holds what they compute against the first one's result, then times them in
-    turns.
+    """Compiles all, holds what they compute against the first one's result, then times them.
+
+    They take turns.
 
     Args:
       programs: by name.
@@ -100,33 +101,41 @@ def contest(
     Raises:
       ValueError: a contender computes something else.
     """
-    ready = {name: compiled(program, limits) for name, program in programs.items()}
-    seen, first = {}, {}
-    for name, (run, cost) in ready.items():
+    runs = {}
+    costs = {}
+    for name, program in programs.items():
+        runs[name], costs[name] = compiled(program, limits)
+
+    views = {}
+    total = 0.0
+    for name, run in runs.items():
         reset_peak()
-        first[name], result = timed(run)
-        ready[name] = run, cost._replace(peak_resident_bytes=peak_resident())
-        seen[name] = jax.tree.map(np.asarray, programs[name].view(result))
+        seconds, result = timed(run)
+        total += seconds
+        costs[name] = costs[name]._replace(peak_resident_bytes=peak_resident())
+        views[name] = jax.tree.map(np.asarray, programs[name].view(result))
         del result
-    reference = next(iter(seen))
-    for name in seen:
-        agree(name, seen[name], seen[reference], rtol)
-    rounds = rounds or int(np.clip(4 / sum(first.values()), 5, 100))
-    seconds = {name: [] for name in programs}
-    for _ in range(rounds):
-        for name, (run, _) in ready.items():
-            seconds[name].append(timed(run)[0])
-    return {name: with_times(cost, seconds[name]) for name, (_, cost) in ready.items()}
+    reference = next(iter(views.values()))
+    for name, view in views.items():
+        agree(name, view, reference, rtol)
+
+    times = {name: [] for name in programs}
+    for _ in range(rounds or int(np.clip(4 / total, 5, 100))):
+        for name, run in runs.items():
+            seconds, _ = timed(run)
+            times[name].append(seconds)
+    return {name: with_times(cost, times[name]) for name, cost in costs.items()}
 
 
 def with_times(cost: Measured, seconds: list[float]) -> Measured:
-    """``cost`` with the median and spread of ``seconds``, and the share of the limit that they come
-    to.
-    """
+    """``cost`` with the median and spread of ``seconds``, and the share of the limit."""
     low, median, high = np.quantile(seconds, [0.25, 0.5, 0.75])
     share = cost.limit_seconds / median if cost.limit_seconds else None
     return cost._replace(
-        seconds=float(median), spread=float(high - low), rounds=len(seconds), share=share
+        seconds=float(median),
+        spread=float(high - low),
+        rounds=len(seconds),
+        share=share,
     )
 
 
@@ -139,31 +148,37 @@ def timed(run: Callable[[], Any]) -> tuple[float, Any]:
 
 def compiled(program: Program, limits: Limits) -> tuple[Callable[[], Any], Measured]:
     """A function of nothing that runs the program, and what it costs but for the time."""
-    nothing = Measured(float("nan"), float("nan"), 0)
+    nothing = Measured(
+        seconds=float("nan"),
+        spread=float("nan"),
+        rounds=0,
+    )
     if not program.jit:
         return lambda: program.f(*program.args), nothing
+
     args = jax.device_put(program.args)
-    clock = [time.perf_counter()]
+    trace, traced = timed(lambda: jax.jit(program.f).trace(*args))
+    lower, lowered = timed(traced.lower)
+    compile, run = timed(lowered.compile)
 
-    def lap(x):
-        clock.append(time.perf_counter())
-        return x
-
-    traced = lap(jax.jit(program.f).trace(*args))
-    lowered = lap(traced.lower())
-    run = lap(lowered.compile())
-    memory, cost = run.memory_analysis(), run.cost_analysis() or {}
+    temporary = 0
+    moved = program.moved_bytes or 0
+    memory = run.memory_analysis()
+    if memory is not None:
+        temporary = int(memory.temp_size_in_bytes)
+        if program.moved_bytes is None:
+            moved = int(memory.argument_size_in_bytes + memory.output_size_in_bytes)
     flop = flop_of(traced.jaxpr)
-    moved = program.moved_bytes
-    if moved is None:
-        moved = 0 if memory is None else memory.argument_size_in_bytes + memory.output_size_in_bytes
+    by_xla = run.cost_analysis() or {}
     measured = nothing._replace(
-        **dict(zip(("trace", "lower", "compile"), np.diff(clock).tolist(), strict=True)),
-        temporary_bytes=0 if memory is None else int(memory.temp_size_in_bytes),
+        trace=trace,
+        lower=lower,
+        compile=compile,
+        temporary_bytes=temporary,
         flop=flop,
-        moved_bytes=int(moved),
-        xla_flop=float(cost.get("flops", 0.0)),
-        xla_bytes=float(cost.get("bytes accessed", 0.0)),
+        moved_bytes=moved,
+        xla_flop=float(by_xla.get("flops", 0.0)),
+        xla_bytes=float(by_xla.get("bytes accessed", 0.0)),
         limit_seconds=max(flop / limits.flop_per_second, moved / limits.bytes_per_second),
     )
     return lambda: run(*args), measured
@@ -175,28 +190,23 @@ def machine_limits(size: int | None = None, megabytes: int = 256) -> Limits:
     The copy turns the sign, so that the compiler can neither leave it out nor hand it to one
     thread.
     """
-    size = size or (2048 if jax.default_backend() == "cpu" else 8192)
-    matrix, vector = jnp.ones((size, size)), jnp.ones(megabytes * 2**18)
+    if size is None:
+        size = 2048 if jax.default_backend() == "cpu" else 8192
+    matrix = jnp.ones((size, size))
+    vector = jnp.ones(megabytes * 2**18)
 
-    def best(f, *args):
+    def least_seconds(f, *args):
         run = jax.jit(f).lower(*args).compile()
         return min(timed(lambda: run(*args))[0] for _ in range(6))
 
     return Limits(
-        2 * size**3 / best(jnp.matmul, matrix, matrix),
-        2 * vector.nbytes / best(jnp.negative, vector),
+        flop_per_second=2 * size**3 / least_seconds(jnp.matmul, matrix, matrix),
+        bytes_per_second=2 * vector.nbytes / least_seconds(jnp.negative, vector),
     )
 
 
-_ARITHMETIC = set(
-    "add add_any sub mul div max min neg abs sign square integer_pow pow sqrt rsqrt exp log log1p expm1 "  # noqa: SIM905
-    "tanh logistic erf sin cos".split()
-)
-
-
 def flop_of(jaxpr: Any) -> float:
-    """Floating-point operations of a jaxpr: two a multiply-add, one a value of any other
-    arithmetic.
+    """Floating-point operations of a jaxpr: two a multiply-add, else one a value.
 
     Loops count as often as they run, which XLA's analysis leaves out; one whose length is not known
     counts once. What the compiler may remove since nobody reads it is counted.
@@ -206,39 +216,58 @@ def flop_of(jaxpr: Any) -> float:
     >>> flop_of(jax.make_jaxpr(lambda x: x @ x.T)(x)), flop_of(jax.make_jaxpr(jnp.tanh)(x))
     (24.0, 6.0)
     """
-    return float(sum(_flop(eqn) for eqn in jaxpr.eqns))
+    return float(sum(_flop_of_equation(equation) for equation in jaxpr.eqns))
 
 
-def _flop(eqn) -> float:
-    name, params = eqn.primitive.name, eqn.params
-    shapes, size = [v.aval.shape for v in eqn.invars], sum(v.aval.size for v in eqn.outvars)
+_ELEMENTWISE = {
+    *("add", "add_any", "sub", "mul", "div", "max", "min", "neg", "abs", "sign", "square"),
+    *("integer_pow", "pow", "sqrt", "rsqrt", "exp", "log", "log1p", "expm1", "tanh", "logistic"),
+    *("erf", "sin", "cos"),
+}
+
+
+def _flop_of_equation(equation: Any) -> float:
+    name = equation.primitive.name
+    params = equation.params
+    shapes = [x.aval.shape for x in equation.invars]
+    size = sum(x.aval.size for x in equation.outvars)
     if name == "dot_general":
-        return 2 * size * float(np.prod([shapes[0][i] for i in params["dimension_numbers"][0][0]]))
+        (contracted, _), _ = params["dimension_numbers"]
+        return 2 * size * math.prod(shapes[0][axis] for axis in contracted)
     if name == "conv_general_dilated":
-        return (
-            2
-            * size
-            * float(np.prod(shapes[1]))
-            / shapes[1][params["dimension_numbers"].rhs_spec[0]]
-        )
+        kernel = shapes[1]
+        output_axis = params["dimension_numbers"].rhs_spec[0]
+        return 2 * size * math.prod(kernel) / kernel[output_axis]
     if name == "custom_linear_solve":
         return flop_of(params["jaxprs"].solve)
-    inside = [
-        x for value in params.values() for x in (value if isinstance(value, tuple) else (value,))
-    ]
-    inside = [flop_of(x) for x in inside if hasattr(x, "eqns")]
+
+    inside = [flop_of(jaxpr) for jaxpr in _jaxprs(params)]
     if name == "cond":
         return max(inside)
     if inside:
         return sum(inside) * params.get("length", 1)
-    if not jnp.issubdtype(eqn.outvars[0].aval.dtype, jnp.floating):
+
+    if not jnp.issubdtype(equation.outvars[0].aval.dtype, jnp.floating):
         return 0.0
     if name.startswith("reduce_"):
-        return float(eqn.invars[0].aval.size)
-    return float(size) if name in _ARITHMETIC else 0.0
+        return float(equation.invars[0].aval.size)
+    return float(size) if name in _ELEMENTWISE else 0.0
 
 
-def agree(name: str, got: Any, want: Any, rtol: float) -> float:
+def _jaxprs(params: dict[str, Any]) -> list[Any]:
+    """Those among the parameters of an equation."""
+    values = []
+    for value in params.values():
+        values += value if isinstance(value, tuple) else [value]
+    return [value for value in values if hasattr(value, "eqns")]
+
+
+def agree(
+    name: str,
+    got: Any,
+    want: Any,
+    rtol: float,
+) -> float:
     """The largest relative distance between leaves, or says that ``name`` computes something else.
 
     A leaf much smaller than the whole (such as the gradient of a bias before normalisation, which
@@ -247,31 +276,36 @@ def agree(name: str, got: Any, want: Any, rtol: float) -> float:
     Raises:
       ValueError: other shapes, or a distance above ``rtol``.
     """
-    pairs = list(zip(jax.tree.leaves(got), jax.tree.leaves(want), strict=False))
-    shapes = [[np.shape(x) for x in jax.tree.leaves(tree)] for tree in (got, want)]
-    if shapes[0] != shapes[1]:
-        raise ValueError(f"{name} computes something else: shapes {shapes[0]}, not {shapes[1]}")
-    pairs = [(np.asarray(x, np.float64), np.asarray(y, np.float64)) for x, y in pairs]
-    norm = np.sqrt(sum(np.sum(y**2) for _, y in pairs))
-    errors = [np.linalg.norm(x - y) / max(np.linalg.norm(y), 1e-2 * norm, 1e-30) for x, y in pairs]
-    if not np.max(errors) <= rtol:  # a NaN is no agreement
+    ours = [np.asarray(x, np.float64) for x in jax.tree.leaves(got)]
+    reference = [np.asarray(x, np.float64) for x in jax.tree.leaves(want)]
+    shapes = [x.shape for x in ours]
+    wanted = [x.shape for x in reference]
+    if shapes != wanted:
+        raise ValueError(f"{name} computes something else: shapes {shapes}, not {wanted}")
+
+    floor = max(1e-2 * np.sqrt(sum(np.sum(x**2) for x in reference)), 1e-30)
+    distances = []
+    for x, y in zip(ours, reference, strict=True):
+        distances.append(np.linalg.norm(x - y) / max(np.linalg.norm(y), floor))
+    worst = float(np.max(distances))
+    if not worst <= rtol:  # a NaN is no agreement
         raise ValueError(
-            f"{name} computes something else: relative distance {np.max(errors):.2g} > {rtol:.2g}"
+            f"{name} computes something else: relative distance {worst:.2g} > {rtol:.2g}"
         )
-    return float(np.max(errors))
+    return worst
 
 
 def peak_resident() -> int:
-    """The most memory in bytes that this process has had in use since `reset_peak`, or ever where
-    that cannot be.
+    """The most memory in bytes that this process has had in use since `reset_peak`.
+
+    Where that cannot be known, it is since the process began.
     """
     with contextlib.suppress(OSError):
         found = re.search(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text())
         if found:
             return 1024 * int(found[1])
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (
-        1 if sys.platform == "darwin" else 1024
-    )
+    unit = 1 if sys.platform == "darwin" else 1024
+    return unit * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 
 
 def reset_peak() -> None:

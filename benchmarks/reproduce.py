@@ -20,6 +20,7 @@ from benchmarks.machine import machine
 from benchmarks.measure import peak_resident, reset_peak
 
 SCALES = ("smoke", "small", "full")
+Settings = dict[str, Any]
 Results = Sequence[dict[str, np.ndarray]]
 
 
@@ -49,28 +50,47 @@ class Claim(NamedTuple):
 
 
 def claim(
-    text: str, source: str, published: Any, values: Sequence[Any], holds: Callable[[float], bool]
+    text: str,
+    source: str,
+    published: Any,
+    values: Sequence[Any],
+    holds: Callable[[float], bool],
 ) -> Claim:
-    """A claim about the mean of ``values``, one of each seed; no values mean that it was not
-    run.
+    """A claim about the mean of ``values``, one of each seed.
+
+    No values mean that it was not run.
     """
     x = np.asarray(values, np.float64)
     if not x.size:
         return Claim(text, source, published, None, None, 0, None, 0)
-    alone = sum(bool(holds(float(v))) for v in x if np.isfinite(v))
+
+    alone = sum(bool(holds(float(value))) for value in x if np.isfinite(value))
     if not np.isfinite(x).all():
         return Claim(text, source, published, None, None, x.size, False, alone)
+
+    mean = float(x.mean())
     spread = float(x.std(ddof=1)) if x.size > 1 else None
-    return Claim(
-        text,
-        source,
-        published,
-        float(x.mean()),
-        spread,
-        x.size,
-        bool(holds(float(x.mean()))),
-        alone,
-    )
+    return Claim(text, source, published, mean, spread, x.size, bool(holds(mean)), alone)
+
+
+def below(bound: float) -> Callable[[float], bool]:
+    """``x < bound``."""
+    return lambda x: x < bound
+
+
+def at_most(bound: float) -> Callable[[float], bool]:
+    """``x <= bound``."""
+    return lambda x: x <= bound
+
+
+def above(bound: float) -> Callable[[float], bool]:
+    """``x > bound``."""
+    return lambda x: x > bound
+
+
+def at_least(bound: float) -> Callable[[float], bool]:
+    """``x >= bound``."""
+    return lambda x: x >= bound
 
 
 class Experiment(NamedTuple):
@@ -89,10 +109,10 @@ class Experiment(NamedTuple):
 
     title: str
     source: str
-    settings: dict[str, dict[str, Any]]
-    run: Callable[[int, dict[str, Any], Path], dict[str, np.ndarray]]
-    claims: Callable[[Results, dict[str, Any]], list[Claim]]
-    picture: Callable[[Results, dict[str, Any], Any], None]
+    settings: dict[str, Settings]
+    run: Callable[[int, Settings, Path], dict[str, np.ndarray]]
+    claims: Callable[[Results, Settings], list[Claim]]
+    picture: Callable[[Results, Settings, Any], None]
     seeds: int = 3
 
 
@@ -100,142 +120,207 @@ def names() -> list[str]:
     """The names of all experiments."""
     import benchmarks.experiments as package
 
-    modules = (m.name for m in pkgutil.iter_modules(package.__path__) if not m.name.startswith("_"))
-    return sorted(m.replace("_", "-") for m in modules)
+    modules = [module.name for module in pkgutil.iter_modules(package.__path__)]
+    return sorted(name.replace("_", "-") for name in modules if not name.startswith("_"))
 
 
 def load(name: str) -> Experiment:
     """The experiment of that name."""
-    return importlib.import_module(f"benchmarks.experiments.{name.replace('-', '_')}").EXPERIMENT
+    module = name.replace("-", "_")
+    return importlib.import_module(f"benchmarks.experiments.{module}").EXPERIMENT
 
 
 def reproduce(
-    name: str, scale: str, out: Path, seeds: int | None = None, first: int = 0, resume: bool = False
-) -> dict:
-    """Runs the seeds ``first, first + 1, ...``, judges the claims, writes ``NAME.json`` and
-    ``NAME.png`` to ``out``.
+    name: str,
+    scale: str,
+    out: Path,
+    seeds: int | None = None,
+    first: int = 0,
+    resume: bool = False,
+) -> dict[str, Any]:
+    """Runs the seeds ``first, first + 1, ...`` and checks the claims against what they return.
+
+    Writes ``NAME.json`` and ``NAME.png`` to ``out``, and returns what is in the first.
     """
     experiment = load(name)
     settings = experiment.settings[scale]
-    seeds = (1 if scale == "smoke" else experiment.seeds) if seeds is None else seeds
-    results, seconds, peaks = [], [], []
-    for seed in range(first, first + seeds):
+    if seeds is None:
+        seeds = 1 if scale == "smoke" else experiment.seeds
+    run_seeds = range(first, first + seeds)
+
+    stored = []
+    for seed in run_seeds:
         folder = out / f"{name}-{scale}" / f"seed-{seed}"
-        done = folder / "result.json"
-        if resume and done.exists():
-            stored = json.loads(done.read_text())
-            _same_settings(done, stored["settings"], settings)
-        else:
-            if not resume and folder.exists():
-                raise ValueError(
-                    f"{folder} holds an earlier run: add --resume to go on, or give another --out"
-                )
-            interrupted = folder.exists()  # what went before was not timed
-            folder.mkdir(parents=True, exist_ok=True)
-            begun = folder / "settings.json"
-            if begun.exists():
-                _same_settings(begun, json.loads(begun.read_text()), settings)
-            begun.write_text(json.dumps(settings))
-            print(f"{name}, {scale}, seed {seed}", flush=True)
-            reset_peak()
-            begin = time.monotonic()
-            result = {k: np.asarray(v) for k, v in experiment.run(seed, settings, folder).items()}
-            stored = {
-                "settings": settings,
-                "seconds": None if interrupted else time.monotonic() - begin,
-                "peak_resident_mib": round(peak_resident() / 2**20),
-                "result": {k: _short(v) for k, v in result.items()},
-            }
-            part = done.with_suffix(".part")
-            part.write_text(json.dumps(stored))
-            part.rename(done)
-        results.append({k: np.asarray(v) for k, v in stored["result"].items()})
-        seconds.append(stored["seconds"])
-        peaks.append(stored.get("peak_resident_mib"))
+        stored.append(_run_or_load(experiment, seed, settings, folder, resume))
+    results = [_arrays(seed_stored["result"]) for seed_stored in stored]
     claims = experiment.claims(results, settings)
-    devices = (
-        f" --devices {jax.device_count()}"
-        if jax.default_backend() == "cpu" and jax.device_count() > 1
-        else ""
-    )
+
+    command = f"python -m benchmarks reproduce {name} --scale {scale}"
+    command += f" --seeds {seeds} --first {first}"
+    if jax.default_backend() == "cpu" and jax.device_count() > 1:
+        command += f" --devices {jax.device_count()}"
     report = {
         "name": name,
         "title": experiment.title,
         "source": experiment.source,
         "scale": scale,
-        "command": f"python -m benchmarks reproduce {name} --scale {scale} --seeds {seeds} --first {first}{devices}",
+        "command": command,
         **machine(),
-        "seeds": list(range(first, first + seeds)),
-        "seconds": seconds,
-        "peak_resident_mib": peaks,
+        "seeds": list(run_seeds),
+        "seconds": [seed_stored["seconds"] for seed_stored in stored],
+        "peak_resident_mib": [seed_stored.get("peak_resident_mib") for seed_stored in stored],
         "settings": settings,
-        "claims": [c._asdict() for c in claims],
-        "results": [{k: _finite(_short(v)) for k, v in r.items()} for r in results],
+        "claims": [one._asdict() for one in claims],
+        "results": [_only_finite(_rounded(result)) for result in results],
     }
-    (out / f"{name}.json").write_text(_json(report))
-    _picture(experiment, results, settings, out / f"{name}.png")
+    file = out / f"{name}.json"
+    file.write_text(_json(report))
+    _picture(experiment, results, settings, file.with_suffix(".png"))
     print(table(report["claims"]))
-    print(f"written: {out / f'{name}.json'} and .png")
+    print(f"written: {file} and .png")
     return report
 
 
-def _same_settings(file: Path, there: dict[str, Any], here: dict[str, Any]) -> None:
+def _run_or_load(
+    experiment: Experiment,
+    seed: int,
+    settings: Settings,
+    folder: Path,
+    resume: bool,
+) -> dict[str, Any]:
+    """What a seed has come to: from its folder if it is done, else run and then kept there."""
+    done = folder / "result.json"
+    if resume and done.exists():
+        stored = json.loads(done.read_text())
+        _check_settings(done, stored["settings"], settings)
+        return stored
+    if folder.exists() and not resume:
+        raise ValueError(
+            f"{folder} holds an earlier run: add --resume to go on, or give another --out"
+        )
+
+    was_interrupted = folder.exists()
+    folder.mkdir(parents=True, exist_ok=True)
+    begun = folder / "settings.json"
+    if begun.exists():
+        _check_settings(begun, json.loads(begun.read_text()), settings)
+    begun.write_text(json.dumps(settings))
+
+    print(f"{folder.parent.name}, seed {seed}", flush=True)
+    reset_peak()
+    begin = time.monotonic()
+    result = _arrays(experiment.run(seed, settings, folder))
+    seconds = time.monotonic() - begin
+    stored = {
+        "settings": settings,
+        "seconds": None if was_interrupted else seconds,  # what went before was not timed
+        "peak_resident_mib": round(peak_resident() / 2**20),
+        "result": _rounded(result),
+    }
+    part = done.with_suffix(".part")
+    part.write_text(json.dumps(stored))
+    part.rename(done)
+    return stored
+
+
+def _check_settings(file: Path, there: Settings, here: Settings) -> None:
     if there != json.loads(json.dumps(here)):
         raise ValueError(f"{file} was made with other settings: {there}; give another --out")
 
 
+def _arrays(result: dict[str, Any]) -> dict[str, np.ndarray]:
+    return {name: np.asarray(value) for name, value in result.items()}
+
+
+def _rounded(result: dict[str, np.ndarray]) -> dict[str, Any]:
+    """As lists of numbers of five significant digits: they are enough, and keep the files small."""
+    five_digits = np.vectorize(lambda x: float(f"{x:.5g}"), otypes=[float])
+    return {name: five_digits(x).tolist() if x.size else [] for name, x in result.items()}
+
+
+def _only_finite(x: Any) -> Any:
+    """With None for what JSON has no number for."""
+    if isinstance(x, dict):
+        return {name: _only_finite(value) for name, value in x.items()}
+    if isinstance(x, list):
+        return [_only_finite(value) for value in x]
+    return x if math.isfinite(x) else None
+
+
 def table(claims: Sequence[dict[str, Any]]) -> str:
     """Claims as lines of text."""
-    rows = [(c["claim"], str(c["published"] or "-"), _value(c), _verdict(c)) for c in claims]
-    rows.insert(0, ("claim", "published", "measured", "holds"))
-    widths = [max(len(row[i]) for row in rows) for i in range(4)]
-    return "\n".join(
-        "  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)).rstrip()
-        for row in rows
-    )
+    rows = [("claim", "published", "measured", "holds")]
+    for one in claims:
+        published = str(one["published"] or "-")
+        rows.append((one["claim"], published, _measured(one), _verdict(one)))
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+
+    lines = []
+    for row in rows:
+        cells = [cell.ljust(width) for cell, width in zip(row, widths, strict=True)]
+        lines.append("  ".join(cells).rstrip())
+    return "\n".join(lines)
+
+
+_HEAD = (
+    "# Reproduced figures\n\n"
+    "Made by `python -m benchmarks report` from what `python -m benchmarks reproduce` has "
+    "measured. Ours are means over seeds ± their standard deviation. A claim is judged by the "
+    "mean; where seeds disagree, in how many it holds is told too. A claim that does not hold is a "
+    "result as well."
+)
 
 
 def report(root: Path, page: Path) -> str:
-    """Gathers all results under ``root`` (``NAME/DEVICE.json``) into a Markdown page; returns
-    it.
+    """Gathers all results under ``root`` (``NAME/DEVICE.json``) into a Markdown page.
+
+    Returns the text of the page.
     """
-    overview, sections = _markdown("experiment", "paper", "claims that hold", "run"), []
+    overview = _markdown_head("experiment", "paper", "claims that hold", "run")
+    sections = []
     for name in names():
-        experiment = load(name)
-        runs = sorted(root.glob(f"{name}/*.json"))
-        if not runs:
+        paths = sorted(root.glob(f"{name}/*.json"))
+        if not paths:
+            experiment = load(name)
             overview += _markdown_row(experiment.title, experiment.source, "", f"`{name}`: not run")
-        for path in runs:
-            r = json.loads(path.read_text())
-            verdicts = [c["holds"] for c in r["claims"]]
-            seeds = "1 seed" if len(r["seeds"]) == 1 else f"{len(r['seeds'])} seeds"
-            run = f"`{name}` {r['scale']}, {seeds}, {path.stem}"
-            run += "" if None in r["seconds"] else f", {sum(r['seconds']) / 60:.0f} min"
-            holding = f"{verdicts.count(True)} of {len(verdicts) - verdicts.count(None)}"
-            overview += _markdown_row(r["title"], r["source"], holding, run)
-            claims = _markdown("paper", "claim", "published", "ours", "holds")
-            for c in r["claims"]:
-                claims += _markdown_row(
-                    c["source"], c["claim"], c["published"], _value(c), _verdict(c)
-                )
-            link = "../" + path.with_suffix(".png").as_posix()
-            made = f"`{r['command']}`" + (
-                f"\n\n{r['note']}" if "note" in r else ""
-            )  # of runs that were joined by hand
-            sections.append(f"## {r['title']}\n\n{made}\n\n![{r['title']}]({link})\n\n{claims}")
-    head = (
-        "# Reproduced figures\n\nMade by `python -m benchmarks report` from what `python -m benchmarks reproduce` has "
-        "measured. Ours are means over seeds ± their standard deviation. A claim is judged by the mean; where seeds "
-        "disagree, in how many it holds is told too. A claim that does not hold is a result as well."
-    )
-    text = (
-        "\n\n".join([head, overview.rstrip(), *(section.rstrip() for section in sections)]) + "\n"
-    )
+        for path in paths:
+            stored = json.loads(path.read_text())
+            overview += _overview_row(name, path, stored)
+            sections.append(_section(path, stored))
+    parts = [_HEAD, overview.rstrip(), *(section.rstrip() for section in sections)]
+    text = "\n\n".join(parts) + "\n"
     page.write_text(text)
     return text
 
 
-def _markdown(*head: str) -> str:
+def _overview_row(name: str, path: Path, stored: dict[str, Any]) -> str:
+    verdicts = [one["holds"] for one in stored["claims"]]
+    holding = f"{verdicts.count(True)} of {len(verdicts) - verdicts.count(None)}"
+
+    num_seeds = len(stored["seeds"])
+    seeds = "1 seed" if num_seeds == 1 else f"{num_seeds} seeds"
+    run = f"`{name}` {stored['scale']}, {seeds}, {path.stem}"
+    if None not in stored["seconds"]:
+        run += f", {sum(stored['seconds']) / 60:.0f} min"
+    return _markdown_row(stored["title"], stored["source"], holding, run)
+
+
+def _section(path: Path, stored: dict[str, Any]) -> str:
+    title = stored["title"]
+    made = f"`{stored['command']}`"
+    if "note" in stored:  # of runs that were joined by hand
+        made += f"\n\n{stored['note']}"
+    picture = "../" + path.with_suffix(".png").as_posix()
+
+    claims = _markdown_head("paper", "claim", "published", "ours", "holds")
+    for one in stored["claims"]:
+        measured = _measured(one)
+        verdict = _verdict(one)
+        claims += _markdown_row(one["source"], one["claim"], one["published"], measured, verdict)
+    return f"## {title}\n\n{made}\n\n![{title}]({picture})\n\n{claims}"
+
+
+def _markdown_head(*head: str) -> str:
     return _markdown_row(*head) + _markdown_row(*["---"] * len(head))
 
 
@@ -243,48 +328,45 @@ def _markdown_row(*cells: Any) -> str:
     return "| " + " | ".join("" if x is None else str(x) for x in cells) + " |\n"
 
 
-def _value(c: dict[str, Any]) -> str:
-    value, spread = c["measured"], c["spread"]
+def _measured(one: dict[str, Any]) -> str:
+    value = one["measured"]
+    spread = one["spread"]
     if value is None:
-        return "not run" if c["holds"] is None else "not finite"
-    if not spread or spread < 1e-4:
-        return f"{value:.4g}" + ("" if spread is None else f" ± {spread:.2g}")
+        return "not run" if one["holds"] is None else "not finite"
+    if spread is None:
+        return f"{value:.4g}"
+    if spread < 1e-4:
+        return f"{value:.4g} ± {spread:.2g}"
     digits = max(0, 1 - math.floor(math.log10(spread)))  # two of the spread's
     return f"{value:.{digits}f} ± {spread:.{digits}f}"
 
 
-def _verdict(c: dict[str, Any]) -> str:
-    if c["holds"] is None:
+def _verdict(one: dict[str, Any]) -> str:
+    if one["holds"] is None:
         return "not run"
-    split = c["alone"] != c["seeds"] * c["holds"]  # the seeds do not agree
-    return ("yes" if c["holds"] else "no") + f", {c['alone']} of {c['seeds']} seeds" * split
-
-
-def _short(x: np.ndarray) -> Any:
-    """Five significant digits are enough, and keep the files small."""
-    return np.vectorize(lambda v: float(f"{v:.5g}"), otypes=[float])(x).tolist() if x.size else []
-
-
-def _finite(x: Any) -> Any:
-    """With None for what JSON has no number for."""
-    return [_finite(v) for v in x] if isinstance(x, list) else x if math.isfinite(x) else None
+    verdict = "yes" if one["holds"] else "no"
+    all_agree = one["alone"] == one["seeds"] * one["holds"]
+    return verdict if all_agree else f"{verdict}, {one['alone']} of {one['seeds']} seeds"
 
 
 def _json(report: dict[str, Any]) -> str:
-    rows = report.pop("results")
-    head = json.dumps(report, indent=1, allow_nan=False)
-    body = ",\n".join(
-        "  {"
-        + ",\n   ".join(f"{json.dumps(k)}: {json.dumps(v, allow_nan=False)}" for k, v in r.items())
-        + "}"
-        for r in rows
-    )
-    report["results"] = rows
-    return head[:-2] + ',\n "results": [\n' + body + "\n ]\n}\n"
+    """Indented, but for the results: a line for each of their entries."""
+    without_results = {name: x for name, x in report.items() if name != "results"}
+    head = json.dumps(without_results, indent=1, allow_nan=False).removesuffix("\n}")
+
+    bodies = []
+    for result in report["results"]:
+        lines = [f"{json.dumps(k)}: {json.dumps(x, allow_nan=False)}" for k, x in result.items()]
+        bodies.append("  {" + ",\n   ".join(lines) + "}")
+    body = ",\n".join(bodies)
+    return head + ',\n "results": [\n' + body + "\n ]\n}\n"
 
 
 def _picture(
-    experiment: Experiment, results: Results, settings: dict[str, Any], path: Path
+    experiment: Experiment,
+    results: Results,
+    settings: Settings,
+    path: Path,
 ) -> None:
     from matplotlib.figure import Figure
 

@@ -35,13 +35,18 @@ class Target(NamedTuple):
     sense: str
     bound: float
 
+    def holds(self, value: float) -> bool:
+        """Whether a value keeps to it."""
+        return value >= self.bound if self.sense == ">=" else value <= self.bound
+
     def __str__(self) -> str:
         return f"{self.field} {self.sense} {self.bound:.3g}"
 
 
 class Row(NamedTuple):
-    """One comparison. All quantities are costs: the less the better, and a ratio above 1 says that
-    ours is less.
+    """One comparison.
+
+    All quantities are costs: the less the better, and a ratio above 1 says that ours is less.
 
     Attributes:
       case: name of the case.
@@ -75,17 +80,16 @@ class Row(NamedTuple):
     @property
     def met(self) -> bool | None:
         """Whether a target is met; None if there is none, or no figure to hold against it."""
-        known = [(getattr(self, t.field), t) for t in self.targets]
-        holds = [
-            value >= t.bound if t.sense == ">=" else value <= t.bound
-            for value, t in known
-            if value is not None
-        ]
-        return any(holds) if holds else None
+        verdicts = []
+        for target in self.targets:
+            value = getattr(self, target.field)
+            if value is not None:
+                verdicts.append(target.holds(value))
+        return any(verdicts) if verdicts else None
 
     def record(self) -> dict[str, Any]:
         """For JSON."""
-        targets = [str(t) for t in self.targets]
+        targets = [str(target) for target in self.targets]
         return {**self._asdict(), "targets": targets, "ratio": self.ratio, "met": self.met}
 
 
@@ -98,23 +102,31 @@ def compared(
     factor: float = 1e3,
     targets: Sequence[Target] = (),
 ) -> Row:
-    """The row of a contest: the first contender is ours, the second, if there is one, the
-    alternative.
+    """The row of a contest.
+
+    The first contender is ours, the second, if there is one, the alternative.
     """
     (_, ours), *others = found.items()
-    against, other = others[0] if others else ("", None)
-    return Row(
-        *(case, what, unit, factor * getattr(ours, field)),
-        other=None if other is None else factor * getattr(other, field),
-        against=against,
+    row = Row(
+        case,
+        what,
+        unit,
+        ours=factor * getattr(ours, field),
         share=ours.share if field == "seconds" else None,
         targets=tuple(targets),
-        detail={name: m._asdict() for name, m in found.items()},
+        detail={name: measured._asdict() for name, measured in found.items()},
     )
+    if not others:
+        return row
+    against, other = others[0]
+    return row._replace(other=factor * getattr(other, field), against=against)
 
 
 def memory(
-    case: str, what: str, found: Mapping[str, Measured], targets: Sequence[Target] = ()
+    case: str,
+    what: str,
+    found: Mapping[str, Measured],
+    targets: Sequence[Target] = (),
 ) -> Row:
     """The same contest by temporary memory."""
     return compared(case, what, found, "MiB", "temporary_bytes", 2**-20, targets)
@@ -122,39 +134,40 @@ def memory(
 
 def text(rows: Sequence[Row], verdicts: bool = True) -> str:
     """One table; ``verdicts`` says which targets are met."""
-    cells = _cells(rows, verdicts)
-    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
-    return "\n".join(
-        "  ".join(x.ljust(w) for x, w in zip(line, widths, strict=True)).rstrip() for line in cells
-    )
+    table = [_HEAD, *(_cells(row, verdicts) for row in rows)]
+    widths = [max(map(len, column)) for column in zip(*table, strict=True)]
+    lines = []
+    for cells in table:
+        padded = [cell.ljust(width) for cell, width in zip(cells, widths, strict=True)]
+        lines.append("  ".join(padded).rstrip())
+    return "\n".join(lines)
 
 
 def markdown(rows: Sequence[Row], verdicts: bool = True) -> str:
     """The same as a page includes it."""
-    head, *body = _cells(rows, verdicts)
+    rule = ("---",) * len(_HEAD)
+    table = [_HEAD, rule, *(_cells(row, verdicts) for row in rows)]
+    return "".join("| " + " | ".join(cells) + " |\n" for cells in table)
+
+
+_HEAD = ("case", "what", "ours", "other", "against", "ratio", "target", "share of limit")
+_VERDICTS = {True: ": met", False: ": MISSED", None: ""}
+
+
+def _cells(row: Row, verdicts: bool) -> tuple[str, ...]:
+    target = " or ".join(map(str, row.targets))
+    if verdicts:
+        target += _VERDICTS[row.met]
     return (
-        "\n".join("| " + " | ".join(line) + " |" for line in (head, ("---",) * len(head), *body))
-        + "\n"
+        row.case,
+        row.what,
+        _figure(row.ours, row.unit),
+        row.note or _figure(row.other, row.unit),
+        row.against,
+        "" if row.ratio is None else f"{row.ratio:.2f}",
+        target,
+        "" if row.share is None else f"{row.share:.0%}",
     )
-
-
-def _cells(rows: Sequence[Row], verdicts: bool) -> list[tuple[str, ...]]:
-    head = ("case", "what", "ours", "other", "against", "ratio", "target", "share of limit")
-    words = {True: ": met", False: ": MISSED", None: ""}
-    body = [
-        (
-            row.case,
-            row.what,
-            _figure(row.ours, row.unit),
-            row.note or _figure(row.other, row.unit),
-            row.against,
-            "" if row.ratio is None else f"{row.ratio:.2f}",
-            " or ".join(map(str, row.targets)) + words[row.met if verdicts else None],
-            "" if row.share is None else f"{row.share:.0%}",
-        )
-        for row in rows
-    ]
-    return [head, *body]
 
 
 def _figure(value: float | None, unit: str) -> str:
@@ -167,22 +180,23 @@ def chart(rows: Sequence[Row], path: Path) -> None:
 
     from metajax.plot import COLOURS
 
-    bars = [(row, row.ratio) for row in rows if row.ratio is not None]
+    bars = [row for row in rows if row.ratio is not None]
     figure = Figure(figsize=(8, 1 + 0.3 * len(bars)), layout="constrained")
     ax = figure.add_subplot()
-    for y, (row, ratio) in enumerate(bars):
-        ax.barh(y, ratio, color=COLOURS[2])
-        ax.text(ratio, y, f" {ratio:.2g}", va="center", fontsize=7)
+    for place, row in enumerate(bars):
+        ax.barh(place, row.ratio, color=COLOURS[2])
+        ax.text(row.ratio, place, f" {row.ratio:.2g}", va="center", fontsize=7)
         for target in row.targets:
             if target.field == "ratio":
-                ax.plot([target.bound] * 2, [y - 0.4, y + 0.4], color=COLOURS[4], linewidth=2)
+                ends = [place - 0.4, place + 0.4]
+                ax.plot([target.bound] * 2, ends, color=COLOURS[4], linewidth=2)
     ax.axvline(1.0, color=COLOURS[0], linewidth=0.8)
-    labels = [f"{row.case}, {row.what}\nagainst {row.against}" for row, _ in bars]
     ax.set(
         yticks=range(len(bars)),
         xscale="log",
         xlabel="the alternative's cost over ours (orange: target)",
     )
+    labels = [f"{row.case}, {row.what}\nagainst {row.against}" for row in bars]
     ax.set_yticklabels(labels, fontsize=6)
     ax.set_ylim(len(bars) - 0.4, -0.6)
     ax.spines[["top", "right"]].set_visible(False)

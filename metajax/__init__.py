@@ -42,9 +42,9 @@ __all__ = [
     "sharding",
     "tasks",
     "unroll",
-    *estimators.__all__,
-    *evaluation.__all__,
-    *learners.__all__,
-    *training.__all__,
-    *types.__all__,
 ]
+__all__ += estimators.__all__
+__all__ += evaluation.__all__
+__all__ += learners.__all__
+__all__ += training.__all__
+__all__ += types.__all__

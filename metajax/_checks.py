@@ -262,11 +262,13 @@ def finite(name: str, tree: Any) -> None:
             raise TypeError(f"{at} must be an array, got {leaf!r}; leave it out")
         if isinstance(leaf, jax.core.Tracer):
             continue
-        if not jnp.issubdtype(jnp.result_type(leaf), jnp.floating):
+        dtype = jnp.result_type(leaf)
+        if not jnp.issubdtype(dtype, jnp.inexact):
             continue
-        # On the host, also under jit.
-        finite = np.isfinite(np.asarray(leaf, np.float64))
-        bad = int(np.size(leaf) - finite.sum())
+        # On the host, also under jit; in a dtype that NumPy knows.
+        is_complex = jnp.issubdtype(dtype, jnp.complexfloating)
+        values = np.asarray(leaf, np.complex128 if is_complex else np.float64)
+        bad = int(np.size(values) - np.isfinite(values).sum())
         if bad:
             raise ValueError(
                 f"{at} holds {bad} NaN or infinite values of {jnp.size(leaf)}; clean them before "
@@ -285,49 +287,3 @@ def describe(x: Any) -> str:
 
 def _shown(value: Any) -> str:
     return f"{value!r} of type {type(value).__name__}"
-
-
-# TO GO: the old forms, until every module uses the new ones.
-
-
-def _old(check):
-    def either(*old, **values):
-        if not old:
-            return check(**values)
-        check(**{old[0].replace(" ", "_"): old[1]})
-        return old[1]
-
-    return either
-
-
-positive_int = _old(positive_int)
-positive_float = _old(positive_float)
-at_least_zero = _old(at_least_zero)
-function = _old(function)
-
-
-def metrics(name, value):
-    """Old."""
-    loss_and_metrics(name, jnp.zeros(()), value)
-
-
-def problem(name, value):
-    """Old."""
-
-    def loss(key, params, batch):
-        found = value.loss(key, params, batch)
-        returned(f"{name}.loss", found, "loss, metrics")
-        loss_and_metrics(f"{name}.loss", *found)
-        return found
-
-    return value._replace(loss=loss)
-
-
-_instance = instance
-
-
-def instance(*args, **values):  # noqa: F811
-    """Old."""
-    if values:
-        return _instance(args[0], **values)
-    return _instance(args[2], **{args[0].replace(".", "_"): args[1]})

@@ -14,9 +14,11 @@ def draw_flat(
     distribution: Callable[..., Array] = jax.random.normal,
     **kwargs: Any,
 ) -> Array:
-    """``distribution(key, shape=shape, **kwargs)``, the same numbers, drawn along one axis.
+    """The numbers of ``distribution(key, shape=shape, **kwargs)``, drawn along one axis.
 
     XLA's CPU backend unrolls loops over short axes, and a round of random bits is long: under
     `vmap`, a normal ``[8, 10]`` takes it 2 s to compile, a normal ``[80]`` 0.3 s.
     """
-    return distribution(key, shape=(math.prod(shape),), **kwargs).reshape(shape)
+    size = math.prod(shape)
+    flat = distribution(key, shape=(size,), **kwargs)
+    return flat.reshape(shape)

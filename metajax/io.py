@@ -3,6 +3,7 @@
 import os
 import uuid
 import zipfile
+from functools import partial
 from pathlib import Path
 from typing import IO, Any
 
@@ -14,18 +15,38 @@ import safetensors.numpy
 
 from metajax import _checks
 from metajax.sharding import _hosts as hosts
-from metajax.types import PyTree
+from metajax.types import Array, PyTree
+
+Arrays = dict[str, np.ndarray]
+
+_SAFETENSORS_DTYPES = {
+    "BOOL": jnp.bool_,
+    "U8": jnp.uint8,
+    "U16": jnp.uint16,
+    "U32": jnp.uint32,
+    "U64": jnp.uint64,
+    "I8": jnp.int8,
+    "I16": jnp.int16,
+    "I32": jnp.int32,
+    "I64": jnp.int64,
+    "BF16": jnp.bfloat16,
+    "F16": jnp.float16,
+    "F32": jnp.float32,
+    "F64": jnp.float64,
+    "C64": jnp.complex64,
+}
 
 
 def save(path: str | os.PathLike, tree: PyTree) -> None:
-    """Writes a tree of finite arrays to a file, each leaf under its path; the file appears whole or
-    not at all.
+    """Writes a tree of finite arrays to a file, each leaf under its path, e.g. ``lstm/0/w``.
 
-    Its name ends in ``.npz``, or in ``.safetensors`` for a file of that format, which PyTorch and
-    others read too. On several hosts all call it and the first writes.
+    The file's name ends in ``.npz``, or in ``.safetensors`` for a file of that format, which
+    PyTorch and others read too. It appears whole or not at all. On several hosts all call this, and
+    the first writes.
 
-    Raises: ValueError: another name; a dtype that cannot be read back from safetensors, such as
-      float8; or a leaf holds NaN or infinity: a good file is not overwritten by a bad state.
+    Raises:
+      ValueError: another ending; a dtype that safetensors has no name for, such as float8; or a
+        leaf that holds NaN or infinity, so that no good file is overwritten by a bad state.
 
     >>> import jax, metajax as mx, tempfile, os
     >>> params = mx.optim.lstm().init(jax.random.key(0))
@@ -33,30 +54,32 @@ def save(path: str | os.PathLike, tree: PyTree) -> None:
     >>> mx.save(path, params)
     >>> same = mx.load(path, like=params)
     """
-    if Path(path).suffix not in (".npz", ".safetensors"):
+    path = Path(path)
+    if path.suffix not in (".npz", ".safetensors"):
         raise ValueError(f"path must end in .npz or .safetensors, got {path}")
     tree = jax.tree.map(hosts.gathered, tree)
     _checks.finite("tree", tree)
-    leaves = jax.tree_util.tree_leaves_with_path(tree)
-    arrays = {
-        jax.tree_util.keystr(p, simple=True, separator="/") or ".": np.asarray(x) for p, x in leaves
-    }
-    if len(arrays) != len(leaves):
-        raise ValueError("tree has two leaves of one path; rename one")
-    for name, x in arrays.items() if _is_safetensors(path) else ():
-        if x.dtype.kind == "V" and x.dtype != jnp.bfloat16:
-            raise ValueError(
-                f"{name} has the dtype {x.dtype}, which safetensors does not read back; write a .npz file"
-            )
+
+    leaves = _leaves_by_name("tree", tree)
+    arrays = jax.tree.map(np.asarray, leaves)
+    if _is_safetensors(path):
+        _check_safetensors_dtypes(arrays)
+
     if hosts.is_first():
-        write(Path(path), arrays)
+        write(path, arrays)
 
 
 def load(path: str | os.PathLike, like: PyTree) -> PyTree:
     """Reads what `save` wrote into a tree like ``like`` (arrays, or `jax.eval_shape` of them).
 
-    Raises: FileNotFoundError: no such file. ValueError: a file that cannot be read, or one whose
-      names, shapes or kinds of numbers differ from ``like``; the message says where.
+    Numbers take the dtypes of ``like``. Floats may be rounded by that, e.g. from float32 to
+    bfloat16; nothing else may get lost.
+
+    Raises:
+      FileNotFoundError: no such file.
+      ValueError: a file that cannot be read; one whose names or shapes differ from ``like``; or an
+        array that holds NaN or infinity, or that its dtype in ``like`` cannot hold: a fraction in
+        an int, 300 in a uint8, a complex number in a float. The message names the leaf.
 
     >>> import jax, metajax as mx, tempfile, os
     >>> path = os.path.join(tempfile.mkdtemp(), "rate.npz")
@@ -65,71 +88,45 @@ def load(path: str | os.PathLike, like: PyTree) -> PyTree:
     {'rate': Array(0.5, dtype=float32)}
     """
     arrays = load_arrays(path)
-    leaves, treedef = jax.tree_util.tree_flatten_with_path(like)
-    names = [jax.tree_util.keystr(p, simple=True, separator="/") or "." for p, _ in leaves]
-    if set(names) != set(arrays):
-        missing, unknown = sorted(set(names) - set(arrays)), sorted(set(arrays) - set(names))
+    leaves = _leaves_by_name("like", like)
+    if leaves.keys() != arrays.keys():
+        missing = sorted(leaves.keys() - arrays.keys())
+        unknown = sorted(arrays.keys() - leaves.keys())
         raise ValueError(
-            f"the parameters in {path} are not like the argument like: missing {missing}, unknown {unknown}"
+            f"the parameters in {path} are not like the argument like: missing {missing}, "
+            f"unknown {unknown}"
         )
-    for name, (_, leaf) in zip(names, leaves, strict=True):
-        if arrays[name].shape != jnp.shape(leaf):
-            raise ValueError(
-                f"{name} in {path} has the shape {arrays[name].shape}, like has {jnp.shape(leaf)}"
-            )
+
     values = []
-    for name, (_, leaf) in zip(names, leaves, strict=True):
-        dtype = leaf.dtype if hasattr(leaf, "dtype") else jnp.result_type(leaf)
-        value = _view(arrays[name], dtype)
-        if jnp.issubdtype(value.dtype, jnp.inexact) and not jnp.issubdtype(dtype, jnp.inexact):
+    for name, leaf in leaves.items():
+        value = _cast_like(f"{name} in {path}", arrays[name], leaf)
+        values.append(value)
+    return jax.tree.unflatten(jax.tree.structure(like), values)
+
+
+def load_arrays(path: str | os.PathLike) -> Arrays:
+    """All arrays of a file by their names, in the dtypes that they were saved in."""
+    path = Path(path)
+    is_safetensors = _is_safetensors(path)
+    read_from = _read_safetensors if is_safetensors else _read_npz
+    with path.open("rb") as f:
+        try:
+            return read_from(f)
+        except Exception as e:  # a damaged zip file alone can raise seven types
+            kind = "safetensors" if is_safetensors else "npz"
             raise ValueError(
-                f"{name} in {path} is {value.dtype}, like has {dtype}, which would cut it off"
-            )
-        values.append(jnp.asarray(value, dtype))
-    return jax.tree.unflatten(treedef, values)
+                f"path {path} is not a readable {kind} file ({e!r}); save it again"
+            ) from e
 
 
-def _view(x: np.ndarray, dtype: Any) -> np.ndarray:
-    """NumPy's format forgets the names of dtypes that are not its own, such as bfloat16, and keeps
-    their bytes.
-    """
-    return (
-        x.view(dtype) if x.dtype.kind == "V" and x.dtype.itemsize == np.dtype(dtype).itemsize else x
-    )
-
-
-def load_arrays(path: str | os.PathLike) -> dict[str, np.ndarray]:
-    """All arrays of a user's file, or what is wrong with it."""
-    try:
-        return read(Path(path))
-    except (ValueError, EOFError, KeyError, zipfile.BadZipFile, safetensors.SafetensorError) as e:
-        kind = "safetensors" if _is_safetensors(path) else "npz"
-        raise ValueError(f"path {path} is not a readable {kind} file ({e}); save it again") from e
-
-
-def read(path: Path) -> dict[str, np.ndarray]:
-    """All arrays of a file."""
-    if _is_safetensors(path):
-        with safetensors.safe_open(
-            path, framework="flax"
-        ) as f:  # framework="numpy" knows no bfloat16
-            return {k: np.asarray(f.get_tensor(k)) for k in f.keys()}  # noqa: SIM118
-    with path.open("rb") as opened, np.load(opened, allow_pickle=False) as f:
-        return {k: f[k] for k in f.files}
-
-
-def write(path: Path, arrays: dict[str, np.ndarray]) -> None:
+def write(path: Path, arrays: Arrays) -> None:
     """Writes a file through a temporary one beside it, so that no reader meets half a file."""
+    write_to = _write_safetensors if _is_safetensors(path) else _write_npz
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(f"{path.name}.{uuid.uuid4().hex}.part")
     try:
         with part.open("xb") as f:
-            if _is_safetensors(path):
-                f.write(
-                    safetensors.numpy.save({k: np.asarray(x, order="C") for k, x in arrays.items()})
-                )
-            else:
-                _savez(f, arrays)
+            write_to(f, arrays)
             f.flush()
             os.fsync(f.fileno())
         os.replace(part, path)
@@ -137,13 +134,145 @@ def write(path: Path, arrays: dict[str, np.ndarray]) -> None:
         part.unlink(missing_ok=True)
 
 
-def _savez(f: IO[bytes], arrays: dict[str, np.ndarray]) -> None:
+# Trees.
+
+
+def _leaves_by_name(argument: str, tree: PyTree) -> dict[str, Any]:
+    leaves = {}
+    for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
+        name = jax.tree_util.keystr(path, simple=True, separator="/") or "."
+        if name in leaves:
+            raise ValueError(f"{argument} has two leaves with the path {name}; rename one")
+        leaves[name] = leaf
+    return leaves
+
+
+def _cast_like(name: str, value: np.ndarray, like: Any) -> Array:
+    """``value`` in the dtype of ``like``; what does not fit is an error that begins with ``name``.
+
+    Floats may be rounded, everything else must come through unchanged.
+    """
+    dtype = jnp.result_type(like)
+    shape = jnp.shape(like)
+    if value.shape != shape:
+        raise ValueError(f"{name} has the shape {value.shape}, like has {shape}")
+    if value.size == 0:
+        return jnp.zeros(shape, dtype)
+    if _is_inexact(value.dtype):
+        return _cast_floats(name, value, dtype)
+    return _cast_integers(name, value, dtype)
+
+
+def _cast_floats(name: str, value: np.ndarray, dtype: np.dtype) -> Array:
+    kind = jnp.complexfloating if np.iscomplexobj(value) else jnp.inexact
+    if not jnp.issubdtype(dtype, kind):
+        raise ValueError(f"{name} is {value.dtype}, like has {dtype}, which would cut it off")
+    if not np.isfinite(value).all():
+        raise ValueError(f"{name} holds NaN or infinity; take an earlier file of the run")
+
+    with np.errstate(over="ignore"):
+        cast = value.astype(dtype)
+    if not np.isfinite(cast).all():
+        raise ValueError(f"{name} is {value.dtype} and too large for {dtype}, which like has")
+    return jnp.asarray(cast)
+
+
+def _cast_integers(name: str, value: np.ndarray, dtype: np.dtype) -> Array:
+    if not jnp.issubdtype(value.dtype, jnp.integer) and value.dtype != np.bool_:
+        raise ValueError(f"{name} is {value.dtype}, which is no dtype of numbers; save it again")
+    low, high = _exact_integers(dtype)
+    smallest = int(value.min())
+    largest = int(value.max())
+    if smallest < low or largest > high:
+        raise ValueError(
+            f"{name} has values from {smallest} to {largest}, like has {dtype}, which holds "
+            f"all integers only from {low} to {high}"
+        )
+    return jnp.asarray(value.astype(dtype))
+
+
+def _exact_integers(dtype: np.dtype) -> tuple[int, int]:
+    """The range in which ``dtype`` holds every integer."""
+    if jnp.issubdtype(dtype, jnp.bool_):
+        return 0, 1
+    if _is_inexact(dtype):
+        limit = 2 ** (jnp.finfo(dtype).nmant + 1)
+        return -limit, limit
+    info = jnp.iinfo(dtype)
+    return int(info.min), int(info.max)
+
+
+def _is_inexact(dtype: np.dtype) -> bool:
+    return jnp.issubdtype(dtype, jnp.inexact)
+
+
+# npz: the format that the package itself uses. It holds all dtypes.
+
+
+def _write_npz(f: IO[bytes], arrays: Arrays) -> None:
     # np.savez takes names as keywords, among which it has some of its own.
-    with zipfile.ZipFile(f, "w") as z:
+    with zipfile.ZipFile(f, "w") as archive:
         for name, x in arrays.items():
-            with z.open(f"{name}.npy", "w", force_zip64=True) as member:
-                np.lib.format.write_array(member, x, allow_pickle=False)
+            named = _with_dtype_name(x)
+            with archive.open(f"{name}.npy", "w", force_zip64=True) as member:
+                np.lib.format.write_array(member, named, allow_pickle=False)
 
 
-def _is_safetensors(path: str | os.PathLike) -> bool:
-    return Path(path).suffix == ".safetensors"
+def _read_npz(f: IO[bytes]) -> Arrays:
+    arrays = {}
+    with np.load(f, allow_pickle=False) as archive:
+        for name in archive.files:
+            arrays[name] = _with_named_dtype(archive[name])
+    return arrays
+
+
+def _with_dtype_name(x: np.ndarray) -> np.ndarray:
+    """Puts the name of a dtype that NumPy's format does not know, such as bfloat16, with its bytes.
+
+    The array becomes one of records whose only field has that name.
+    """
+    dtype = x.dtype
+    comes_from_another_package = dtype.isbuiltin == 2
+    if not comes_from_another_package:
+        return x
+    record = [(dtype.name, f"V{dtype.itemsize}")]
+    return x.view(record)
+
+
+def _with_named_dtype(x: np.ndarray) -> np.ndarray:
+    if x.dtype.names:
+        [name] = x.dtype.names
+        return x.view(jnp.dtype(name))
+    if x.dtype == np.dtype("V2"):
+        return x.view(jnp.bfloat16)  # saved without its name, and there is no other of two bytes
+    return x
+
+
+# safetensors: the format that others read. Its dtypes have names of their own.
+
+
+def _write_safetensors(f: IO[bytes], arrays: Arrays) -> None:
+    contiguous = jax.tree.map(partial(np.asarray, order="C"), arrays)
+    f.write(safetensors.numpy.save(contiguous))
+
+
+def _read_safetensors(f: IO[bytes]) -> Arrays:
+    arrays = {}
+    for name, tensor in safetensors.deserialize(f.read()):
+        dtype = _SAFETENSORS_DTYPES[tensor["dtype"]]
+        flat = np.frombuffer(tensor["data"], dtype)
+        arrays[name] = flat.reshape(tensor["shape"])
+    return arrays
+
+
+def _check_safetensors_dtypes(arrays: Arrays) -> None:
+    for name, x in arrays.items():
+        if x.dtype not in _SAFETENSORS_DTYPES.values():
+            raise ValueError(
+                f"{name} has the dtype {x.dtype}, which safetensors does not read back; write a "
+                f".npz file"
+            )
+
+
+def _is_safetensors(path: Path) -> bool:
+    return path.suffix == ".safetensors"

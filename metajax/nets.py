@@ -1,16 +1,19 @@
-"""Networks of the few-shot literature as pairs of functions, made to run under `jax.vmap` over
-per-task weights.
+"""Networks of the few-shot literature, as pairs of functions.
 
-Parameters are ``{"body": [layer, ...], "head": layer}``: the head is the last, linear layer that
-gives the logits, the body all before it. Methods that adapt only a part pick it by name: ANIL
-(Raghu et al. 2020) adapts the head, BOIL (Oh et al. 2021) the body. Any other pair ``(init,
-apply)``, of `flax.linen` say, can take the place of these.
+They are made to run under `jax.vmap` over per-task weights. Parameters are ``{"body": [layer, ...],
+"head": layer}``: the head is the last, linear layer that gives the logits, the body all before it.
+Methods that adapt only a part pick it by name: ANIL (Raghu et al. 2020) adapts the head, BOIL (Oh
+et al. 2021) the body. Any other pair ``(init, apply)``, of `flax.linen` say, can take the place of
+these.
 
 Normalisation is a function that is passed in, since what it may look at decides what is measured:
 `transductive_batch_norm`, the choice of MAML and iMAML, looks at all query images of a task
 together; `layer_norm` at one image at a time.
 """
 
+import functools
+import itertools
+import math
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
@@ -37,40 +40,47 @@ class Net(NamedTuple):
     apply: Callable[..., Array]
 
 
-def transductive_batch_norm(x: Array) -> Array:
-    """Normalises ``x [B, ..., C]`` by the mean and variance of each channel over the batch, at test
-    time too.
+# Layers
 
-    Transductive: the prediction for an image depends on the other images it is shown with, so
-    accuracies are not to be compared with those of methods that see one query at a time (Nichol et
-    al. 2018; Bronskill et al. 2020).
+
+def transductive_batch_norm(x: Array) -> Array:
+    """Normalises ``x [B, ..., C]`` by the mean and variance of each channel over the batch.
+
+    At test time too. Transductive: the prediction for an image depends on the other images it is
+    shown with, so accuracies are not to be compared with those of methods that see one query at a
+    time (Nichol et al. 2018; Bronskill et al. 2020).
 
     >>> import jax.numpy as jnp, metajax as mx
     >>> mx.nets.transductive_batch_norm(jnp.array([[1.0], [3.0]])).round(3).tolist()
     [[-1.0], [1.0]]
     """
-    return _normalised(x, tuple(range(x.ndim - 1)))
+    batch_and_positions = range(x.ndim - 1)
+    return _standardise(x, tuple(batch_and_positions))
 
 
 def layer_norm(x: Array) -> Array:
-    """Normalises each example of ``x [B, ...]`` by its own mean and variance (Ba et al. 2016): not
-    transductive.
+    """Normalises each example of ``x [B, ...]`` by its own mean and variance.
+
+    Not transductive (Ba et al. 2016).
 
     >>> import jax.numpy as jnp, metajax as mx
     >>> mx.nets.layer_norm(jnp.array([[1.0, 3.0], [10.0, 30.0]])).round(3).tolist()
     [[-1.0, 1.0], [-1.0, 1.0]]
     """
-    return _normalised(x, tuple(range(1, x.ndim)))
+    all_but_batch = range(1, x.ndim)
+    return _standardise(x, tuple(all_but_batch))
 
 
-def _normalised(x, axes):
+def _standardise(x: Array, axes: tuple[int, ...]) -> Array:
+    # In two passes. jax.nn.standardize takes the square of the mean from the mean of the squares,
+    # and nothing is left of a variance that is small beside the mean.
     centred = x - x.mean(axes, keepdims=True)
-    return centred * lax.rsqrt(jnp.square(centred).mean(axes, keepdims=True) + 1e-5)
+    variance = jnp.square(centred).mean(axes, keepdims=True)
+    return centred * lax.rsqrt(variance + 1e-5)
 
 
 def conv(x: Array, w: Array, stride: int = 1) -> Array:
-    """Convolution with ``SAME`` padding as a product of a matrix of patches with a matrix of
-    weights.
+    """Convolution with ``SAME`` padding, as a product of two matrices: patches and weights.
 
     Equal to ``lax.conv_general_dilated``, which under `jax.vmap` over weights becomes a grouped
     convolution; for MAML with `conv4` that took six times the processor time on a CPU.
@@ -83,32 +93,77 @@ def conv(x: Array, w: Array, stride: int = 1) -> Array:
     Returns:
       ``[B, ceil(H / stride), ceil(W / stride), F]``.
 
-    Raises:
-      ValueError: other axes, other channels of ``x`` than of ``w``, or a kernel that is not square.
-
     >>> import jax.numpy as jnp, metajax as mx
     >>> mx.nets.conv(jnp.ones((2, 28, 28, 1)), jnp.ones((3, 3, 1, 64)), stride=2).shape
     (2, 14, 14, 64)
     """
-    if not (x.ndim == w.ndim == 4 and w.shape[0] == w.shape[1] and x.shape[-1] == w.shape[2]):
+    _check_conv(x, w)
+    kernel, _, channels, filters = w.shape
+    size = x.shape[1:3]
+    window = (kernel, kernel)
+    strides = (stride, stride)
+    padding = lax.padtype_to_pads(size, window, strides, "SAME")
+    x = jnp.pad(x, ((0, 0), *padding, (0, 0)))
+
+    # For each weight of the kernel, what it is multiplied with at all positions.
+    height = math.ceil(size[0] / stride)
+    width = math.ceil(size[1] / stride)
+    bottom = (height - 1) * stride + 1
+    right = (width - 1) * stride + 1
+    shifted = [
+        x[:, i : i + bottom : stride, j : j + right : stride]
+        for i in range(kernel)
+        for j in range(kernel)
+    ]
+    patches = jnp.concatenate(shifted, -1)
+
+    # In two dimensions, or XLA turns the derivatives around before it multiplies them with the
+    # patches.
+    patches = patches.reshape(-1, kernel * kernel * channels)
+    product = patches @ w.reshape(-1, filters)
+    return product.reshape(-1, height, width, filters)
+
+
+def _check_conv(x: Array, w: Array) -> None:
+    fits = x.ndim == w.ndim == 4
+    fits = fits and w.shape[0] == w.shape[1]
+    fits = fits and w.shape[2] == x.shape[-1]
+    if not fits:
         raise ValueError(
             f"x must be [B, H, W, C] and w [k, k, C, F], got {list(x.shape)} and {list(w.shape)}"
         )
-    k, _, channels, filters = w.shape
-    height, width = (-(-size // stride) for size in x.shape[1:3])
-    missing = [
-        max((out - 1) * stride + k - size, 0)
-        for out, size in zip((height, width), x.shape[1:3], strict=True)
-    ]
-    x = jnp.pad(x, ((0, 0), *((n // 2, n - n // 2) for n in missing), (0, 0)))
-    ends = (height - 1) * stride + 1, (width - 1) * stride + 1
-    taps = [
-        x[:, i : i + ends[0] : stride, j : j + ends[1] : stride] for i in range(k) for j in range(k)
-    ]
-    # In two dimensions, or XLA turns the derivatives around before it multiplies them with the
-    # patches.
-    patches = jnp.concatenate(taps, -1).reshape(-1, k * k * channels)
-    return (patches @ w.reshape(-1, filters)).reshape(-1, height, width, filters)
+
+
+def max_pool(x: Array) -> Array:
+    """2x2 max-pooling of ``x [B, H, W, C]``, odd edges cut off.
+
+    >>> import jax.numpy as jnp, metajax as mx
+    >>> mx.nets.max_pool(jnp.ones((2, 5, 4, 3))).shape
+    (2, 2, 2, 3)
+    """
+    # By reshaping, whose gradient is cheaper than that of lax.reduce_window. By comparison of
+    # pairs, since the gradient of x.max looks for the maximum in x again, and divides by zero where
+    # a compiler has computed x twice, differently.
+    batch, height, width, channels = x.shape
+    rows = height // 2
+    columns = width // 2
+    x = x[:, : 2 * rows, : 2 * columns]
+    x = x.reshape(batch, rows, 2, columns, 2, channels)
+    upper = x[:, :, 0]
+    lower = x[:, :, 1]
+    x = _larger(upper, lower)
+    left = x[..., 0, :]
+    right = x[..., 1, :]
+    return _larger(left, right)
+
+
+def _larger(a: Array, b: Array) -> Array:
+    # The first of equals, and NaN if one is.
+    second = (b > a) | jnp.isnan(b)
+    return jnp.where(second, b, a)
+
+
+# Networks
 
 
 def conv4(
@@ -120,56 +175,68 @@ def conv4(
     norm: Norm = transductive_batch_norm,
     weights: Callable = GLOROT,
 ) -> Net:
-    """Four blocks of 3x3 convolution, normalisation and ReLU, and a linear layer (Vinyals et al.
-    2016).
+    """Four blocks of 3x3 convolution, normalisation and ReLU, and a linear layer.
 
-    The two variants of Finn et al. 2017 (section 5.2): for Omniglot 64 filters and strides of 2,
-    the default; for mini-ImageNet ``conv4(ways, (84, 84, 3), 32, downsample="max_pool")``. The
-    features are flattened, as in the code of Rajeswaran et al. 2019; the code of Finn et al.
-    averages those of Omniglot over the positions.
+    The network of Vinyals et al. 2016, in the two variants of Finn et al. 2017 (section 5.2): for
+    Omniglot 64 filters and strides of 2, the default; for mini-ImageNet ``conv4(ways, (84, 84, 3),
+    32, downsample="max_pool")``. The features are flattened, as in the code of Rajeswaran et al.
+    2019; the code of Finn et al. averages those of Omniglot over the positions.
 
-    Args: ways: classes. shape: height, width and channels of an image. filters: of each block.
+    Args:
+      ways: classes.
+      shape: height, width and channels of an image.
+      filters: of each block.
       downsample: ``"stride"``, or ``"max_pool"`` for 2x2 max-pooling at the end of each block, odd
-      edges cut off. norm: ``[B, H, W, C] ->`` the same; scale and offset of each channel are
-      learned besides. weights: an initializer of `jax.nn.initializers`: Glorot's uniform one, as in
-      the code of Finn et al. 2017; that of Rajeswaran et al. 2019 has ``variance_scaling(3.0,
-      "fan_avg", "uniform")``.
-
-    Raises:
-      TypeError, ValueError: a bad size, or images too small for four poolings.
+        edges cut off; images must then be at least 16x16.
+      norm: ``[B, H, W, C] ->`` the same; scale and offset of each channel are learned besides.
+      weights: an initializer of `jax.nn.initializers`: Glorot's uniform one, as in the code of Finn
+        et al. 2017; that of Rajeswaran et al. 2019 has ``variance_scaling(3.0, "fan_avg",
+        "uniform")``.
 
     >>> import jax, metajax as mx
     >>> net = mx.nets.conv4(5)
     >>> problem = mx.problems.classifier(*net)
-    >>> sum(x.size for x in jax.tree.leaves(jax.eval_shape(net.init, jax.random.key(0))))
+    >>> params = jax.eval_shape(net.init, jax.random.key(0))
+    >>> sum(x.size for x in jax.tree.leaves(params))
     113221
     """
-    height, width, channels = shape = _image_shape(shape)
-    _checks.positive_int(ways=ways, filters=filters)
-    if downsample not in ("stride", "max_pool"):
-        raise ValueError(f"downsample must be 'stride' or 'max_pool', got {downsample!r}")
-    _checks.function(norm=norm, weights=weights)
-    pooled = downsample == "max_pool"
-    if pooled and min(height, width) < 16:
-        raise ValueError(
-            f"shape must be at least 16x16 for four poolings, got {shape}; use downsample='stride'"
-        )
-    left = (height // 16) * (width // 16) if pooled else -(-height // 16) * -(-width // 16)
+    shape = _checks.positive_ints("shape", shape, like=(28, 28, 1))
+    _checks.positive_int(filters=filters)
+    _checks.one_of("downsample", downsample, ("stride", "max_pool"))
+    _checks.function(norm=norm)
+    height, width, channels = shape
 
-    def init(key):
-        keys = jax.random.split(key, 5)
-        sizes = [(3, 3, m, filters) for m in (channels, filters, filters, filters)]
-        body = [
-            _normed(weights, k, size, bias=True) for k, size in zip(keys[:4], sizes, strict=True)
-        ]
-        return {"body": body, "head": _linear(weights, keys[4], left * filters, ways)}
+    # Four halvings: by pooling rounded down, by strides rounded up.
+    if downsample == "max_pool":
+        _check_poolings(shape, 4, "use downsample='stride'")
+        stride = 1
+        rows = height // 16
+        columns = width // 16
+    else:
+        stride = 2
+        rows = math.ceil(height / 16)
+        columns = math.ceil(width / 16)
+
+    def init_block(key, inputs, outputs):
+        size = (3, 3, inputs, outputs)
+        return _normed_layer(weights, key, size, bias=True)
 
     def block(layer, x):
-        x = conv(x, layer["w"], 1 if pooled else 2) + layer["b"]
-        x = jax.nn.relu(norm(x) * layer["scale"] + layer["offset"])
-        return max_pool(x) if pooled else x
+        x = conv(x, layer["w"], stride) + layer["b"]
+        x = _scale_and_offset(layer, norm(x))
+        x = jax.nn.relu(x)
+        if downsample == "max_pool":
+            x = max_pool(x)
+        return x
 
-    return Net(init, _stacked(block, lambda x: x.reshape(len(x), -1), shape))
+    body = _Body(
+        widths=(channels, filters, filters, filters, filters),
+        init_block=init_block,
+        block=block,
+        pool=_flatten,
+        num_features=rows * columns * filters,
+    )
+    return _net(body, shape, ways, weights)
 
 
 def dense4(
@@ -180,44 +247,44 @@ def dense4(
     norm: Norm = transductive_batch_norm,
     weights: Callable = GLOROT,
 ) -> Net:
-    """The fully connected network for Omniglot of Santoro et al. 2016 and Finn et al. 2017 (section
-    5.2).
+    """Linear layers, each followed by normalisation and ReLU, and a linear layer.
 
-    Linear layers, each followed by normalisation and ReLU, and a linear layer.
+    The fully connected network for Omniglot of Santoro et al. 2016 and Finn et al. 2017 (section
+    5.2).
 
     Args:
       ways: classes.
-      shape: of an image; it is flattened.
+      shape: height, width and channels of an image; it is flattened.
       hidden: units of the layers of the body.
       norm: ``[B, C] ->`` the same; scale and offset of each unit are learned besides.
       weights: an initializer of `jax.nn.initializers`.
-
-    Raises:
-      TypeError, ValueError: a bad size.
 
     >>> import jax, metajax as mx
     >>> params = jax.eval_shape(mx.nets.dense4(5).init, jax.random.key(0))
     >>> len(params["body"]), params["head"]["w"].shape
     (4, (64, 5))
     """
-    height, width, channels = shape = _image_shape(shape)
-    _checks.positive_int(ways=ways)
-    sizes = (height * width * channels, *(_checks.positive_int("hidden", n) for n in hidden))
-    _checks.function(norm=norm, weights=weights)
+    shape = _checks.positive_ints("shape", shape, like=(28, 28, 1))
+    hidden = _checks.positive_ints("hidden", hidden, like=(256,))
+    _checks.function(norm=norm)
 
-    def init(key):
-        keys = jax.random.split(key, len(sizes))
-        body = [
-            _normed(weights, k, size, bias=True)
-            for k, *size in zip(keys[:-1], sizes[:-1], sizes[1:], strict=True)
-        ]
-        return {"body": body, "head": _linear(weights, keys[-1], sizes[-1], ways)}
+    def init_block(key, inputs, outputs):
+        size = (inputs, outputs)
+        return _normed_layer(weights, key, size, bias=True)
 
     def block(layer, x):
-        x = x.reshape(len(x), -1) @ layer["w"] + layer["b"]
-        return jax.nn.relu(norm(x) * layer["scale"] + layer["offset"])
+        x = _flatten(x) @ layer["w"] + layer["b"]
+        x = _scale_and_offset(layer, norm(x))
+        return jax.nn.relu(x)
 
-    return Net(init, _stacked(block, lambda x: x.reshape(len(x), -1), shape))
+    body = _Body(
+        widths=(math.prod(shape), *hidden),
+        init_block=init_block,
+        block=block,
+        pool=_flatten,
+        num_features=hidden[-1],
+    )
+    return _net(body, shape, ways, weights)
 
 
 def resnet12(
@@ -236,101 +303,146 @@ def resnet12(
 
     Args:
       ways: classes.
-      shape: height, width and channels of an image.
+      shape: height, width and channels of an image, large enough for a pooling a block.
       filters: of each block; as many blocks as numbers.
       norm: ``[B, H, W, C] ->`` the same; scale and offset of each channel are learned besides.
       weights: an initializer of `jax.nn.initializers`.
-
-    Raises:
-      TypeError, ValueError: a bad size, or images too small for the poolings.
 
     >>> import jax, metajax as mx
     >>> params = jax.eval_shape(mx.nets.resnet12(5).init, jax.random.key(0))
     >>> sum(x.size for x in jax.tree.leaves(params["body"]))
     12424320
     """
-    height, width, channels = shape = _image_shape(shape)
-    _checks.positive_int(ways=ways)
-    sizes = (channels, *(_checks.positive_int("filters", n) for n in filters))
-    _checks.function(norm=norm, weights=weights)
-    if min(height, width) < 2 ** (len(sizes) - 1):
-        raise ValueError(
-            f"shape must be at least 2^blocks = {2 ** (len(sizes) - 1)} in height and width, got {shape}"
-        )
+    shape = _checks.positive_ints("shape", shape, like=(84, 84, 3))
+    filters = _checks.positive_ints("filters", filters, like=(64,))
+    _checks.function(norm=norm)
+    _check_poolings(shape, len(filters), "give larger images, or fewer filters")
 
-    def init(key):
-        *keys, k_head = jax.random.split(key, len(sizes))
-        body = []
-        for key, m, n in zip(keys, sizes[:-1], sizes[1:], strict=True):
-            *k_convs, k_shortcut = jax.random.split(key, 4)
-            convs = [
-                _normed(weights, k, (3, 3, i, n)) for k, i in zip(k_convs, (m, n, n), strict=True)
-            ]
-            body.append({"convs": convs, "shortcut": _normed(weights, k_shortcut, (1, 1, m, n))})
-        return {"body": body, "head": _linear(weights, k_head, sizes[-1], ways)}
+    def init_block(key, inputs, outputs):
+        *conv_keys, shortcut_key = jax.random.split(key, 4)
+        convs = []
+        channels = inputs
+        for conv_key in conv_keys:
+            size = (3, 3, channels, outputs)
+            convs.append(_normed_layer(weights, conv_key, size))
+            channels = outputs
+        size = (1, 1, inputs, outputs)
+        shortcut = _normed_layer(weights, shortcut_key, size)
+        return {"convs": convs, "shortcut": shortcut}
+
+    leaky_relu = functools.partial(jax.nn.leaky_relu, negative_slope=0.1)
 
     def normed_conv(layer, x):
-        return norm(conv(x, layer["w"])) * layer["scale"] + layer["offset"]
+        x = conv(x, layer["w"])
+        return _scale_and_offset(layer, norm(x))
 
     def block(layers, x):
-        residual = normed_conv(layers["shortcut"], x)
+        shortcut = normed_conv(layers["shortcut"], x)
         first, second, third = layers["convs"]
-        x = jax.nn.leaky_relu(normed_conv(first, x), 0.1)
-        x = jax.nn.leaky_relu(normed_conv(second, x), 0.1)
-        return max_pool(jax.nn.leaky_relu(normed_conv(third, x) + residual, 0.1))
+        x = leaky_relu(normed_conv(first, x))
+        x = leaky_relu(normed_conv(second, x))
+        x = leaky_relu(normed_conv(third, x) + shortcut)
+        return max_pool(x)
 
-    return Net(init, _stacked(block, lambda x: x.mean((1, 2)), shape))
+    body = _Body(
+        widths=(shape[-1], *filters),
+        init_block=init_block,
+        block=block,
+        pool=_mean_over_positions,
+        num_features=filters[-1],
+    )
+    return _net(body, shape, ways, weights)
 
 
-def _stacked(block, pool, shape):
+class _Body(NamedTuple):
+    """All of a network before its head: blocks that are alike.
+
+    Attributes:
+      widths: channels or units before the first block, and after each.
+      init_block: ``(key, inputs, outputs) -> layer``.
+      block: ``(layer, x) -> x``.
+      pool: what the last block gives ``-> [B, F]``, the features that the head takes.
+      num_features: F.
+    """
+
+    widths: tuple[int, ...]
+    init_block: Callable[..., PyTree]
+    block: Callable[..., Array]
+    pool: Callable[..., Array]
+    num_features: int
+
+
+def _net(
+    body: _Body,
+    shape: tuple[int, ...],
+    ways: int,
+    weights: Callable,
+) -> Net:
+    """The body and a linear layer on its features."""
+    _checks.positive_int(ways=ways)
+    _checks.function(weights=weights)
+
+    def init(key):
+        keys = jax.random.split(key, len(body.widths))
+        *block_keys, head_key = keys
+        sizes = itertools.pairwise(body.widths)
+        blocks = []
+        for block_key, size in zip(block_keys, sizes, strict=True):
+            blocks.append(body.init_block(block_key, *size))
+        head = {
+            "w": weights(head_key, (body.num_features, ways)),
+            "b": jnp.zeros(ways),
+        }
+        return {"body": blocks, "head": head}
+
     def apply(params, images):
-        if images.shape[1:] != shape:
-            raise ValueError(
-                f"shape is {shape}, but an image is {tuple(images.shape[1:])}; give that shape to the net"
-            )
+        got = tuple(images.shape[1:])
+        if got != shape:
+            raise ValueError(f"shape is {shape}, but an image is {got}; give that shape to the net")
         x = images
         for layer in params["body"]:
-            x = block(layer, x)
-        return pool(x) @ params["head"]["w"] + params["head"]["b"]
+            x = body.block(layer, x)
+        features = body.pool(x)
+        head = params["head"]
+        return features @ head["w"] + head["b"]
 
-    return apply
-
-
-def max_pool(x: Array) -> Array:
-    """2x2 max-pooling of ``x [B, H, W, C]``, odd edges cut off.
-
-    >>> import jax.numpy as jnp, metajax as mx
-    >>> mx.nets.max_pool(jnp.ones((2, 5, 4, 3))).shape
-    (2, 2, 2, 3)
-    """
-    # By reshaping, whose gradient is cheaper than that of lax.reduce_window. By comparison of
-    # pairs, since the gradient of x.max looks for the maximum in x again, and divides by zero where
-    # a compiler has computed x twice, differently.
-    b, h, w, c = x.shape
-    x = x[:, : h // 2 * 2, : w // 2 * 2].reshape(b, h // 2, 2, w // 2, 2, c)
-    rows = _larger(x[:, :, 0], x[:, :, 1])
-    return _larger(rows[..., 0, :], rows[..., 1, :])
+    return Net(init, apply)
 
 
-def _larger(a: Array, b: Array) -> Array:
-    return jnp.where((b > a) | jnp.isnan(b), b, a)  # the first of equals, and NaN if one is
+def _normed_layer(
+    weights: Callable,
+    key: Array,
+    size: tuple[int, ...],
+    bias: bool = False,
+) -> dict[str, Array]:
+    """A layer that normalisation follows."""
+    outputs = size[-1]
+    layer = {
+        "w": weights(key, size),
+        "scale": jnp.ones(outputs),
+        "offset": jnp.zeros(outputs),
+    }
+    # A bias before normalisation does nothing, and is there where the published net has it.
+    if bias:
+        layer["b"] = jnp.zeros(outputs)
+    return layer
 
 
-def _linear(weights, key, m, n):
-    return {"w": weights(key, (m, n)), "b": jnp.zeros(n)}
+def _scale_and_offset(layer: dict[str, Array], x: Array) -> Array:
+    return x * layer["scale"] + layer["offset"]
 
 
-def _normed(weights, key, size, bias=False):
-    # A layer that normalisation follows; a bias before it does nothing, and is there where the
-    # published net has it.
-    layer = {"w": weights(key, size), "scale": jnp.ones(size[-1]), "offset": jnp.zeros(size[-1])}
-    return layer | {"b": jnp.zeros(size[-1])} if bias else layer
+def _flatten(x: Array) -> Array:
+    return x.reshape(len(x), -1)
 
 
-def _image_shape(shape) -> tuple[int, int, int]:
-    if not isinstance(shape, Sequence) or len(shape) != 3:
+def _mean_over_positions(x: Array) -> Array:
+    return x.mean((1, 2))
+
+
+def _check_poolings(shape: tuple[int, ...], poolings: int, remedy: str) -> None:
+    least = 2**poolings
+    if min(shape[:2]) < least:
         raise ValueError(
-            f"shape must be (height, width, channels), e.g. (28, 28, 1), got {shape!r}"
+            f"shape must be at least {least}x{least} for {poolings} poolings, got {shape}; {remedy}"
         )
-    height, width, channels = (_checks.positive_int("shape", n) for n in shape)
-    return height, width, channels

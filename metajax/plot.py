@@ -1,16 +1,38 @@
-"""Pictures; needs matplotlib (``pip install 'metajax[plot]'``). Each function returns its
-matplotlib axes.
+"""Pictures of what was learned; each function returns its matplotlib axes.
+
+They need matplotlib: ``pip install 'metajax[plot]'``.
 """
 
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
+import jax.numpy as jnp
 import numpy as np
 
-# Okabe & Ito's colours, told apart with any colour vision; black first, for what the picture is
-# about.
-COLOURS = ("#000000", "#E69F00", "#56B4E9", "#009E73", "#D55E00", "#CC79A7", "#0072B2", "#F0E442")
-STYLES = ("-", "--", "-.", ":", (0, (5, 1)), (0, (1, 1)), (0, (3, 1, 1, 1)), (0, (5, 5)))
+# The colours of Okabe & Ito, which can be told apart with any colour vision; black first, for what
+# the picture is about.
+COLOURS = (
+    "#000000",  # black
+    "#E69F00",  # orange
+    "#56B4E9",  # sky blue
+    "#009E73",  # green
+    "#D55E00",  # vermilion
+    "#CC79A7",  # purple
+    "#0072B2",  # blue
+    "#F0E442",  # yellow
+)
+STYLES = (
+    "-",
+    "--",
+    "-.",
+    ":",
+    (0, (5, 1)),
+    (0, (1, 1)),
+    (0, (3, 1, 1, 1)),
+    (0, (5, 5)),
+)
+_MARKERS = "os^Dv<>*"
 
 
 def curves(
@@ -35,61 +57,105 @@ def curves(
     >>> ax.get_xlabel()
     'inner step'
     """
-    ax = _axes() if ax is None else ax
+    ax = _axes(ax)
     for i, (name, values) in enumerate(losses.items()):
-        values = np.atleast_2d(np.asarray(values, np.float64))
-        steps, mean = np.arange(values.shape[1]), values.mean(0)
-        error = (
-            values.std(0, ddof=1) / len(values) ** 0.5 if len(values) > 1 else np.zeros_like(mean)
-        )
-        colour, style = COLOURS[i % len(COLOURS)], STYLES[i % len(STYLES)]
-        ax.plot(
-            steps, mean, color=colour, linestyle=style, linewidth=2.2 if i == 0 else 1.5, label=name
-        )
-        low = mean - 2 * error if not log else np.maximum(mean - 2 * error, mean * 0.1)
-        ax.fill_between(steps, low, mean + 2 * error, color=colour, alpha=0.15, linewidth=0)
-    ax.set(xlabel=xlabel, ylabel=ylabel, yscale="log" if log else "linear")
-    ax.legend(frameon=False, fontsize=8)
-    ax.spines[["top", "right"]].set_visible(False)
-    return ax
+        values = np.asarray(values, np.float64)
+        values = np.atleast_2d(values)
+        mean = values.mean(0)
+        error = _standard_error(values)
+        steps = np.arange(len(mean))
+
+        style = _line_style(i)
+        # The first is what the picture is about.
+        style["linewidth"] = 2.2 if i == 0 else 1.5
+        ax.plot(steps, mean, label=name, **style)
+
+        low = mean - 2 * error
+        high = mean + 2 * error
+        # A logarithmic axis has no place for a band that reaches 0.
+        if log:
+            low = np.maximum(low, 0.1 * mean)
+        band = {"color": style["color"], "alpha": 0.15, "linewidth": 0}
+        ax.fill_between(steps, low, high, **band)
+
+    ax.set(xlabel=xlabel, ylabel=ylabel)
+    ax.set_yscale("log" if log else "linear")
+    _legend(ax)
+    return _without_frame(ax)
+
+
+def _standard_error(values: np.ndarray) -> np.ndarray:
+    count = len(values)
+    if count == 1:
+        return np.zeros(values.shape[1])
+    return values.std(0, ddof=1) / count**0.5
 
 
 def estimators(diagnoses: Mapping[str, Any], axes: Any = None) -> Any:
-    """How good estimators are and what they cost: bias with two standard errors, cosine, inner
-    steps.
+    """How good estimators are and what they cost: bias, cosine and inner steps.
+
+    The bias comes with two standard errors.
 
     Args:
       diagnoses: name -> `metajax.Diagnosis`, as `metajax.diagnose` gives it.
       axes: three axes to draw on; new ones by default.
 
     >>> import jax, metajax as mx, optax
-    >>> loop = mx.inner(mx.l2l(optax.sgd, mx.problems.quadratic()), mx.tasks.quadratics(2), horizon=4)
+    >>> learner = mx.l2l(optax.sgd, mx.problems.quadratic())
+    >>> loop = mx.inner(learner, mx.tasks.quadratics(2), horizon=4)
     >>> rate, key = jax.numpy.float32(0.01), jax.random.key(0)
-    >>> found = {"bptt": mx.diagnose(mx.bptt(loop, 2), key, rate, inner=loop, samples=4)}
-    >>> [ax.get_xlabel() for ax in mx.plot.estimators(found)]
+    >>> diagnosis = mx.diagnose(mx.bptt(loop, 2), key, rate, inner=loop, samples=4)
+    >>> [ax.get_xlabel() for ax in mx.plot.estimators({"bptt": diagnosis})]
     ['relative bias', 'cosine to the exact gradient', 'cost (forward inner steps)']
     """
-    names, rows = list(diagnoses), list(diagnoses.values())
-    axes = _figure((7, 0.3 * len(names) + 1)).subplots(1, 3, sharey=True) if axes is None else axes
-    panels = {
-        "bias": "relative bias",
-        "cosine": "cosine to the exact gradient",
-        "inner_steps": "cost (forward inner steps)",
-    }
-    for ax, (field, label) in zip(axes, panels.items(), strict=True):
-        values = [getattr(row, field) for row in rows]
-        error = [2 * row.bias_error for row in rows] if field == "bias" else None
-        ax.barh(
-            range(len(names)), values, xerr=error, color=COLOURS[2], ecolor=COLOURS[0], capsize=2
-        )
-        ax.set(
-            yticks=range(len(names)), yticklabels=names, xlabel=label, ylim=(len(names) - 0.5, -0.5)
-        )
-        if field == "inner_steps" and np.isfinite(values).all():
-            ax.set(xscale="log", xlim=(10.0 ** np.floor(np.log10(min(values))), None))
-            ax.xaxis.set_minor_formatter(lambda *_: "")
-        _tidy(ax, 8)
+    names = list(diagnoses)
+    rows = list(diagnoses.values())
+    if axes is None:
+        height = 0.3 * len(names) + 1
+        figure = _figure((7, height))
+        axes = figure.subplots(1, 3, sharey=True)
+    bias_axes, cosine_axes, cost_axes = axes
+
+    biases = [row.bias for row in rows]
+    errors = [2 * row.bias_error for row in rows]
+    _bars(bias_axes, names, biases, "relative bias", errors)
+
+    cosines = [row.cosine for row in rows]
+    _bars(cosine_axes, names, cosines, "cosine to the exact gradient")
+
+    costs = [row.inner_steps for row in rows]
+    _bars(cost_axes, names, costs, "cost (forward inner steps)")
+    if np.isfinite(costs).all():
+        power = np.floor(np.log10(min(costs)))
+        cost_axes.set_xscale("log")
+        cost_axes.set_xlim(left=10.0**power)
+        cost_axes.xaxis.set_minor_formatter(lambda *_: "")
     return axes
+
+
+def _bars(
+    ax: Any,
+    names: list[str],
+    values: list[float],
+    label: str,
+    errors: list[float] | None = None,
+) -> None:
+    rows = range(len(names))
+    ax.barh(
+        rows,
+        values,
+        xerr=errors,
+        capsize=2,
+        color=COLOURS[2],
+        ecolor=COLOURS[0],
+    )
+    ax.set_xlabel(label)
+    ax.set_yticks(rows, names)
+    # The first name on top.
+    ax.set_ylim(len(names) - 0.5, -0.5)
+    ax.tick_params(labelsize=8)
+    ax.xaxis.label.set_fontsize(8)
+    _without_frame(ax)
 
 
 def update_rule(
@@ -100,12 +166,16 @@ def update_rule(
     past: Sequence[float] = (-1.0, 0.0, 1.0),
     steps: int = 10,
 ) -> Any:
-    """What an optimizer does to a coordinate: its update against the gradient, for several
-    histories of it.
+    """What an optimizer does to a coordinate: its update against the gradient.
 
-    Args: tx: an `optax.GradientTransformation`, e.g. ``optimizer.tx(meta_params)``, that treats
-      coordinates alike. ax: the axes to draw on; new ones by default. largest: gradients are drawn
-      from minus to plus this. past: in each of the histories the gradient has had this value.
+    A line for each of several histories of the gradient.
+
+    Args:
+      tx: an `optax.GradientTransformation`, e.g. ``optimizer.tx(meta_params)``, that treats
+        coordinates alike.
+      ax: the axes to draw on; new ones by default.
+      largest: gradients are drawn from minus to plus this.
+      past: in each of the histories the gradient has had this value.
       steps: for so many steps.
 
     >>> import metajax as mx, optax
@@ -113,40 +183,33 @@ def update_rule(
     >>> ax.get_xlabel(), len(ax.lines)
     ('gradient', 2)
     """
-    import jax.numpy as jnp
-
-    ax = _axes() if ax is None else ax
+    ax = _axes(ax)
     gradient = jnp.linspace(-largest, largest, 201)
+    params = jnp.zeros_like(gradient)
     for i, value in enumerate(past):
-        params = jnp.zeros_like(gradient)
         state = tx.init(params)
         for _ in range(steps):
-            _, state = tx.update(jnp.full_like(gradient, value), state, params)
+            before = jnp.full_like(gradient, value)
+            _, state = tx.update(before, state, params)
         update, _ = tx.update(gradient, state, params)
+
         label = f"{steps} gradients of {value:g} before"
-        ax.plot(
-            gradient,
-            update,
-            color=COLOURS[i % len(COLOURS)],
-            linestyle=STYLES[i % len(STYLES)],
-            label=label,
-        )
+        style = _line_style(i)
+        ax.plot(gradient, update, label=label, **style)
     ax.set(xlabel="gradient", ylabel="update")
-    ax.legend(frameon=False, fontsize=8)
-    return _tidy(ax)
+    _legend(ax)
+    return _without_frame(ax)
 
 
 def state_map(states: Any, shape: tuple[int, int], ax: Any = None) -> Any:
-    """One feature of all cells of a VSML layer over an image: for each output, an image of the
-    cells of its inputs.
+    """One feature of all cells of a VSML layer: for each output, an image of its cells.
+
+    The pixel of an input shows the cell that joins it to the output.
 
     Args:
       states: ``[A, B]``, one feature of the cells of a dense layer.
       shape: height and width of the image that the A inputs are the pixels of.
       ax: the axes to draw on; new ones by default.
-
-    Raises:
-      ValueError: a shape that does not have A pixels.
 
     >>> import jax, metajax as mx
     >>> net = mx.vsml((64, 10))
@@ -155,34 +218,39 @@ def state_map(states: Any, shape: tuple[int, int], ax: Any = None) -> Any:
     >>> ax = mx.plot.state_map(c[0, 0, :, :, 0], (8, 8))
     """
     states = np.asarray(states)
-    if states.ndim != 2 or states.shape[0] != shape[0] * shape[1]:
-        raise ValueError(
-            f"states must be [{shape[0] * shape[1]}, B] for the shape {shape}, got {list(states.shape)}"
-        )
+    inputs = shape[0] * shape[1]
+    got = list(states.shape)
+    if states.ndim != 2 or got[0] != inputs:
+        raise ValueError(f"states must be [{inputs}, B] for the shape {shape}, got {got}")
+
     outputs = states.shape[1]
-    ax = _axes((0.8 * outputs + 1, 1.4)) if ax is None else ax
-    top = np.abs(states).max() or 1.0
-    for b in range(outputs):
-        left = 1.1 * b
-        extent = (left, left + 1, 0, 1)
-        drawn = ax.imshow(
-            states[:, b].reshape(shape), extent=extent, cmap="PuOr", vmin=-top, vmax=top
-        )
-        ax.text(left + 0.5, -0.1, str(b), ha="center", va="top", fontsize=8)
-    ax.set(
-        xlim=(0, 1.1 * outputs),
-        ylim=(-0.3, 1),
-        aspect="equal",
-        xticks=[],
-        yticks=[],
-        xlabel="output",
-    )
-    ax.spines[:].set_visible(False)
-    ax.figure.colorbar(drawn, ax=ax, fraction=0.02, pad=0.01).ax.tick_params(labelsize=7)
+    ax = _axes(ax, (0.8 * outputs + 1, 1.4))
+    colours = _diverging(states)
+    number = {"ha": "center", "va": "top", "fontsize": 8}
+    for output in range(outputs):
+        left = 1.1 * output
+        right = left + 1
+        image = states[:, output].reshape(shape)
+        mappable = ax.imshow(image, extent=(left, right, 0, 1), **colours)
+        ax.text(left + 0.5, -0.1, str(output), **number)
+
+    ax.set_xlim(0, 1.1 * outputs)
+    ax.set_ylim(-0.3, 1)
+    ax.set_xlabel("output")
+    _bare(ax)
+    place = {"fraction": 0.02, "pad": 0.01}
+    colourbar = ax.figure.colorbar(mappable, ax=ax, **place)
+    colourbar.ax.tick_params(labelsize=7)
     return ax
 
 
-def messages(values: Any, labels: Any = None, ax: Any = None, *, name: str = "message") -> Any:
+def messages(
+    values: Any,
+    labels: Any = None,
+    ax: Any = None,
+    *,
+    name: str = "message",
+) -> Any:
     """What flows through a network as it learns: a row for each unit, a column for each example.
 
     Args:
@@ -192,22 +260,30 @@ def messages(values: Any, labels: Any = None, ax: Any = None, *, name: str = "me
       name: label of the colours.
 
     >>> import numpy as np, metajax as mx
-    >>> ax = mx.plot.messages(np.random.default_rng(0).normal(size=(50, 10)), labels=np.arange(50) % 10)
+    >>> values = np.random.default_rng(0).normal(size=(50, 10))
+    >>> ax = mx.plot.messages(values, labels=np.arange(50) % 10)
     >>> ax.get_ylabel()
     'unit'
     """
     values = np.asarray(values)
     if values.ndim != 2:
         raise ValueError(f"values must be [steps, units], got {list(values.shape)}")
-    ax = _axes((6, 2.4)) if ax is None else ax
-    top = np.abs(values).max() or 1.0
-    drawn = ax.imshow(
-        values.T, aspect="auto", cmap="PuOr", vmin=-top, vmax=top, interpolation="nearest"
+
+    ax = _axes(ax, (6, 2.4))
+    colours = _diverging(values)
+    mappable = ax.imshow(
+        values.T,
+        aspect="auto",
+        interpolation="nearest",
+        **colours,
     )
     if labels is not None:
-        ax.plot(np.arange(len(values)), np.asarray(labels), ".", color=COLOURS[0], markersize=3)
+        labels = np.asarray(labels)
+        steps = np.arange(len(values))
+        dots = {"color": COLOURS[0], "markersize": 3}
+        ax.plot(steps, labels, ".", **dots)
     ax.set(xlabel="example", ylabel="unit")
-    ax.figure.colorbar(drawn, ax=ax, label=name)
+    ax.figure.colorbar(mappable, ax=ax, label=name)
     return ax
 
 
@@ -233,116 +309,185 @@ def scaling(
     >>> ax.get_xscale(), ax.get_yscale()
     ('log', 'log')
     """
-    ax = _axes() if ax is None else ax
+    ax = _axes(ax)
     for i, (name, y) in enumerate(values.items()):
-        style = {
-            "color": COLOURS[i % len(COLOURS)],
-            "linestyle": STYLES[i % len(STYLES)],
-            "marker": "os^Dv<>*"[i % 8],
-        }
-        ax.plot(x, np.asarray(y), markersize=4, linewidth=1.5, label=name, **style)
-    ax.set(xscale="log", yscale="log", xlabel=xlabel, ylabel=ylabel)
+        style = _line_style(i)
+        style["linewidth"] = 1.5
+        style["marker"] = _MARKERS[i % len(_MARKERS)]
+        style["markersize"] = 4
+        ax.plot(x, np.asarray(y), label=name, **style)
+    ax.set(xlabel=xlabel, ylabel=ylabel)
+    ax.set(xscale="log", yscale="log")
     ax.set_xticks(list(x), [f"{v:g}" for v in x])
     ax.set_xticks([], minor=True)
-    ax.legend(frameon=False, fontsize=8)
-    return _tidy(ax)
+    _legend(ax)
+    return _without_frame(ax)
 
 
 def episode(
-    support: Mapping[str, Any], query: Mapping[str, Any], predicted: Any, ax: Any = None
+    support: Mapping[str, Any],
+    query: Mapping[str, Any],
+    predicted: Any,
+    ax: Any = None,
 ) -> Any:
-    """A few-shot episode, a row for each class: its support images, then its query images with what
-    was predicted.
+    """A few-shot episode: a row for each class, with its support images and its query images.
 
     Right predictions have a thin frame, wrong ones a thick one, and the class that was predicted
     instead.
 
-    Args: support: ``{"image": [N * K, height, width, channels], "label": [N * K]}``, as
-      `metajax.tasks.episodes` gives it; one channel or three, uint8 or in [0, 1]. query: likewise.
-      predicted: ``[N * Q]``, the predicted label of each query image. ax: the axes to draw on; new
-      ones by default.
-
-    Raises:
-      ValueError: images of another shape, or not one prediction a query image.
+    Args:
+      support: ``{"image": [N * K, height, width, channels], "label": [N * K]}``, as
+        `metajax.tasks.episodes` gives it; one channel or three, uint8 or in [0, 1].
+      query: likewise.
+      predicted: ``[N * Q]``, the predicted label of each query image.
+      ax: the axes to draw on; new ones by default.
 
     >>> import jax, metajax as mx
     >>> data, tasks = mx.data.few_shot("digits", "train"), mx.tasks.episodes(5, shots=2, queries=3)
     >>> task = tasks.sample(jax.random.key(0), data)
-    >>> support, query = tasks.train(jax.random.key(1), data, task, 0), tasks.test(jax.random.key(2), data, task)
+    >>> support = tasks.train(jax.random.key(1), data, task, 0)
+    >>> query = tasks.test(jax.random.key(2), data, task)
     >>> ax = mx.plot.episode(support, query, predicted=query["label"])
     >>> ax.get_title()
     '15 of 15 right'
     """
-    predicted, label = np.asarray(predicted), np.asarray(query["label"])
-    if predicted.shape != label.shape:
+    predicted = np.asarray(predicted)
+    truth = np.asarray(query["label"])
+    _check_predictions(predicted, truth)
+    support_images = _by_class("support", support)
+    query_images = _by_class("query", query)
+    classes = sorted({*support_images, *query_images})
+
+    # Images are squares of size 1, with a gap between support and queries.
+    shots = _most(support_images)
+    queries = _most(query_images)
+    left = shots + 0.5
+    right = left + queries
+
+    width = 0.6 * right + 0.6
+    height = 0.6 * len(classes) + 0.8
+    ax = _axes(ax, (width, height))
+
+    name = {"ha": "right", "va": "center", "fontsize": 9}
+    for row, label in enumerate(classes):
+        ax.text(-0.15, row + 0.5, str(label), **name)
+        for column, image in enumerate(support_images[label]):
+            _framed(ax, image.pixels, column, row)
+        for column, image in enumerate(query_images[label]):
+            answer = predicted[image.place]
+            correct = answer == label
+            _answered(ax, image.pixels, left + column, row, answer, correct)
+
+    heading = {"ha": "center", "va": "bottom", "fontsize": 9}
+    ax.text(shots / 2, -0.1, "support", **heading)
+    ax.text(left + queries / 2, -0.1, "queries", **heading)
+    count = (predicted == truth).sum()
+    ax.set_title(f"{count} of {truth.size} right", fontsize=9)
+    ax.set_xlim(-0.5, right)
+    ax.set_ylim(len(classes), -0.4)
+    return _bare(ax)
+
+
+class _Image(NamedTuple):
+    """An image as matplotlib takes it, and its place in the batch."""
+
+    pixels: np.ndarray
+    place: int
+
+
+_ByClass = defaultdict[int, list[_Image]]
+
+
+def _by_class(name: str, batch: Mapping[str, Any]) -> _ByClass:
+    images = np.asarray(batch["image"])
+    labels = np.asarray(batch["label"])
+    _check_images(name, images, labels)
+    if images.shape[3] == 1:
+        images = images[..., 0]
+
+    by_class = defaultdict(list)
+    for place, label in enumerate(labels):
+        image = _Image(images[place], place)
+        by_class[int(label)].append(image)
+    return by_class
+
+
+def _most(by_class: _ByClass) -> int:
+    return max(map(len, by_class.values()))
+
+
+def _check_predictions(predicted: np.ndarray, truth: np.ndarray) -> None:
+    if predicted.shape != truth.shape:
         raise ValueError(
-            f"predicted must be one label a query image, {list(label.shape)}, got {list(predicted.shape)}; "
-            f"for logits give logits.argmax(-1)"
+            f"predicted must be one label a query image, {list(truth.shape)}, got "
+            f"{list(predicted.shape)}; for logits give logits.argmax(-1)"
         )
-    shots, queries = (
-        _by_label(name, part) for name, part in (("support", support), ("query", query))
-    )
-    columns, more = (max(len(images) for images, _ in part.values()) for part in (shots, queries))
-    classes, width, none = sorted(shots.keys() | queries.keys()), columns + more + 0.5, ((), ())
-    ax = _axes((0.6 * width + 0.6, 0.6 * len(classes) + 0.8)) if ax is None else ax
-    for row, c in enumerate(classes):
-        ax.text(-0.15, row + 0.5, str(c), ha="right", va="center", fontsize=9)
-        for x, image in enumerate(shots.get(c, none)[0]):
-            _picture(ax, image, x, row)
-        for x, (image, i) in enumerate(zip(*queries.get(c, none), strict=True)):
-            right = predicted[i] == c
-            _picture(
-                ax,
-                image,
-                columns + 0.5 + x,
-                row,
-                COLOURS[3] if right else COLOURS[4],
-                1.2 if right else 3.0,
-            )
-            if not right:
-                ax.text(columns + 1.4 + x, row + 0.9, str(predicted[i]), color=COLOURS[4], **_WRONG)
-    for x, text in ((columns / 2, "support"), (columns + 0.5 + more / 2, "queries")):
-        ax.text(x, -0.1, text, ha="center", va="bottom", fontsize=9)
-    ax.set(xlim=(-0.5, width), ylim=(len(classes), -0.4), aspect="equal", xticks=[], yticks=[])
-    ax.set_title(f"{(predicted == label).sum()} of {label.size} right", fontsize=9)
-    ax.spines[:].set_visible(False)
-    return ax
 
 
-_WRONG = {"fontsize": 9, "fontweight": "bold", "ha": "right", "va": "bottom"}
-_WRONG |= {"bbox": {"facecolor": "white", "edgecolor": "none", "pad": 0.8}}
-
-
-def _by_label(name: str, part: Mapping[str, Any]) -> dict[int, tuple[np.ndarray, np.ndarray]]:
-    # label -> its images as matplotlib takes them, and their places in the batch
-    image, label = np.asarray(part["image"]), np.asarray(part["label"])
-    if (
-        image.ndim != 4
-        or image.shape[3] not in (1, 3)
-        or label.shape != image.shape[:1]
-        or not label.size
-    ):
+def _check_images(name: str, images: np.ndarray, labels: np.ndarray) -> None:
+    fits = images.ndim == 4
+    fits = fits and images.shape[3] in (1, 3)
+    fits = fits and labels.shape == images.shape[:1]
+    if not fits or not labels.size:
         raise ValueError(
-            f'{name}["image"] must be [B, height, width, 1 or 3] with one label each, got {list(image.shape)} and '
-            f"{list(label.shape)} labels"
+            f'{name}["image"] must be [B, height, width, 1 or 3] with one label each, got '
+            f"{list(images.shape)} and {list(labels.shape)} labels"
         )
-    image = image[..., 0] if image.shape[3] == 1 else image
-    return {int(c): (image[label == c], np.flatnonzero(label == c)) for c in np.unique(label)}
 
 
-def _picture(ax, image, x, y, colour="#BBBBBB", width=0.8) -> None:
-    top = 255 if image.dtype == np.uint8 else 1
-    ax.imshow(image, extent=(x + 0.05, x + 0.95, y + 0.95, y + 0.05), cmap="gray", vmin=0, vmax=top)
-    ax.plot(
-        [x + 0.05, x + 0.95, x + 0.95, x + 0.05, x + 0.05],
-        [y + 0.05, y + 0.05, y + 0.95, y + 0.95, y + 0.05],
-        color=colour,
-        linewidth=width,
+def _answered(
+    ax: Any,
+    pixels: np.ndarray,
+    x: float,
+    y: float,
+    answer: int,
+    correct: bool,
+) -> None:
+    """A query image in a frame that says whether the answer is correct."""
+    if correct:
+        _framed(ax, pixels, x, y, COLOURS[3], 1.2)
+        return
+    _framed(ax, pixels, x, y, COLOURS[4], 3.0)
+    ax.text(
+        x + 0.9,
+        y + 0.9,
+        str(answer),
+        ha="right",
+        va="bottom",
+        color=COLOURS[4],
+        fontsize=9,
+        fontweight="bold",
+        bbox={"facecolor": "white", "edgecolor": "none", "pad": 0.8},
     )
 
 
-def _axes(size: tuple[float, float] = (5, 3.6)) -> Any:
-    return _figure(size).add_subplot()
+def _framed(
+    ax: Any,
+    pixels: np.ndarray,
+    x: float,
+    y: float,
+    colour: str = "#BBBBBB",
+    width: float = 0.8,
+) -> None:
+    """An image in a frame, within the square of size 1 whose upper left corner is ``(x, y)``."""
+    white = 255 if pixels.dtype == np.uint8 else 1
+    left = x + 0.05
+    right = x + 0.95
+    top = y + 0.05
+    bottom = y + 0.95
+    ax.imshow(
+        pixels,
+        extent=(left, right, bottom, top),
+        cmap="gray",
+        vmin=0,
+        vmax=white,
+    )
+    frame_x = [left, right, right, left, left]
+    frame_y = [top, top, bottom, bottom, top]
+    ax.plot(frame_x, frame_y, color=colour, linewidth=width)
+
+
+# What the pictures have in common
 
 
 def _figure(size: tuple[float, float]) -> Any:
@@ -353,9 +498,37 @@ def _figure(size: tuple[float, float]) -> Any:
     return Figure(figsize=size, layout="constrained")
 
 
-def _tidy(ax: Any, size: float | None = None) -> Any:
+def _axes(ax: Any, size: tuple[float, float] = (5, 3.6)) -> Any:
+    """``ax``, or if that is None, axes on a new figure of ``size`` inches."""
+    if ax is None:
+        return _figure(size).add_subplot()
+    return ax
+
+
+def _line_style(i: int) -> dict[str, Any]:
+    return {
+        "color": COLOURS[i % len(COLOURS)],
+        "linestyle": STYLES[i % len(STYLES)],
+    }
+
+
+def _diverging(values: np.ndarray) -> dict[str, Any]:
+    """Two colours, for above and below 0."""
+    largest = np.abs(values).max() or 1.0
+    return {"cmap": "PuOr", "vmin": -largest, "vmax": largest}
+
+
+def _legend(ax: Any) -> None:
+    ax.legend(frameon=False, fontsize=8)
+
+
+def _without_frame(ax: Any) -> Any:
     ax.spines[["top", "right"]].set_visible(False)
-    if size is not None:
-        ax.tick_params(labelsize=size)
-        ax.xaxis.label.set_fontsize(size)
+    return ax
+
+
+def _bare(ax: Any) -> Any:
+    """For images side by side: no axes, and units of one length in both directions."""
+    ax.set(aspect="equal", xticks=[], yticks=[])
+    ax.spines[:].set_visible(False)
     return ax

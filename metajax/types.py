@@ -215,11 +215,20 @@ class Trainer(NamedTuple):
 
     Attributes:
       init: ``(key, meta_params, data) -> TrainState``.
-      step: ``(state, data) -> (TrainState, metrics)``.
+      step: ``(state, data) -> (TrainState, metrics)``, one meta-step.
+      run: ``(state, data, n) -> (TrainState, metrics)``, ``n`` meta-steps in one compiled call, at
+        most ``chunk``. It ends early after ``max_skipped`` skipped steps in a row. Each metric is
+        a buffer ``[chunk, ...]`` that begins with the steps taken. The state's buffers are
+        donated, so the state that goes in cannot be used afterwards.
+      chunk: the most meta-steps that one call of ``run`` takes.
+      max_skipped: how many skipped steps in a row end a run.
     """
 
     init: Callable[..., TrainState]
-    step: Callable[..., tuple[TrainState, dict[str, Array]]]
+    step: Callable[..., tuple[TrainState, Metrics]]
+    run: Callable[[TrainState, Data, int], tuple[TrainState, Metrics]]
+    chunk: int
+    max_skipped: int
 
 
 class LearnedOptimizer(NamedTuple):

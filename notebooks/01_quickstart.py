@@ -1,9 +1,9 @@
 # %% [markdown]
 # # Quickstart: the whole idea on one page
 #
-# Meta-learning has two loops. The **inner loop** is something that learns: a network trained by an optimizer, a
-# recurrent network whose activations learn, a few gradient steps from a start. The **outer loop** changes how it
-# learns. metajax keeps the two apart:
+# Meta-learning has two loops. The **inner loop** is something that learns: a network trained by an
+# optimizer, a recurrent network whose activations learn, a few gradient steps from a start. The
+# **outer loop** changes how it learns. metajax keeps the two apart:
 #
 # | | what it is | made by |
 # | --- | --- | --- |
@@ -28,23 +28,25 @@ TASKS = 32  # smoke: 2
 # %% [markdown]
 # ## A learner: an optimizer that has parameters of its own
 #
-# `mx.optim.lstm()` is the LSTM optimizer of Andrychowicz et al. (2016). One small network looks at each coordinate of a
-# gradient and says how to change that coordinate. Here it trains a perceptron on small images of digits, which come
-# with the package.
+# `mx.optim.lstm()` is the LSTM optimizer of Andrychowicz et al. (2016). One small network looks at
+# each coordinate of a gradient and says how to change that coordinate. Here it trains a perceptron
+# on small images of digits, which come with the package.
 
 # %%
-images, unseen = mx.data.load("digits", "train"), mx.data.load("digits", "test")
+images = mx.data.load("digits", "train")
+unseen = mx.data.load("digits", "test")
 optimizer = mx.optim.lstm()
 problem = mx.problems.mlp((64, 8, 10))
 tasks = mx.tasks.minibatches(batch_size=64)
 
-loop = mx.inner(mx.l2l(optimizer, problem), tasks, horizon=50)
+learner = mx.l2l(optimizer, problem)
+loop = mx.inner(learner, tasks, horizon=50)
 
 # %% [markdown]
 # Before any meta-training the optimizer is a random function, and the loss goes nowhere:
 
 # %%
-start = optimizer.init(jax.random.key(0))
+start = learner.meta(jax.random.key(0))
 before = mx.evaluate(loop, jax.random.key(1), start, unseen, num_tasks=TASKS)
 print("loss after 50 steps:", before.loss[:, -1].mean())
 
@@ -56,7 +58,8 @@ print("loss after 50 steps:", before.loss[:, -1].mean())
 # %%
 estimator = mx.bptt(loop, num_tasks=2, truncation=25)
 schedule = optax.cosine_decay_schedule(5e-3, META_STEPS)
-trainer = mx.trainer(estimator, optax.chain(optax.clip_by_global_norm(1.0), optax.adam(schedule)))
+outer = optax.chain(optax.clip_by_global_norm(1.0), optax.adam(schedule))
+trainer = mx.trainer(estimator, outer)
 
 state = trainer.init(jax.random.key(2), start, images)
 result = mx.fit(trainer, state, images, num_steps=META_STEPS)
@@ -64,8 +67,9 @@ result = mx.fit(trainer, state, images, num_steps=META_STEPS)
 # %% [markdown]
 # ## What was learned
 #
-# The result is an ordinary optax transformation. Beside it stand the usual optimizers, each with its learning rate
-# searched. All train a network with *20* hidden units, from images the meta-training never saw.
+# The result is an ordinary optax transformation. Beside it stand the usual optimizers, each with
+# its learning rate searched. All train a network with *20* hidden units, from images the
+# meta-training never saw.
 
 # %%
 comparison = mx.compare(
@@ -83,8 +87,8 @@ mx.plot.curves(comparison.loss, ylabel="training loss (nats)").figure
 # %% [markdown]
 # ## Swap one line
 #
-# The same learner, the same tasks, another estimator: persistent evolution strategies (Vicol et al. 2021) need no
-# gradient of the inner loop and have no truncation bias.
+# The same learner, the same tasks, another estimator: persistent evolution strategies (Vicol et al.
+# 2021) need no gradient of the inner loop and have no truncation bias.
 
 # %%
 trainer = mx.trainer(mx.pes(loop, num_tasks=8, std=0.01, truncation=25), optax.adam(1e-3))
@@ -92,24 +96,25 @@ state = trainer.init(jax.random.key(4), result.best, images)
 more = mx.fit(trainer, state, images, num_steps=max(2, META_STEPS // 10))
 
 # %% [markdown]
-# Or another learner: MAML, in which what is learned is the start of a few gradient steps. The trainer is as before.
+# Or another learner: MAML, in which what is learned is the start of a few gradient steps. The
+# trainer is as before.
 
 # %%
-few, unseen = (mx.data.by_class(mx.data.load("digits", split)) for split in ("train", "test"))
-maml = mx.inner(
-    mx.maml(mx.problems.mlp((64, 32, 3)), rate=0.4),
-    mx.tasks.episodes(ways=3, shots=1),
-    3,
-    meta_loss="heldout",
-)
-trainer = mx.trainer(mx.bptt(maml, num_tasks=8), optax.adam(3e-3))
-start = mx.problems.mlp((64, 32, 3)).init(jax.random.key(6), ())
-result = mx.fit(trainer, trainer.init(jax.random.key(5), start, few), few, num_steps=META_STEPS)
+few = mx.data.by_class(images)
+few_unseen = mx.data.by_class(unseen)
+maml = mx.maml(mx.problems.mlp((64, 32, 3)), rate=0.4)
+loop = mx.inner(maml, mx.tasks.episodes(ways=3, shots=1), horizon=3, meta_loss="heldout")
+trainer = mx.trainer(mx.bptt(loop, num_tasks=8), optax.adam(3e-3))
+start = maml.meta(jax.random.key(6))
+state = trainer.init(jax.random.key(5), start, few)
+result = mx.fit(trainer, state, few, num_steps=META_STEPS)
+
 print("three of the ten digits apart after one image of each, unseen images:")
 for name, params in {"from a random start": start, "from the learned one": result.best}.items():
-    found = mx.evaluate(maml, jax.random.key(7), params, unseen, num_tasks=200)
-    print(f"  {name}, accuracy {found.test_metrics['accuracy'].mean():.3f}")
+    curves = mx.evaluate(loop, jax.random.key(7), params, few_unseen, num_tasks=200)
+    print(f"  {name}, accuracy {curves.test_metrics['accuracy'].mean():.3f}")
 
 # %% [markdown]
-# Next: [VSML](02_vsml.ipynb), [learned optimizers](03_learned_optimizers.ipynb), [implicit gradients](04_imaml.ipynb),
-# [estimators](05_estimators.ipynb), [parts of your own](06_your_own.ipynb), [several devices](07_scaling.ipynb).
+# Next: [VSML](02_vsml.ipynb), [learned optimizers](03_learned_optimizers.ipynb), [implicit
+# gradients](04_imaml.ipynb), [estimators](05_estimators.ipynb), [parts of your
+# own](06_your_own.ipynb), [several devices](07_scaling.ipynb).

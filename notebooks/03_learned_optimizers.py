@@ -17,9 +17,10 @@ STEPS = 100  # smoke: 5
 # %% [markdown]
 # ## What is in the box
 #
-# `mx.optim` has the LSTM of Andrychowicz et al. (2016) with the settings of the paper and of its code, the same with
-# global averaging cells, NTM-BFGS, RNNProp, small per-parameter networks, learned schedules and per-parameter rates.
-# Each is a pair `(init, tx)`: `init(key)` gives meta-parameters, `tx(meta_params)` an `optax.GradientTransformation`.
+# `mx.optim` has the LSTM of Andrychowicz et al. (2016) with the settings of the paper and of its
+# code, the same with global averaging cells, NTM-BFGS, RNNProp, small per-parameter networks,
+# learned schedules and per-parameter rates. Each is a pair `(init, tx)`: `init(key)` gives
+# meta-parameters, `tx(meta_params)` an `optax.GradientTransformation`.
 #
 # One that is already meta-trained is loaded by name, offline:
 
@@ -43,7 +44,8 @@ class Net(linen.Module):
 
 model = Net()
 data = mx.data.load("digits", "test")
-images, labels = jnp.asarray(data["image"], jnp.float32) / 255, jnp.asarray(data["label"])
+images = jnp.asarray(data["image"], jnp.float32) / 255
+labels = jnp.asarray(data["label"])
 state = TrainState.create(
     apply_fn=model.apply,
     params=model.init(jax.random.key(0), images[:1])["params"],
@@ -71,8 +73,8 @@ for i in range(STEPS):
 # %% [markdown]
 # ## What does it do?
 #
-# Its update of a coordinate against the gradient, after ten steps with a constant gradient: momentum, a saturating
-# dependence on the size of the gradient, and more. Adam beside it.
+# Its update of a coordinate against the gradient, after ten steps with a constant gradient:
+# momentum, a saturating dependence on the size of the gradient, and more. Adam beside it.
 
 # %%
 mx.plot.update_rule(tx, largest=0.2, past=(-0.1, 0.0, 0.1)).figure
@@ -83,19 +85,19 @@ mx.plot.update_rule(optax.adam(0.1), largest=0.2, past=(-0.1, 0.0, 0.1)).figure
 # %% [markdown]
 # ## Meta-train one on a family of networks
 #
-# An optimizer knows what it has met. `mx.problems.random_mlp` draws width, depth and activation for each task, and
-# `mx.problems.random_scaling` the units of each parameter.
+# An optimizer knows what it has met. `mx.problems.random_mlp` draws width, depth and activation for
+# each task, and `mx.problems.random_scaling` the units of each parameter.
 
 # %%
 optimizer = mx.optim.rnnprop()
 train = mx.data.load("digits", "train")
 problem, tasks = mx.problems.random_mlp(mx.tasks.minibatches(64), 64, 10, widths=(4, 16))
-loop = mx.inner(mx.l2l(optimizer, problem), tasks, horizon=100)
-outer = optax.chain(
-    optax.clip_by_global_norm(1.0), optax.adam(optax.cosine_decay_schedule(3e-3, META_STEPS))
-)
+learner = mx.l2l(optimizer, problem)
+loop = mx.inner(learner, tasks, horizon=100)
+schedule = optax.cosine_decay_schedule(3e-3, META_STEPS)
+outer = optax.chain(optax.clip_by_global_norm(1.0), optax.adam(schedule))
 trainer = mx.trainer(mx.bptt(loop, num_tasks=4, truncation=20), outer)
-start = trainer.init(jax.random.key(1), optimizer.init(jax.random.key(2)), train)
+start = trainer.init(jax.random.key(1), learner.meta(jax.random.key(2)), train)
 result = mx.fit(trainer, start, train, num_steps=META_STEPS)
 
 # %% [markdown]
@@ -119,7 +121,8 @@ mx.plot.curves(comparison.loss, ylabel="training loss (nats)").figure
 # %% [markdown]
 # ## Save it, also for others
 #
-# A file with the ending `.safetensors` can be read by PyTorch and others too; nothing is ever unpickled.
+# A file with the ending `.safetensors` can be read by PyTorch and others too; nothing is ever
+# unpickled.
 
 # %%
 mx.save("out/rnnprop.safetensors", result.best)

@@ -128,16 +128,17 @@ def fit():
     of the first goes on on two devices."""
 
     def trainer_and_state(mesh):
-        trainer = mx.trainer(mx.bptt(mx.sharding.split(quadratics(), mesh), 8), optax.adam(1e-2))
+        estimator = mx.bptt(mx.sharding.split(quadratics(), mesh), 8)
+        trainer = mx.trainer(estimator, optax.adam(1e-2), chunk=2)
         return trainer, mx.sharding.place(trainer.init(KEY, RATE), mesh)
 
     with tempfile.TemporaryDirectory() as folder:
         trainer, state = trainer_and_state(mx.sharding.mesh())
         before = len(COMPILED)
         store = mx.checkpoints(folder)
-        state, *_ = mx.fit(trainer, state, num_steps=3, chunk=2, progress=False, checkpoint=store)
+        state, *_ = mx.fit(trainer, state, num_steps=3, progress=None, checkpoint=store)
         first = len(COMPILED)
-        state, *_ = mx.fit(trainer, state, num_steps=6, chunk=2, progress=False)
+        state, *_ = mx.fit(trainer, state, num_steps=6, progress=None)
         FOUND["fit"] = {
             "first": first - before,
             "second": len(COMPILED) - first,
@@ -146,7 +147,7 @@ def fit():
         trainer, placed = trainer_and_state(mx.sharding.mesh(2))
         rows = []
         result = mx.fit(
-            trainer, placed, num_steps=6, progress=False, checkpoint=store, callbacks=[rows.extend]
+            trainer, placed, num_steps=6, progress=None, checkpoint=store, callbacks=[rows.extend]
         )
     FOUND["fewer devices"] = {
         "difference": difference(state, result.state),
@@ -207,7 +208,7 @@ def mistakes():
         "place": lambda: mx.sharding.place(six, mesh),
         "devices": lambda: mx.sharding.mesh(5),
         "explicit": lambda: mx.sharding.split(inner, explicit),
-        "another mesh": lambda: mx.fit(trainer, elsewhere, num_steps=1, progress=False),
+        "another mesh": lambda: mx.fit(trainer, elsewhere, num_steps=1, progress=None),
         "another mesh, eagerly": lambda: trainer.step(elsewhere),
     }
     FOUND["mistakes"] = {}

@@ -8,6 +8,7 @@ import numpy as np
 import optax
 
 import metajax as mx
+from metajax.training._trainer import chunked
 
 
 def make(clip=1.0):
@@ -15,7 +16,7 @@ def make(clip=1.0):
         mx.l2l(optax.sgd, mx.problems.quadratic(), second_order=True), mx.tasks.quadratics(2), 4
     )
     tx = optax.chain(optax.clip_by_global_norm(clip), optax.adam(1e-3))
-    trainer = mx.trainer(mx.bptt(inner, 2, 2, stagger=True), tx)
+    trainer = mx.trainer(mx.bptt(inner, 2, 2, stagger=True), tx, chunk=5)
     return inner, trainer, trainer.init(jax.random.key(0), jnp.float32(1e-3))
 
 
@@ -35,12 +36,10 @@ def run(folder, num_steps=60, every=7, log="log.jsonl", callbacks=()):
         TRAINER,
         STATE,
         num_steps=num_steps,
-        chunk=5,
         validate=mx.validation(loss, jax.random.key(1), every=10),
         checkpoint=mx.checkpoints(Path(folder) / "checkpoints", every=every, tag="test"),
-        log=Path(folder) / log,
-        callbacks=callbacks,
-        progress=False,
+        callbacks=[mx.log(Path(folder) / log), *callbacks],
+        progress=None,
     )
 
 
@@ -72,10 +71,8 @@ def process(folder, cache):
     (folder / "ended").touch()
 
 
-def counter(metrics=lambda step: {}):
-    """A trainer that does nothing: its meta-parameter is the step, its loss what ``metrics``
-    says.
-    """
+def counter(metrics=lambda step: {}, chunk=10, max_skipped=10):
+    """A trainer that does nothing: its meta-parameter is the step, its loss ``metrics``."""
 
     def step(state, data):
         new = state.step + 1
@@ -87,4 +84,4 @@ def counter(metrics=lambda step: {}):
     def init(key, meta_params, data=()):
         return mx.TrainState(key, jnp.int32(0), meta_params, (), (), jnp.int32(0))
 
-    return mx.Trainer(init, step)
+    return mx.Trainer(init, step, chunked(step, chunk, max_skipped), chunk, max_skipped)

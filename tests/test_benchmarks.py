@@ -1,5 +1,6 @@
-"""Figures are only as good as what measures them: oracles for that, and every case at its smallest
-size.
+"""Figures are only as good as what measures them: oracles for that.
+
+And every case runs at its smallest size.
 """
 
 import json
@@ -10,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+import metajax as mx
 from benchmarks import __main__ as command
 from benchmarks import measure, peers, table
 from benchmarks.cases import cases, processes
@@ -23,35 +25,61 @@ def scanned(w, x):
     return jax.lax.scan(lambda x, _: (jnp.tanh(w @ x), None), x, None, length=7)[0]
 
 
+def product(x, y):
+    return x @ y
+
+
+def products(x):
+    return jnp.einsum("bij,bjk->bik", x, x)
+
+
+def exponentials(x):
+    return jax.jit(jax.vmap(jnp.exp))(x)
+
+
+def column_sums(x):
+    return x.sum(0)
+
+
+def maybe_square(x):
+    return jax.lax.cond(x[0, 0] > 0, lambda x: x @ x, lambda x: x, x)
+
+
+def convolution(x, w):
+    return jax.lax.conv(x, w, (1, 1), "VALID")
+
+
+def integers(i):
+    return i * 2 + 1
+
+
+IMAGE = X.reshape(1, 4, 24, 24)
+KERNEL = np.ones((5, 4, 3, 3), np.float32)
+
+
 @pytest.mark.parametrize(
     ("f", "args", "flop"),
     [
-        (lambda x, y: x @ y, (X[:, :5], X[:5]), 2 * 48 * 5 * 48),
-        (lambda x: jnp.einsum("bij,bjk->bik", x, x), (X.reshape(4, 24, 24),), 4 * 2 * 24**3),
+        (product, (X[:, :5], X[:5]), 2 * 48 * 5 * 48),
+        (products, (X.reshape(4, 24, 24),), 4 * 2 * 24**3),
         (scanned, (X, X[:, :3]), 7 * (2 * 48 * 48 * 3 + 48 * 3)),
-        (jax.jit(lambda x: jax.vmap(jnp.exp)(x)), (X,), X.size),
-        (lambda x: x.sum(0), (X,), X.size),
-        (lambda x: jax.lax.cond(x[0, 0] > 0, lambda x: x @ x, lambda x: x, x), (X,), 2 * 48**3),
-        (
-            lambda x, w: jax.lax.conv(x, w, (1, 1), "VALID"),
-            (X.reshape(1, 4, 24, 24), np.ones((5, 4, 3, 3), np.float32)),
-            2 * 22 * 22 * 5 * 9 * 4,
-        ),
-        (lambda i: i * 2 + 1, (np.arange(5),), 0),
+        (exponentials, (X,), X.size),
+        (column_sums, (X,), X.size),
+        (maybe_square, (X,), 2 * 48**3),
+        (convolution, (IMAGE, KERNEL), 2 * 22 * 22 * 5 * 9 * 4),
+        (integers, (np.arange(5),), 0),
     ],
-)  # fmt: skip
+)
 def test_flop(f, args, flop):
     assert measure.flop_of(jax.make_jaxpr(f)(*args)) == flop
 
 
 def test_flop_of_a_linear_solve_counts_the_solver_alone():
-    def solve(b):
-        def product(x):
-            return X @ x
+    def once(matvec, b):
+        return matvec(b)
 
-        return jax.lax.custom_linear_solve(
-            product, b, lambda product, b: product(b), symmetric=True
-        )
+    def solve(b):
+        return jax.lax.custom_linear_solve(lambda x: X @ x, b, once, symmetric=True)
 
     assert measure.flop_of(jax.make_jaxpr(solve)(X[0])) == 2 * 48**2
 
@@ -68,16 +96,13 @@ def test_flop_agrees_with_the_compiler_where_there_is_no_loop():
 def test_a_program_of_known_memory_traffic_and_limit():
     # The inner product is kept whole: 48 x 48 floats beside one argument and one result of that
     # size.
-    run, cost = measure.compiled(
-        measure.Program(lambda x: (x @ x) @ x, (X,)), measure.Limits(1e6, 1e9)
-    )
+    program = measure.Program(lambda x: (x @ x) @ x, (X,))
+    run, cost = measure.compiled(program, measure.Limits(1e6, 1e9))
     np.testing.assert_allclose(run(), X @ X @ X, rtol=1e-4, atol=1e-3)
     assert X.nbytes <= cost.temporary_bytes <= 1.2 * X.nbytes
     assert cost.moved_bytes == 2 * X.nbytes
     assert cost.limit_seconds == pytest.approx(4 * 48**3 / 1e6)
-    _, slow = measure.compiled(
-        measure.Program(lambda x: (x @ x) @ x, (X,)), measure.Limits(1e9, 1e3)
-    )
+    _, slow = measure.compiled(program, measure.Limits(1e9, 1e3))
     assert slow.limit_seconds == pytest.approx(2 * X.nbytes / 1e3)
     assert min(cost.trace, cost.lower, cost.compile) > 0
 
@@ -90,18 +115,24 @@ def test_median_spread_and_share():
 
 
 def test_seconds_are_those_of_the_run_and_not_of_its_dispatch():
+    def asleep():
+        time.sleep(0.02)
+        return np.float32(0)
+
+    def asleep_when_run():
+        return jax.pure_callback(asleep, X[0, 0])
+
     programs = {
-        "asleep": measure.Program(lambda: time.sleep(0.02), (), lambda result: 0.0, jit=False),
-        "compiled": measure.Program(
-            lambda: jax.pure_callback(lambda: np.float32(time.sleep(0.02) or 0), X[0, 0]), ()
-        ),
+        "asleep": measure.Program(asleep, (), jit=False),
+        "compiled": measure.Program(asleep_when_run, ()),
     }
     found = measure.contest(programs, LIMITS, rounds=2)
     assert all(0.02 <= m.seconds < 1 for m in found.values())
 
 
 def test_contest_refuses_programs_that_differ():
-    good, bad = measure.Program(lambda x: x + x, (X,)), measure.Program(lambda x: 2.01 * x, (X,))
+    good = measure.Program(lambda x: x + x, (X,))
+    bad = measure.Program(lambda x: 2.01 * x, (X,))
     same = measure.Program(lambda x: 2 * x, (X.T,), lambda result: result.T)
     assert measure.contest({"a": good, "b": same}, LIMITS, rounds=1)["b"].rounds == 1
     with pytest.raises(ValueError, match=r"b computes something else: relative distance 0\.005"):
@@ -111,10 +142,9 @@ def test_contest_refuses_programs_that_differ():
 
 
 def test_agree():
-    big, small = np.full(4, 100.0), np.full(4, 1e-6)
-    assert (
-        measure.agree("x", [big, small], [big, -small], 1e-3) < 1e-3
-    )  # rounding beside what is large
+    big = np.full(4, 100.0)
+    small = np.full(4, 1e-6)  # rounding beside what is large
+    assert measure.agree("x", [big, small], [big, -small], 1e-3) < 1e-3
     assert measure.agree("x", {"a": 1.1}, {"a": 1.0}, 0.2) == pytest.approx(0.1)
     for wrong in (np.array([1.0, np.nan]), np.array([1.0, 3.0])):
         with pytest.raises(ValueError, match="something else"):
@@ -135,7 +165,8 @@ def test_peak_resident_sees_an_array_come():
 
 
 def test_rows():
-    at_least, at_most = table.Target("ratio", ">=", 2), table.Target("ours", "<=", 1)
+    at_least = table.Target("ratio", ">=", 2)
+    at_most = table.Target("ours", "<=", 1)
     row = table.Row("case", "what", "ms", 2.0, 5.0, "other")
     assert (row.ratio, row.met) == (2.5, None)
     assert row._replace(targets=(at_least,)).met
@@ -143,27 +174,21 @@ def test_rows():
     assert row._replace(targets=(at_most, at_least)).met
     assert row._replace(other=None, targets=(at_least,)).met is None
     assert row._replace(other=None).ratio is None
-    m = measure.Measured(2e-3, 0.0, 3, temporary_bytes=2**20, share=0.5)
-    found = {"ours": m, "theirs": m._replace(seconds=6e-3, temporary_bytes=2**21)}
-    time_row, memory_row = (
-        table.compared("case", "what", found),
-        table.memory("case", "what", found, [at_least]),
-    )
-    assert (time_row.ours, time_row.other, time_row.against, time_row.share) == (
-        2.0,
-        6.0,
-        "theirs",
-        0.5,
-    )
-    assert (memory_row.ours, memory_row.ratio, memory_row.share, memory_row.met) == (
-        1.0,
-        2.0,
-        None,
-        True,
-    )
-    lines = table.text(
-        [time_row, memory_row, table.Row("case", "what", against="gone", note="not there")]
-    ).splitlines()
+
+
+def test_rows_of_a_contest():
+    ours = measure.Measured(2e-3, 0.0, 3, temporary_bytes=2**20, share=0.5)
+    found = {"ours": ours, "theirs": ours._replace(seconds=6e-3, temporary_bytes=2**21)}
+    time_row = table.compared("case", "what", found)
+    memory_row = table.memory("case", "what", found, [table.Target("ratio", ">=", 2)])
+    assert (time_row.ours, time_row.other) == (2.0, 6.0)
+    assert (time_row.against, time_row.share) == ("theirs", 0.5)
+    assert (memory_row.ours, memory_row.ratio) == (1.0, 2.0)
+    assert memory_row.share is None
+    assert memory_row.met
+
+    missing = table.Row("case", "what", against="gone", note="not there")
+    lines = table.text([time_row, memory_row, missing]).splitlines()
     assert "3.00" in lines[1]
     assert "50%" in lines[1]
     assert "ratio >= 2: met" in lines[2]
@@ -180,11 +205,11 @@ def test_the_readme_has_the_examples():
 
 def test_plain_vsml_is_permuted_with_its_inputs():
     rng = np.random.default_rng(0)
-    from metajax.cells import lstm as lstm_cell
-
-    params, order = lstm_cell().init(jax.random.key(0)), np.array([2, 0, 1])
+    params = mx.cells.lstm().init(jax.random.key(0))
+    order = np.array([2, 0, 1])
     c, h = rng.normal(size=(2, 3, 2, 16))
-    x, error = rng.normal(size=3), rng.normal(size=2)
+    x = rng.normal(size=3)
+    error = rng.normal(size=2)
     straight = plain_tick(params, c, h, x, error)
     turned = plain_tick(params, c[order], h[order], x[order], error)
     np.testing.assert_allclose(turned[0], straight[0][order], rtol=1e-5)
@@ -192,9 +217,8 @@ def test_plain_vsml_is_permuted_with_its_inputs():
 
 
 def run(monkeypatch, folder, *args):
-    monkeypatch.setattr(
-        "sys.argv", ["benchmarks", "run", *args, "--scale", "smoke", "--out", str(folder)]
-    )
+    options = ["--scale", "smoke", "--out", str(folder)]
+    monkeypatch.setattr("sys.argv", ["benchmarks", "run", *args, *options])
     assert command.main() == 0
     return json.loads((folder / "run.json").read_text())
 

@@ -1,3 +1,6 @@
+import gc
+import weakref
+
 import jax
 import numpy as np
 import optax
@@ -11,7 +14,7 @@ def test_the_search_finds_the_best_rate_and_reports_other_tasks(key):
     problem, tasks = mx.problems.quadratic(), mx.tasks.quadratics(4)
     rates = [0.001, 0.003, 0.01, 0.03, 0.1]
     result = mx.compare(
-        {"SGD": optax.sgd}, problem, tasks, key, steps=30, num_tasks=12, rates=rates
+        {"SGD": optax.sgd}, problem, tasks, key, steps=30, num_tasks=12, search=mx.RateSearch(rates)
     )
     # Every rate by itself, on the search tasks, in plain Python.
     inner = mx.inner(mx.l2l(optax.sgd, problem), tasks, 30)
@@ -33,7 +36,7 @@ def test_a_fixed_transformation_is_taken_as_it_is(key):
         tasks,
         key,
         steps=10,
-        rates=[0.001, 0.01, 0.1],
+        search=mx.RateSearch([0.001, 0.01, 0.1]),
     )
     assert result.rate["fixed"] is None
     assert result.rate["searched"] == 0.01
@@ -44,7 +47,7 @@ def test_a_fixed_transformation_is_taken_as_it_is(key):
 
 
 def test_what_diverged_comes_last_and_is_no_best_baseline(key):
-    settings = dict(steps=50, rates=[0.001, 0.01, 0.1, 1.0, 10.0])
+    settings = dict(steps=50, search=mx.RateSearch([0.001, 0.01, 0.1, 1.0, 10.0]))
     optimizers = {"diverges": optax.sgd(1e11), **mx.BASELINES}
     with pytest.warns(UserWarning, match="diverges diverged on 16 of 16 tasks"):
         result = mx.compare(
@@ -65,22 +68,23 @@ def test_a_rate_at_the_edge_is_warned_of(key):
             mx.tasks.quadratics(4),
             key,
             steps=10,
-            rates=[1e-4, 1e-3, 3e-4],
+            search=mx.RateSearch([1e-4, 1e-3, 3e-4]),
         )
 
 
 @pytest.mark.parametrize(
-    ("arguments", "error", "message"),
+    ("search", "error", "message"),
     [
         (
-            {"score": lambda curves: curves.test_loss},
+            mx.RateSearch(score=lambda curves: curves.test_loss),
             ValueError,
             "what score returns must be a floating-point scalar",
         ),
-        ({"rates": 0.1}, TypeError, "rates must be a sequence"),
+        (mx.RateSearch(0.1), ValueError, "rates must be a sequence"),
+        ([0.1, 1.0], TypeError, r"search must be a metajax.RateSearch, e.g. .*got \[0.1, 1.0\]"),
     ],
 )
-def test_bad_input(key, arguments, error, message):
+def test_bad_input(key, search, error, message):
     with pytest.raises(error, match=message):
         mx.compare(
             {"SGD": optax.sgd},
@@ -88,7 +92,7 @@ def test_bad_input(key, arguments, error, message):
             mx.tasks.quadratics(4),
             key,
             steps=2,
-            **arguments,
+            search=search,
         )
 
 
@@ -100,7 +104,7 @@ def test_divergence_everywhere_is_an_error(key):
             mx.tasks.quadratics(4),
             key,
             steps=50,
-            rates=[1e10, 1e11],
+            search=mx.RateSearch([1e10, 1e11]),
         )
 
 
@@ -116,7 +120,7 @@ def test_the_search_minimises_the_score_it_is_given(key):
 
     def search(score):
         return mx.compare(
-            {"SGD": optax.sgd}, problem, tasks, key, steps=40, rates=rates, score=score
+            {"SGD": optax.sgd}, problem, tasks, key, steps=40, search=mx.RateSearch(rates, score)
         )
 
     result = search(lambda curves: -curves.metrics["accuracy"].mean())
@@ -131,3 +135,22 @@ def test_the_search_minimises_the_score_it_is_given(key):
     np.testing.assert_array_equal(result.metrics["SGD"]["accuracy"], want)
     with pytest.raises(TypeError, match="score must be a function"):
         search("accuracy")
+
+
+def test_a_program_goes_with_its_place_in_the_cache(key):
+    """Programs that stayed for ever would fill the memory of a run that makes many loops."""
+    from metajax.evaluation._evaluate import _compiled
+
+    def evaluated():
+        loop = mx.inner(mx.l2l(optax.sgd, mx.problems.quadratic()), mx.tasks.quadratics(2), 2)
+        mx.evaluate(loop, key, 0.1, num_tasks=2)
+        misses = _compiled.cache_info().misses
+        mx.evaluate(loop, key, 0.2, num_tasks=2)
+        assert _compiled.cache_info().misses == misses, "one program serves all meta-parameters"
+        return weakref.ref(loop.step)
+
+    step = evaluated()
+    assert step() is not None
+    _compiled.cache_clear()
+    gc.collect()
+    assert step() is None

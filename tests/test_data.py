@@ -21,14 +21,14 @@ def needs(name):
     there = TFDS is not None and (Path(TFDS) / name).is_dir()
     return pytest.mark.skipif(
         not there,
-        reason=f"{name} is not prepared: set TFDS_DATA_DIR to a tensorflow_datasets directory that has it",
+        reason=f"{name} is not prepared: set TFDS_DATA_DIR to a tfds directory that has it",
     )
 
 
 @pytest.fixture(autouse=True)
 def own_cache(tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    data_module._load.cache_clear()
+    data_module._load_prepared.cache_clear()
 
 
 def test_digits_are_the_published_ones():
@@ -77,12 +77,15 @@ def test_reading_needs_no_tensorflow_and_is_cached(tmp_path, monkeypatch):
     files = list((tmp_path / "cache" / "metajax").glob("mnist-*.npz"))
     assert len(files) == 1
 
-    data_module._load.cache_clear()
-    with monkeypatch.context() as m:  # from the file, without decoding again
-        m.setattr(data_module, "_decode", None)
+    def decode(*args):
+        raise AssertionError("the file in the cache must do")
+
+    data_module._load_prepared.cache_clear()
+    with monkeypatch.context() as m:
+        m.setattr(data_module, "_decode", decode)
         np.testing.assert_array_equal(mx.data.load("mnist", "test[:500]")["image"], first["image"])
 
-    data_module._load.cache_clear()
+    data_module._load_prepared.cache_clear()
     files[0].write_bytes(b"not a cache")  # a broken cache is made again
     np.testing.assert_array_equal(mx.data.load("mnist", "test[:500]")["label"], first["label"])
 
@@ -185,6 +188,12 @@ def test_the_command_rejects_unknown_names():
     )
     assert done.returncode == 2
     assert "must be one of mnist" in done.stderr
+
+
+@pytest.mark.parametrize("name", ["imagenet", "mnist/letters", "digits/test", 3])
+def test_unknown_names(name):
+    with pytest.raises(ValueError, match="name must be one of digits, mnist"):
+        mx.data.load(name)
 
 
 def test_what_is_done_to_the_dict_is_not_done_to_the_next_one():

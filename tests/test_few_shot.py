@@ -15,7 +15,7 @@ from test_data import needs
 
 import metajax as mx
 from metajax.data import _few_shot as splits
-from metajax.tasks._episodes import _distinct
+from metajax.tasks._episodes import _draw_distinct
 
 SIZES = [7, 4, 12, 5, 4, 9]  # images of each class; the image itself says which it is
 DATA = {
@@ -84,7 +84,7 @@ def test_tasks_follow_their_keys(many):
 @pytest.mark.parametrize(("n", "k"), [(4, 2), (3, 3), (5, 1)])
 def test_distinct_draws_every_ordered_choice_equally_often(n, k, key):
     draws = 6000
-    rows = jax.vmap(_distinct, (0, None, None))(jax.random.split(key, draws), jnp.int32(n), k)
+    rows = jax.vmap(_draw_distinct, (0, None, None))(jax.random.split(key, draws), jnp.int32(n), k)
     count = collections.Counter(map(tuple, np.asarray(rows).tolist()))
     choices = int(np.prod(np.arange(n - k + 1, n + 1)))
     assert len(count) == choices
@@ -112,9 +112,9 @@ def test_a_class_too_small_is_an_error_or_nan_where_the_data_are_traced(key):
         assert (bad.all(-1) == bad.any(-1)).all()
         assert (bad.all(-1).sum(1) == 2).all()
     problem = mx.problems.mlp((1, 6))
-    assert np.isnan(
-        problem.loss(key, problem.init(key, ()), jax.tree.map(lambda x: x[0], parts[1]))[0]
-    )
+    params, state = problem.init(key, ())
+    loss, _ = problem.test(key, params, state, jax.tree.map(lambda x: x[0], parts[1]))
+    assert np.isnan(loss)
     with pytest.raises(ValueError, match="smallest class has 4"):
         jax.vmap(lambda key: tasks.sample(key, DATA))(jax.random.split(key, 2))
 
@@ -177,7 +177,7 @@ def test_the_two_splits_of_omniglot_differ_in_kind():
 @pytest.mark.slow
 @needs("omniglot")
 def test_omniglot_from_its_files(tmp_path, monkeypatch):
-    splits._characters.cache_clear()
+    splits._small_omniglot.cache_clear()
     original = [mx.data.load("omniglot", half) for half in ("train", "test")]
     names = (
         splits.builder_of("omniglot", splits.tfds_directory(None)).info.features["alphabet"].names
@@ -209,7 +209,7 @@ def test_omniglot_from_its_files(tmp_path, monkeypatch):
         for image in mx.data.rotations(data)["image"]:
             seen.setdefault(image.tobytes(), set()).add(part)
     assert all(len(parts) == 1 for parts in seen.values())
-    splits._characters.cache_clear()
+    splits._small_omniglot.cache_clear()
     monkeypatch.setattr(splits, "load", None)  # from the file, without decoding again
     np.testing.assert_array_equal(mx.data.few_shot("omniglot", "test")["image"], data["image"])
 
@@ -358,14 +358,15 @@ def test_linear_regressions_have_their_closed_form(x64, key):
 
 def test_regressor_against_the_closed_form(x64, key):
     problem = mx.problems.regressor(lambda key: jax.random.normal(key, (3, 2)), lambda w, x: x @ w)
-    w = problem.init(key, ())
+    w, state = problem.init(key, ())
     x, y = jax.random.normal(key, (5, 3)), jnp.ones((5, 2))
-    loss, metrics = problem.loss(key, w, {"x": x, "y": y})
+    loss, metrics = problem.test(key, w, state, {"x": x, "y": y})
     residual = np.asarray(x) @ np.asarray(w) - 1
     np.testing.assert_allclose(loss, (residual**2).sum() / 10, rtol=1e-12)
-    gradient = jax.grad(lambda w: problem.loss(key, w, {"x": x, "y": y})[0])(w)
+    gradient = jax.grad(lambda w: problem.loss(key, w, state, {"x": x, "y": y})[0])(w)
     np.testing.assert_allclose(gradient, 2 * np.asarray(x).T @ residual / 10, rtol=1e-10)
     assert metrics == {}
+    np.testing.assert_array_equal(problem.predict(key, w, state, x), x @ w)
 
 
 def test_the_picture_of_an_episode_shows_what_went_wrong():
@@ -477,8 +478,8 @@ BAD = {
         "net_apply",
     ),
     "regressor: predictions that would broadcast": (
-        lambda: mx.problems.regressor(lambda k: 0, lambda p, x: x[:, 0]).loss(
-            jax.random.key(0), 0, BATCH
+        lambda: mx.problems.regressor(lambda k: 0, lambda p, x: x[:, 0]).test(
+            jax.random.key(0), 0, (), BATCH
         ),
         ValueError,
         r"the shape of y, \[4, 1\]; it gave \[4\]",

@@ -21,7 +21,7 @@ def squares(key, params, batch):
     return 0.5 * jnp.mean(error**2), {"worst": jnp.abs(error).max()}
 
 
-PROBLEM = mx.Problem(lambda key, task: None, squares)
+PROBLEM = mx.problems.stateless(lambda key, task: jax.tree.map(jnp.asarray, THETA), squares)
 
 
 def sample(key, data):
@@ -177,8 +177,9 @@ def test_the_diagnosis_is_of_the_solve_that_gives_the_meta_gradient(x64, steps):
 @pytest.mark.parametrize(("lam", "negative"), [(0.5, 1.0), (4.0, 0.0)])
 def test_a_pull_that_is_too_weak_is_told(lam, negative):
     """``cos`` has curvature -1 at its maximum, where the solver, which starts there, stays."""
-    problem = mx.Problem(
-        lambda key, task: None, lambda key, params, batch: (jnp.sum(jnp.cos(params - batch)), {})
+    problem = mx.problems.stateless(
+        lambda key, task: jnp.zeros(2),
+        lambda key, params, batch: (jnp.sum(jnp.cos(params - batch)), {}),
     )
     tasks = mx.Tasks(lambda key, data: (), lambda key, data, task: 0.0, lambda key, data, task: 1.0)
     learner = mx.imaml_diagnosed(problem, descend(optax.sgd(0.1), 2), cg(2), lam)
@@ -206,8 +207,9 @@ def test_memory_and_work_of_reverse_mode():
     assert short.as_text().count("while(") == compiled(10, remat=False).as_text().count("while(")
 
 
-NAMESAKE = PROBLEM._replace(
-    loss=lambda key, params, batch: (params["w"].sum(), {"inner_grad_norm": 0.0})
+NAMESAKE = mx.problems.stateless(
+    lambda key, task: THETA,
+    lambda key, params, batch: (params["w"].sum(), {"inner_grad_norm": 0.0}),
 )
 BAD = {
     "a network for a problem": (lambda: mx.imaml(lambda x: x, *EXACT, LAM), TypeError, "problem"),

@@ -13,9 +13,9 @@ import optax
 import pytest
 
 import metajax as mx
+from metajax._losses import cross_entropy_and_accuracy as judge
 from metajax.learners._external_memory import address
 from metajax.learners._fast_weights import delta, oja
-from metajax._losses import cross_entropy_and_accuracy as judge
 from metajax.learners._recurrent import lstm, lstm_init, lstm_start
 
 KEY = jax.random.key(0)

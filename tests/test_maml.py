@@ -20,7 +20,8 @@ def net_loss(key, params, batch):
     return 0.5 * jnp.mean(error**2), {"worst": jnp.abs(error).max()}
 
 
-PROBLEM = mx.Problem(lambda key, task: None, net_loss)
+PARAMS = {"body": np.random.default_rng(0).normal(size=(3, 2)), "head": np.array([1.0, -0.7])}
+PROBLEM = mx.problems.stateless(lambda key, task: jax.tree.map(jnp.asarray, PARAMS), net_loss)
 
 
 def sample(key, data):
@@ -33,7 +34,6 @@ def part(i):
 
 
 TASKS = mx.Tasks(sample, part(0), part(1))
-PARAMS = {"body": np.random.default_rng(0).normal(size=(3, 2)), "head": np.array([1.0, -0.7])}
 RATES = jax.tree.map(lambda x: RATE * (1 + 0.1 * np.arange(x.size).reshape(x.shape)), PARAMS)
 STEP_RATES = {"body": np.array([0.3, 0.2, 0.4]), "head": np.array([0.1, 0.5, 0.2])}
 WEIGHTS = [0.2, 0.3, 0.5]
@@ -89,12 +89,12 @@ EXACT = {
         after(lambda m, t, name: RATE * (not is_head(name))),
     ),
     "meta_sgd": (
-        mx.meta_sgd(PROBLEM),
+        mx.meta_sgd(PROBLEM, RATE),
         {"params": PARAMS, "rates": RATES},
         after(lambda m, t, name: m["rates"][name], lambda m: m["params"]),
     ),
     "maml_plus_plus": (
-        mx.maml_plus_plus(PROBLEM, WEIGHTS),
+        mx.maml_plus_plus(PROBLEM, WEIGHTS, RATE),
         {"params": PARAMS, "rates": STEP_RATES},
         on_the_way,
     ),
@@ -180,14 +180,15 @@ def test_reptile_is_an_interpolation_towards_what_was_adapted(x64):
 
 
 def test_the_loss_of_reptile_is_not_lost_beside_the_distance():
-    problem = mx.Problem(
-        lambda key, task: None, lambda key, params, batch: (1e-5 * jnp.cos(params), {})
+    problem = mx.problems.stateless(
+        lambda key, task: jnp.float32(0.0),
+        lambda key, params, batch: (1e-5 * jnp.cos(params), {}),
     )
     learner = mx.reptile(problem, optax.sgd(0.1))
-    state = learner.init(jax.random.key(0), jnp.float32(0.0), ())._replace(
-        params=jnp.float32(300.0)
-    )
-    for f in (learner.loss, jax.jit(learner.loss)):
+    state = learner.init(jax.random.key(0), jnp.float32(0.0), ())
+    state = state._replace(params=jnp.float32(300.0))
+    test = lambda *args: learner.test(*args)[0]  # noqa: E731
+    for f in (test, jax.jit(test)):
         loss, grad = jax.value_and_grad(f, 1)(jax.random.key(0), jnp.float32(0.0), state, ())
         np.testing.assert_allclose(loss, 1e-5 * np.cos(300), rtol=1e-5)
         assert grad == -300
@@ -219,28 +220,21 @@ def test_fine_tuning_adapts_like_optax(x64):
 def test_limits(x64):
     """Members of the family that coincide, and the rate 0, which is joint training."""
     maml, _, tasks = of_maml()
-    same_rates, _, _ = estimate(mx.meta_sgd(PROBLEM), mx.with_rates(PARAMS, RATE))
+    meta_sgd = mx.meta_sgd(PROBLEM, RATE)
+    same_rates, _, _ = estimate(meta_sgd, meta_sgd.meta(jax.random.key(0)))
     chex.assert_trees_all_close(same_rates.updates["params"], maml.updates, rtol=1e-10)
-    last_only, _, _ = estimate(
-        *(
-            mx.maml_plus_plus(PROBLEM, mx.step_weights(STEPS, 1.0)),
-            mx.with_step_rates(PARAMS, RATE, STEPS),
-        ),
-        *(mx.bptt, mx.tasks.with_query(TASKS), "online"),
-    )
+    judged_each_step = (mx.bptt, mx.tasks.with_query(TASKS), "online")
+    at_the_end = mx.maml_plus_plus(PROBLEM, mx.step_weights(STEPS, 1.0), RATE)
+    meta_params = at_the_end.meta(jax.random.key(0))
+    last_only, _, _ = estimate(at_the_end, meta_params, *judged_each_step)
     chex.assert_trees_all_close(last_only.updates["params"], maml.updates, rtol=1e-10)
     joint, _, _ = estimate(mx.maml(PROBLEM, 0.0), PARAMS)
     chex.assert_trees_all_close(
         joint.updates, mean([query(PARAMS, task)[1] for task in tasks]), rtol=1e-10
     )
     # The first phase of derivative-order annealing is first-order MAML.
-    first, _, _ = estimate(
-        *(
-            mx.maml_plus_plus(PROBLEM, [0, 0, 1], second_order=False),
-            mx.with_step_rates(PARAMS, RATE, STEPS),
-        ),
-        *(mx.bptt, mx.tasks.with_query(TASKS), "online"),
-    )
+    first_order = mx.maml_plus_plus(PROBLEM, [0, 0, 1], RATE, second_order=False)
+    first, _, _ = estimate(first_order, meta_params, *judged_each_step)
     fomaml, _, _ = of_maml(second_order=False)
     chex.assert_trees_all_close(first.updates["params"], fomaml.updates, rtol=1e-10)
 
@@ -267,7 +261,7 @@ def test_maml_over_another_optimizer_with_a_learned_rate(x64):
 
 
 def test_steps_beyond_those_trained_for_take_the_last_rate(x64):
-    learner = mx.maml_plus_plus(PROBLEM, WEIGHTS)
+    learner = mx.maml_plus_plus(PROBLEM, WEIGHTS, RATE)
     loop = mx.inner(learner, mx.tasks.with_query(TASKS), STEPS)
     curves = mx.evaluate(
         loop, jax.random.key(0), {"params": PARAMS, "rates": STEP_RATES}, num_tasks=1, steps=5
@@ -302,11 +296,9 @@ def test_metrics_on_the_test_batch(x64):
 
 def test_a_learner_need_not_have_metrics():
     learner = mx.maml(PROBLEM, RATE)
-    plain = mx.Learner(learner.init, learner.step, learner.loss)
-    assert (
-        mx.evaluate(mx.inner(plain, TASKS, 1), jax.random.key(0), PARAMS, num_tasks=1).test_metrics
-        == {}
-    )
+    plain = mx.Learner(learner.init, learner.step, lambda *args: (learner.test(*args)[0], {}))
+    loop = mx.inner(plain, TASKS, 1)
+    assert mx.evaluate(loop, jax.random.key(0), PARAMS, num_tasks=1).test_metrics == {}
 
 
 def test_the_query_batch_is_not_the_support_batch():
@@ -318,8 +310,10 @@ def test_the_query_batch_is_not_the_support_batch():
 
 
 MLP = mx.problems.mlp((4, 2, 3))
-MLP_PARAMS = MLP.init(jax.random.key(0), ())
+MLP_PARAMS, _ = MLP.init(jax.random.key(0), ())
 INIT = (jax.random.key(0), MLP_PARAMS, ())
+META_SGD = mx.meta_sgd(MLP, 0.1)
+PLUS_PLUS = mx.maml_plus_plus(MLP, [1.0], 0.1)
 BAD = {
     "maml: a network for a problem": (lambda: mx.maml(lambda x: x, 0.1), TypeError, "problem"),
     "maml: rate negative": (lambda: mx.maml(MLP, -0.1), ValueError, "rate"),
@@ -346,44 +340,43 @@ BAD = {
     "adapt: a rate": (
         lambda: mx.adapt(MLP, lambda m: 0.1).init(*INIT),
         TypeError,
-        "make_tx.meta_params. must give",
+        "the function of the meta-parameters must give",
     ),
     "meta_sgd: plain parameters": (
-        lambda: mx.meta_sgd(MLP).init(*INIT),
+        lambda: META_SGD.init(*INIT),
         ValueError,
-        "metajax.with_rates",
+        r"metajax.meta_sgd\(...\).meta",
     ),
     "meta_sgd: rates of steps": (
-        lambda: mx.meta_sgd(MLP).init(INIT[0], mx.with_step_rates(MLP_PARAMS, 0.1, 1), ()),
+        lambda: META_SGD.init(INIT[0], PLUS_PLUS.meta(INIT[0]), ()),
         ValueError,
         "meta_params.'rates'.* must be like",
     ),
     "maml_plus_plus: plain parameters": (
-        lambda: mx.maml_plus_plus(MLP, [1.0]).init(*INIT),
+        lambda: PLUS_PLUS.init(*INIT),
         ValueError,
-        "metajax.with_step_rates",
+        r"metajax.maml_plus_plus\(...\).meta",
     ),
     "maml_plus_plus: rates of parameters": (
         lambda: mx.evaluate(
-            mx.inner(
-                mx.maml_plus_plus(MLP, [1.0]), mx.tasks.with_query(mx.tasks.minibatches(2)), 1
-            ),
+            mx.inner(PLUS_PLUS, mx.tasks.with_query(mx.tasks.minibatches(2)), 1),
             jax.random.key(0),
-            mx.with_rates(MLP_PARAMS, 0.1),
+            META_SGD.meta(jax.random.key(0)),
             {"image": np.ones((2, 4), np.float32), "label": np.zeros(2, int)},
         ),
         ValueError,
-        "rates .steps., as metajax.with_step_rates makes them",
+        r"rates .steps., as maml_plus_plus\(...\).meta\(key\) makes them",
     ),
     "adapt: a transformation": (lambda: mx.adapt(MLP, optax.sgd(0.1)), TypeError, "make_tx"),
     "finetune: a rate": (lambda: mx.finetune(MLP, 0.1), TypeError, "tx must be an optax"),
     "reptile: a rate": (lambda: mx.reptile(MLP, 0.1), TypeError, "tx must be an optax"),
-    "with_rates: rate zero": (lambda: mx.with_rates(MLP_PARAMS, 0.0), ValueError, "rate"),
-    "with_step_rates: no step": (
-        lambda: mx.with_step_rates(MLP_PARAMS, 0.1, 0),
+    "meta_sgd: rate zero": (lambda: mx.meta_sgd(MLP, 0.0), ValueError, "rate"),
+    "maml_plus_plus: rate zero": (
+        lambda: mx.maml_plus_plus(MLP, [1.0], 0.0),
         ValueError,
-        "steps",
+        "rate",
     ),
+    "maml_plus_plus: no step": (lambda: mx.maml_plus_plus(MLP, [], 0.1), ValueError, "weights"),
     "step_weights: progress in percent": (lambda: mx.step_weights(3, 50), ValueError, "progress"),
     "step_weights: no step": (lambda: mx.step_weights(0, 0.5), ValueError, "steps"),
     "multi_step: a problem": (lambda: mx.multi_step(MLP, [1.0]), TypeError, "learner"),
@@ -394,11 +387,15 @@ BAD = {
         "weights",
     ),
     "multi_step: a weight NaN": (
-        lambda: mx.maml_plus_plus(MLP, [1.0, np.nan]),
+        lambda: mx.maml_plus_plus(MLP, [1.0, np.nan], 0.1),
         ValueError,
         "weights",
     ),
-    "multi_step: the number of steps": (lambda: mx.maml_plus_plus(MLP, 3), ValueError, "weights"),
+    "multi_step: the number of steps": (
+        lambda: mx.maml_plus_plus(MLP, 3, 0.1),
+        ValueError,
+        "weights",
+    ),
     "multi_step: no query batch": (
         lambda: mx.multi_step(mx.maml(MLP, 0.1), [1.0]).step(
             *(jax.random.key(0), MLP_PARAMS, mx.multi_step(mx.maml(MLP, 0.1), [1.0]).init(*INIT)),

@@ -13,8 +13,15 @@ RNG = np.random.default_rng(0)
 NET = RNG.normal(size=(5, SIZE))
 
 
+def init_embedding(key):
+    return jnp.asarray(NET)
+
+
 def embed(params, images):
     return jnp.tanh(images @ params)
+
+
+EMBEDDING = init_embedding, embed
 
 
 def sample(key, data):
@@ -56,9 +63,9 @@ def heads(meta_params, task):
 
 
 SYSTEMS = {
-    "protonet": (mx.protonet(embed, WAYS, SIZE), NET, prototypes),
+    "protonet": (mx.protonet(EMBEDDING, WAYS, SIZE), NET, prototypes),
     "ridge": (
-        mx.ridge(embed, WAYS, SIZE),
+        mx.ridge(EMBEDDING, WAYS, SIZE),
         {"params": NET, "log_lam": np.array(-0.4), "scale": np.array(1.7)},
         heads,
     ),
@@ -100,9 +107,17 @@ def test_classes_have_no_order_and_before_the_first_step_no_preference(x64, name
     np.testing.assert_allclose(loss, np.log(WAYS), rtol=1e-12)
     relabelled, _, _ = run(start, {"image": images, "label": (LABEL + 1) % WAYS})
     query = jax.random.normal(jax.random.key(1), (9, 5))
-    a = learner.loss(key, meta_params, state, {"image": query, "label": LABEL})
-    b = learner.loss(key, meta_params, relabelled, {"image": query, "label": (LABEL + 1) % WAYS})
-    np.testing.assert_allclose(a, b, rtol=1e-10)
+    a = learner.test(key, meta_params, state, {"image": query, "label": LABEL})
+    b = learner.test(key, meta_params, relabelled, {"image": query, "label": (LABEL + 1) % WAYS})
+    chex.assert_trees_all_close(a, b, rtol=1e-10)
+
+
+def test_the_penalty_and_the_scale_begin_as_asked_for():
+    learner = mx.ridge(EMBEDDING, WAYS, SIZE, lam=0.3, scale=5.0)
+    meta_params = learner.meta(jax.random.key(0))
+    np.testing.assert_array_equal(meta_params["params"], NET.astype(np.float32))
+    np.testing.assert_allclose(np.exp(meta_params["log_lam"]), 0.3, rtol=1e-6)
+    assert meta_params["scale"] == 5
 
 
 @pytest.mark.slow
@@ -118,28 +133,31 @@ def test_prototypes_may_be_learned_in_parts(x64):
 
 
 BATCH = {"image": jnp.ones((2, 5)), "label": jnp.zeros(2, int)}
+SEVEN = mx.protonet(EMBEDDING, 3, 7)
+RIDGE = mx.ridge(EMBEDDING, 3, 4)
 BAD = {
-    "protonet: no network": (lambda: mx.protonet(None, 3, 4), TypeError, "embed"),
-    "protonet: no class": (lambda: mx.protonet(embed, 0, 4), ValueError, "ways"),
-    "protonet: size a float": (lambda: mx.protonet(embed, 3, 4.0), TypeError, "size"),
+    "protonet: no network": (lambda: mx.protonet(None, 3, 4), TypeError, "net must be a pair"),
+    "protonet: a network without its init": (
+        lambda: mx.protonet(embed, 3, 4),
+        TypeError,
+        "net must be a pair .init, apply.",
+    ),
+    "protonet: no class": (lambda: mx.protonet(EMBEDDING, 0, 4), ValueError, "ways"),
+    "protonet: size a float": (lambda: mx.protonet(EMBEDDING, 3, 4.0), TypeError, "size"),
     "protonet: embeddings of another size": (
-        lambda: mx.protonet(embed, 3, 7).step(
-            None, NET, mx.protonet(embed, 3, 7).init(None, NET, ()), BATCH
-        ),
+        lambda: SEVEN.step(None, NET, SEVEN.init(None, NET, ()), BATCH),
         ValueError,
-        r"embed must give \[batch, size\] = \[2, 7\], got \[2, 4\]",
+        r"net must give \[batch, size\] = \[2, 7\], got \[2, 4\]",
     ),
     "ridge: plain parameters": (
-        lambda: mx.ridge(embed, 3, 4).step(
-            None, NET, mx.ridge(embed, 3, 4).init(None, NET, ()), BATCH
-        ),
+        lambda: RIDGE.step(None, NET, RIDGE.init(None, NET, ()), BATCH),
         ValueError,
-        "metajax.with_ridge",
+        r"metajax.ridge\(...\).meta\(key\)",
     ),
-    "ridge: no class": (lambda: mx.ridge(embed, 0, 4), ValueError, "ways"),
-    "ridge: size zero": (lambda: mx.ridge(embed, 3, 0), ValueError, "size"),
-    "ridge: lam zero": (lambda: mx.with_ridge(NET, lam=0.0), ValueError, "lam"),
-    "ridge: scale negative": (lambda: mx.with_ridge(NET, scale=-1.0), ValueError, "scale"),
+    "ridge: no class": (lambda: mx.ridge(EMBEDDING, 0, 4), ValueError, "ways"),
+    "ridge: size zero": (lambda: mx.ridge(EMBEDDING, 3, 0), ValueError, "size"),
+    "ridge: lam zero": (lambda: mx.ridge(EMBEDDING, 3, 4, lam=0.0), ValueError, "lam"),
+    "ridge: scale negative": (lambda: mx.ridge(EMBEDDING, 3, 4, scale=-1.0), ValueError, "scale"),
 }
 
 

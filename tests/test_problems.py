@@ -11,6 +11,7 @@ from jax import lax
 from systems import IMAGES
 
 import metajax as mx
+from metajax.tasks._paired import Paired
 
 
 def batch(seed=0, shape=(4,), classes=3, size=5):
@@ -32,11 +33,11 @@ def sigmoid(x):
 
 def test_logistic_regression_has_the_gradient_of_the_closed_form(key):
     problem, data = mx.problems.logistic(4, 3, penalty=0.1), batch()
-    start = problem.init(key, ())
+    start, _ = problem.init(key, ())
     assert all(not np.any(x) for x in jax.tree.leaves(start))
     params = [{"w": jnp.linspace(-1, 1, 12).reshape(4, 3), "b": jnp.array([0.1, 0.0, -0.2])}]
     (loss, _), grads = jax.jit(
-        jax.value_and_grad(lambda p: problem.loss(key, p, data), has_aux=True)
+        jax.value_and_grad(lambda p: problem.loss(key, p, (), data), has_aux=True)
     )(params)
     w, b = np.asarray(params[0]["w"], np.float64), np.asarray(params[0]["b"], np.float64)
     p, target = softmax(data["image"] @ w + b), np.eye(3)[data["label"]]
@@ -50,20 +51,20 @@ def test_logistic_regression_has_the_gradient_of_the_closed_form(key):
 
 def test_autoencoder(key):
     problem, data = mx.problems.autoencoder((4, 3, 2), jnp.tanh), batch(shape=(2, 2, 1))
-    params = problem.init(key, ())
+    params, _ = problem.init(key, ())
     x = image = data["image"].reshape(5, 4).astype(np.float64)
     assert [layer["w"].shape for layer in params] == [(4, 3), (3, 2), (2, 3), (3, 4)]
     for k, layer in enumerate(params):
         x = x @ np.asarray(layer["w"], np.float64) + np.asarray(layer["b"])
         x = sigmoid(x) if k == 3 else np.tanh(x)
-    np.testing.assert_allclose(
-        problem.loss(key, params, data)[0], ((x - image) ** 2).mean(), rtol=1e-5
-    )
+    loss, _ = problem.test(key, params, (), data)
+    np.testing.assert_allclose(loss, ((x - image) ** 2).mean(), rtol=1e-5)
+    np.testing.assert_allclose(problem.predict(key, params, (), data["image"]), x, rtol=1e-5)
 
 
 def test_convnet_equals_lax(key):
     problem = mx.problems.convnet(3, (9, 8, 2), filters=(3, 4), hidden=5, kernel=3)
-    data, params = batch(shape=(9, 8, 2)), problem.init(key, ())
+    data, (params, _) = batch(shape=(9, 8, 2)), problem.init(key, ())
     params = jax.tree.map(lambda x: 10 * x + 0.1, params)  # offsets that do something
 
     def logits(params, x):
@@ -84,20 +85,21 @@ def test_convnet_equals_lax(key):
 
     @jax.jit
     def both(params):
-        return problem.loss(key, params, data), logits(params, data["image"])
+        return problem.test(key, params, (), data), logits(params, data["image"])
 
     (loss, metrics), out = both(params)
     p = softmax(np.asarray(out, np.float64))
     np.testing.assert_allclose(loss, -np.log(p[np.arange(5), data["label"]]).mean(), rtol=1e-4)
     np.testing.assert_allclose(metrics["accuracy"], (p.argmax(-1) == data["label"]).mean())
     # The optimizee of the paper: 16 filters of 5x5, two poolings to 8x8 and a third to 4x4.
-    sizes = jax.eval_shape(mx.problems.convnet().init, key, ())
+    sizes, _ = jax.eval_shape(mx.problems.convnet().init, key, ())
     assert [x["w"].shape for x in sizes["conv"]] == [(5, 5, 3, 16), (5, 5, 16, 16), (5, 5, 16, 16)]
 
 
 def test_character_gru_equals_a_loop(key):
     problem = mx.problems.character_gru(5, 3)
-    params = jax.tree.map(lambda x: x + 0.1, problem.init(key, ()))
+    params, _ = problem.init(key, ())
+    params = jax.tree.map(lambda x: x + 0.1, params)
     text = np.random.default_rng(0).integers(0, 5, (2, 7))
     p = jax.tree.map(lambda x: np.asarray(x, np.float64), params)
     losses, right = [], []
@@ -110,7 +112,7 @@ def test_character_gru_equals_a_loop(key):
             q = softmax(h @ p["out"]["w"] + p["out"]["b"])
             losses.append(-np.log(q[then]))
             right.append(q.argmax() == then)
-    loss, metrics = problem.loss(key, params, {"text": jnp.asarray(text)})
+    loss, metrics = problem.test(key, params, (), {"text": jnp.asarray(text)})
     np.testing.assert_allclose(loss, np.mean(losses), rtol=1e-4)
     np.testing.assert_allclose(metrics["accuracy"], np.mean(right), rtol=1e-6)
 
@@ -164,13 +166,10 @@ def test_random_mlp_is_the_network_that_a_task_has_drawn(key):
     @jax.vmap
     def sample(key):
         network = tasks.sample(key, data)
-        params, batch = problem.init(key, network), tasks.train(key, data, network)
-        return (
-            network,
-            params,
-            batch,
-            *jax.value_and_grad(lambda p: problem.loss(key, p, batch)[0])(params),
-        )
+        params, _ = problem.init(key, network)
+        batch = tasks.train(key, data, network)
+        value_and_grad = jax.value_and_grad(lambda p: problem.loss(key, p, (), batch)[0])
+        return network.own, params, batch, *value_and_grad(params)
 
     drawn = sample(jax.random.split(key, 40))
     for i in range(40):
@@ -190,7 +189,8 @@ def test_random_mlp_is_the_network_that_a_task_has_drawn(key):
             for p, m, n in zip(cut, sizes[:-1], sizes[1:], strict=True)
         ]
         same = mx.problems.mlp(sizes, activation)
-        want, want_grads = jax.value_and_grad(lambda p, s=same, b=batch: s.loss(key, p, b)[0])(cut)
+        alone = lambda p, s=same, b=batch: s.loss(key, p, (), b)[0]  # noqa: E731
+        want, want_grads = jax.value_and_grad(alone)(cut)
         np.testing.assert_allclose(loss, want, rtol=1e-5)
         # What lies beyond the network has no gradient, all else that of the network by itself.
         whole = sum(float((x**2).sum()) for x in jax.tree.leaves(grads))
@@ -205,11 +205,13 @@ def test_random_mlp_starts_as_an_mlp(key):
     problem, tasks = mx.problems.random_mlp(
         mx.tasks.minibatches(5), 64, 10, widths=(16, 16), depths=(2, 2)
     )
-    params = jax.jit(problem.init)(key, tasks.sample(key, mx.data.load("digits")))
-    for got, want in zip(params, mx.problems.mlp((64, 16, 16, 10)).init(key, ()), strict=True):
+    params, _ = jax.jit(problem.init)(key, tasks.sample(key, mx.data.load("digits")))
+    mlp, _ = mx.problems.mlp((64, 16, 16, 10)).init(key, ())
+    for got, want in zip(params, mlp, strict=True):
         np.testing.assert_allclose(got["w"], want["w"], rtol=1e-6)
     wide, _ = mx.problems.random_mlp(mx.tasks.minibatches(5), 64, 10, widths=(4, 400))
-    params = wide.init(key, mx.problems.Network((), jnp.int32(25), jnp.int32(2), jnp.int32(0)))
+    network = mx.problems.Network(jnp.int32(25), jnp.int32(2), jnp.int32(0))
+    params, _ = wide.init(key, Paired((), network))
     np.testing.assert_allclose(
         [layer["w"].std() for layer in params], [1 / 8, 1 / 5, 1 / 5], rtol=0.05
     )
@@ -220,31 +222,31 @@ def test_random_scaling_is_gradient_descent_with_a_rate_a_parameter(key):
         mx.problems.quadratic(), mx.tasks.quadratics(3), spread=1.0
     )
     task = tasks.sample(key, ())
-    scale = np.asarray(task.scale, np.float64)
+    scale = np.asarray(task.own, np.float64)
     assert np.exp(-1) < scale.min() < scale.max() < np.exp(1)
     w, y = (np.asarray(task.task[k], np.float64) for k in ("W", "y"))
     inner = mx.inner(mx.l2l(optax.sgd, problem), tasks, 3)
     state = inner.init(key, 0.01, ())._replace(task=task)
-    params = problem.init(key, task)
-    np.testing.assert_allclose(
-        params * scale, mx.problems.quadratic().init(key, task.task), rtol=1e-5
-    )
+    params, _ = problem.init(key, task)
+    unscaled, _ = mx.problems.quadratic().init(key, task.task)
+    np.testing.assert_allclose(params * scale, unscaled, rtol=1e-5)
     state = state._replace(learner=state.learner._replace(params=params))
     x, step = np.asarray(params, np.float64) * scale, jax.jit(inner.step)
     for _ in range(3):
         state, (loss, _) = step(0.01, state, ())
         np.testing.assert_allclose(loss, ((w @ x - y) ** 2).sum(), rtol=1e-4)
         x = x - 0.01 * scale**2 * (2 * w.T @ (w @ x - y))
-    np.testing.assert_allclose(inner.test(0.01, state, ()), ((w @ x - y) ** 2).sum(), rtol=1e-4)
+    loss, _ = inner.test(0.01, state, ())
+    np.testing.assert_allclose(loss, ((w @ x - y) ** 2).sum(), rtol=1e-4)
 
 
 def test_scales_are_uniform_in_the_logarithm(key):
     _, tasks = mx.problems.random_scaling(mx.problems.mlp((40, 50)), mx.tasks.minibatches(5))
-    scale = tasks.sample(key, IMAGES).scale
+    scale = tasks.sample(key, IMAGES).own
     logs = np.log(np.concatenate([np.ravel(x) for x in jax.tree.leaves(scale)]))
     assert np.abs(logs).max() <= 3
     np.testing.assert_allclose(np.quantile(logs, [0.1, 0.5, 0.9]), [-2.4, 0.0, 2.4], atol=0.15)
-    again = tasks.train(key, IMAGES, tasks.sample(key, IMAGES), 3)[1]
+    again = tasks.train(key, IMAGES, tasks.sample(key, IMAGES))[1]
     jax.tree.map(np.testing.assert_array_equal, again, scale)
 
 
@@ -266,16 +268,17 @@ def test_imitation_of_a_rate_has_a_closed_form(key):
         x = x - 0.01 * g  # the teacher's path
         np.testing.assert_allclose(state.learner.params, x, rtol=1e-3)
     g = 2 * w.T @ (w @ x - y)
-    np.testing.assert_allclose(inner.test(0.03, state, ()), 0.02**2 * (g**2).mean(), rtol=1e-3)
+    loss, _ = inner.test(0.03, state, ())
+    np.testing.assert_allclose(loss, 0.02**2 * (g**2).mean(), rtol=1e-3)
 
 
 def test_imitation_brings_a_learned_schedule_to_the_rate_of_its_teacher(key):
     opt = mx.optim.piecewise_schedule(optax.scale_by_adam(), knots=(1,), rate=0.02)
     learner = mx.imitate(
-        opt.tx, optax.chain(optax.scale_by_adam(), optax.scale(0.1)), mx.problems.quadratic()
+        opt, optax.chain(optax.scale_by_adam(), optax.scale(0.1)), mx.problems.quadratic()
     )
     trainer = mx.trainer(mx.bptt(mx.inner(learner, mx.tasks.quadratics(2), 3), 2), optax.adam(0.1))
-    state = trainer.init(key, opt.init(key), ())
+    state = trainer.init(key, learner.meta(key), ())
     state = jax.jit(
         lambda s: lax.scan(lambda s, _: (trainer.step(s, ())[0], None), s, None, length=150)[0]
     )(state)
@@ -317,7 +320,7 @@ BAD = {
     ),
     "random_mlp: tasks": (lambda: mx.problems.random_mlp(QUADRATIC, 64, 10), TypeError, "tasks"),
     "random_mlp: widths": (lambda: random_mlp(widths=(8, 4)), ValueError, "swap"),
-    "random_mlp: depths": (lambda: random_mlp(depths=2), TypeError, "depths must be a pair"),
+    "random_mlp: depths": (lambda: random_mlp(depths=2), TypeError, "depths must be a tuple"),
     "random_mlp: no hidden layer": (lambda: random_mlp(depths=(0, 1)), ValueError, "depths"),
     "random_mlp: activations": (
         lambda: random_mlp(activations=()),
@@ -350,9 +353,9 @@ BAD = {
         "problem",
     ),
     "convnet: image": (
-        lambda: mx.problems.convnet(3, (8, 8, 1), (2,)).loss(
+        lambda: mx.problems.convnet(3, (8, 8, 1), (2,)).test(
             jax.random.key(0),
-            mx.problems.convnet(3, (8, 8, 1), (2,)).init(jax.random.key(0), ()),
+            *mx.problems.convnet(3, (8, 8, 1), (2,)).init(jax.random.key(0), ()),
             batch(shape=(4, 4, 1)),
         ),
         ValueError,
@@ -364,10 +367,11 @@ BAD = {
 @pytest.mark.parametrize("label", [-1, 3])
 def test_a_label_out_of_range_is_an_error_and_nan_where_it_is_traced(label):
     problem, key = mx.problems.logistic(4, 3), jax.random.key(0)
-    args = key, problem.init(key, ()), {"image": jnp.ones((1, 4)), "label": np.array([label])}
-    with pytest.raises(ValueError, match=rf"label must be in 0..2, got \[{label}\]"):
-        problem.loss(*args)
-    assert np.isnan(jax.jit(problem.loss)(*args)[0])
+    args = key, *problem.init(key, ()), {"image": jnp.ones((1, 4)), "label": np.array([label])}
+    for f in (problem.loss, problem.test):
+        with pytest.raises(ValueError, match=rf"label must be in 0..2, got \[{label}\]"):
+            f(*args)
+        assert np.isnan(jax.jit(f)(*args)[0])
 
 
 @pytest.mark.parametrize(("call", "error", "message"), BAD.values(), ids=BAD)

@@ -224,17 +224,17 @@ class Processes:
             p.kill()
             p.wait()
 
-    def said(self):
+    def outputs(self):
         return [log.read_text() for log in self.logs]
 
     def wait_for(self, path):
         deadline = time.monotonic() + 120
         while not path.exists():
-            assert all(p.poll() is None for p in self.processes), self.said()
-            assert time.monotonic() < deadline, self.said()
+            assert all(p.poll() is None for p in self.processes), self.outputs()
+            assert time.monotonic() < deadline, self.outputs()
             time.sleep(0.02)
 
-    def ended(self):
+    def exit_codes(self):
         return [p.wait(timeout=120) for p in self.processes]
 
 
@@ -254,20 +254,20 @@ def checkpoint(folder):
 def test_two_processes_stopped_and_killed_end_where_an_uninterrupted_run_does(tmp_path):
     folder = tmp_path / "interrupted"
     with Processes(folder, 10**6) as run:
-        run.wait_for(folder / "run" / "40")
+        run.wait_for(folder / "run" / "40.npz")
         run.processes[1].kill()
         assert run.processes[0].wait(timeout=60) != 0, (
             "the survivor ends, and not as if all were well"
         )
-        assert re.search("tasks have crashed|another task died", run.said()[0]), run.said()[0]
+        assert re.search("tasks have crashed|another task died", run.outputs()[0]), run.outputs()[0]
     killed = checkpoint(folder / "run")[2].step
     assert killed >= 40
 
     with Processes(folder, 10**5) as run:
-        run.wait_for(folder / "run" / str(killed + 20))
+        run.wait_for(folder / "run" / f"{killed + 20}.npz")
         run.processes[1].terminate()
-        assert run.ended() == [143, 143], "all processes end by the signal that one has got"
-        first, second = run.said()
+        assert run.exit_codes() == [143, 143], "all processes end by the signal that one has got"
+        first, second = run.outputs()
     stopped = checkpoint(folder / "run")[2].step
     assert f"resumed at meta-step {killed} of" in first
     assert (
@@ -278,10 +278,10 @@ def test_two_processes_stopped_and_killed_end_where_an_uninterrupted_run_does(tm
 
     total = stopped + 10
     with Processes(folder, total) as run:
-        assert run.ended() == [0, 0], run.said()
+        assert run.exit_codes() == [0, 0], run.outputs()
     with Processes(tmp_path / "whole", total, TESTS / "two_processes.py") as run:
-        assert run.ended() == [0, 0], run.said()
-        found = [json.loads(text.splitlines()[-1]) for text in run.said()]
+        assert run.exit_codes() == [0, 0], run.outputs()
+        found = [json.loads(text.splitlines()[-1]) for text in run.outputs()]
     trainer, state, want = checkpoint(tmp_path / "whole" / "run")
     got = checkpoint(folder / "run")[2]
     assert got.step == want.step == total
@@ -291,15 +291,15 @@ def test_two_processes_stopped_and_killed_end_where_an_uninterrupted_run_does(tm
     assert len((folder / "run.csv").read_text().splitlines()) == total + 1
 
     # The same in this one process of one device.
-    alone = mx.fit(trainer, state, num_steps=total, progress=False)
+    alone = mx.fit(trainer, state, num_steps=total, progress=None)
     np.testing.assert_allclose(want.arrays["history/loss"], alone.history["loss"], rtol=1e-4)
     np.testing.assert_allclose(want.tree["state"].meta_params, alone.state.meta_params, rtol=1e-4)
-    agreed(*found)
+    check_that_they_agree(*found)
 
 
-def agreed(first, second):
+def check_that_they_agree(first, second):
     """What each of the two processes has found in two_processes.py."""
-    assert first["told"] == second["told"] == [0, "from 0"]
+    assert first["agreed"] == second["agreed"] == [0, "from 0"]
     assert first["refused"] == ["ValueError", "no"]
     assert second["refused"] == ["RuntimeError", "on the first host: no"]
     assert first["largest"] == second["largest"] == 1

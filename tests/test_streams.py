@@ -132,7 +132,7 @@ def pairs(make, keys=2):
     tasks = make(BASE)
     for seed in range(keys):
         task = tasks.sample(jax.random.key(seed), ())
-        yield task.own, tasks.train(KEY, (), task, 3), BASE.train(KEY, (), task.task, 3)
+        yield task.own, tasks.train(KEY, (), task), BASE.train(KEY, (), task.task)
         yield task.own, tasks.test(KEY, (), task), BASE.test(KEY, (), task.task)
 
 
@@ -271,7 +271,7 @@ CASES = {
         TypeError,
         "shape must be a tuple",
     ),
-    "prototypes: shape empty": (lambda: mx.tasks.prototypes(2, ()), TypeError, "shape"),
+    "prototypes: shape empty": (lambda: mx.tasks.prototypes(2, ()), ValueError, "shape"),
     "prototypes: noise negative": (lambda: mx.tasks.prototypes(2, (3,), -1.0), ValueError, "noise"),
     "random_images: no images": (lambda: mx.tasks.random_images((3,), 0), ValueError, "num_images"),
     "random_images: one class": (

@@ -1,9 +1,11 @@
 """The training loop: what it reports, and what it refuses to lose."""
 
+import gc
 import json
 import re
 import sys
 import types
+import weakref
 
 import chex
 import jax
@@ -26,36 +28,71 @@ def quadratics(rate_cap=None):
 def test_fit_learns_a_learning_rate(key):
     inner = quadratics()
     trainer = mx.trainer(mx.bptt(inner, 8), optax.adam(1e-3))
-    state, history, *_ = mx.fit(
-        trainer, trainer.init(key, jnp.float32(1e-3)), num_steps=60, progress=False
-    )
+    start = trainer.init(key, jnp.float32(1e-3))
+    state, history, *_ = mx.fit(trainer, start, num_steps=60, progress=None)
     assert history["loss"][-10:].mean() < 0.7 * history["loss"][:10].mean()
     assert float(state.meta_params) > 5e-3
 
 
 @pytest.mark.slow
 def test_chunks_do_not_change_the_run(key):
-    trainer = mx.trainer(mx.bptt(quadratics(), 4), optax.adam(1e-3))
-    runs = []
+    estimator = mx.bptt(quadratics(), 4)
+    results = []
     for chunk in (1, 4, 7):
+        trainer = mx.trainer(estimator, optax.adam(1e-3), chunk=chunk)
         start = trainer.init(key, jnp.float32(1e-3))
-        runs.append(mx.fit(trainer, start, num_steps=7, chunk=chunk, progress=False))
-    for run in runs[1:]:
-        chex.assert_trees_all_equal(_bits(run.state), _bits(runs[0].state))
-        np.testing.assert_array_equal(run.history["loss"], runs[0].history["loss"])
-    assert runs[0].history["loss"].shape == (7,)
+        results.append(mx.fit(trainer, start, num_steps=7, progress=None))
+    for result in results[1:]:
+        runs.same(result, results[0])
+    assert results[0].history["loss"].shape == (7,)
 
 
 def test_going_on_is_as_good_as_never_stopping(key):
     trainer = mx.trainer(mx.bptt(quadratics(), 4), optax.adam(1e-3))
     start = trainer.init(key, jnp.float32(1e-3))
-    whole = mx.fit(trainer, start, num_steps=6, progress=False).state
-    half = mx.fit(
-        trainer, start, num_steps=3, progress=False
-    ).state  # the same start: its buffers are still alive
-    chex.assert_trees_all_equal(
-        _bits(mx.fit(trainer, half, num_steps=6, progress=False).state), _bits(whole)
+    whole = mx.fit(trainer, start, num_steps=6, progress=None).state
+    # The same start: its buffers are still alive.
+    half = mx.fit(trainer, start, num_steps=3, progress=None).state
+    runs.same(mx.fit(trainer, half, num_steps=6, progress=None).state, whole)
+
+
+def test_a_call_of_run_takes_at_most_a_chunk_and_says_what_it_did():
+    trainer = runs.counter(chunk=4)
+    for n, taken in ((3, 3), (4, 4), (9, 4)):
+        start = trainer.init(jax.random.key(0), jnp.float32(0))
+        state, metrics = trainer.run(start, (), n)
+        assert int(state.step) == taken
+        assert metrics["loss"].shape == (4,)
+        want = np.float32(1) / np.arange(1, taken + 1, dtype=np.float32)
+        assert_array_equal(metrics["loss"][:taken], want)
+
+
+def test_an_optimizer_that_looks_at_the_loss(key):
+    # The loss never falls, so the rate is halved at every second step.
+    estimator = mx.Estimator(
+        lambda key, m, data: (),
+        lambda key, m, state, data: (mx.Estimate(jnp.float32(1), jnp.float32(3), {}), state),
     )
+    halve = optax.contrib.reduce_on_plateau(factor=0.5, patience=1)
+    trainer = mx.trainer(estimator, optax.chain(optax.sgd(1.0), halve))
+    result = mx.fit(trainer, trainer.init(key, jnp.float32(0)), num_steps=6, progress=None)
+    scale = optax.tree.get(result.state.opt_state, "scale")
+    assert float(scale) < 0.5
+    assert_array_equal(result.history["skipped"], np.zeros(6))
+    assert float(result.state.meta_params) > -6.0
+
+
+def test_a_trainer_that_is_gone_leaves_no_program_behind(key):
+    def estimate(key, meta_params, state, data):
+        return mx.Estimate(meta_params, jnp.float32(0), {}), state
+
+    trainer = mx.trainer(mx.Estimator(lambda key, m, data: (), estimate), optax.sgd(0.1))
+    start = trainer.init(key, jnp.float32(1))
+    mx.fit(trainer, start, num_steps=3, progress=None)
+    alive = weakref.ref(estimate)
+    del trainer, estimate
+    gc.collect()
+    assert alive() is None
 
 
 def test_a_gradient_that_is_not_finite_changes_nothing(key):
@@ -74,12 +111,12 @@ def test_a_gradient_that_is_not_finite_changes_nothing(key):
 
 
 def test_a_run_that_stays_non_finite_stops_and_says_where(key):
-    trainer = mx.trainer(mx.bptt(quadratics(), 4), optax.adam(1e-3))
+    estimator = mx.bptt(quadratics(), 4)
+    trainer = mx.trainer(estimator, optax.adam(1e-3), chunk=5, max_skipped=5)
     state = trainer.init(key, jnp.float32(1e30))
-    with pytest.raises(
-        FloatingPointError, match=r"5 steps in a row, up to meta-step 5;.*learning rate"
-    ):
-        mx.fit(trainer, state, num_steps=100, chunk=5, max_skipped=5, progress=False)
+    message = r"5 steps in a row, up to meta-step 5;.*learning rate"
+    with pytest.raises(FloatingPointError, match=message):
+        mx.fit(trainer, state, num_steps=100, progress=None)
 
 
 def test_a_short_run_of_which_no_step_was_finite_warns(key):
@@ -89,7 +126,7 @@ def test_a_short_run_of_which_no_step_was_finite_warns(key):
         RuntimeWarning,
         match=r"the last 3 meta-steps, up to 3, were skipped: .* Lower the learning rate",
     ):
-        result = mx.fit(trainer, state, num_steps=3, progress=False)
+        result = mx.fit(trainer, state, num_steps=3, progress=None)
     assert np.isnan(result.history["loss"]).all()
     assert result.best == state.meta_params
 
@@ -108,15 +145,15 @@ def test_a_state_of_another_trainer_is_refused(key):
             ValueError,
             match=r"state.estimator is not as the estimator of .* trainer.init\(key, state.m",
         ):
-            mx.fit(other, state, num_steps=2, progress=False)
-        mx.fit(other, other.init(key, state.meta_params), num_steps=1, progress=False)  # as it says
+            mx.fit(other, state, num_steps=2, progress=None)
+        mx.fit(other, other.init(key, state.meta_params), num_steps=1, progress=None)  # as it says
     with pytest.raises(ValueError, match=r"state.opt_state is not as the tx of this trainer"):
         mx.trainer(estimators["bptt"], optax.sgd(1e-3)).step(state)
 
 
 def test_progress_in_a_log_has_lines_and_no_carriage_returns(key, capsys):
     trainer = mx.trainer(mx.bptt(quadratics(), 4), optax.adam(1e-3))
-    mx.fit(trainer, trainer.init(key, jnp.float32(1e-3)), num_steps=4, label="demo")
+    mx.fit(trainer, trainer.init(key, jnp.float32(1e-3)), num_steps=4, progress="demo")
     err = capsys.readouterr().err
     assert "\r" not in err
     assert err.startswith("demo: 4/4 steps, loss ")
@@ -126,29 +163,26 @@ def test_progress_in_a_log_has_lines_and_no_carriage_returns(key, capsys):
 def test_the_total_is_a_total(key):
     trainer = runs.counter()
     start = trainer.init(key, jnp.float32(0))
-    half = mx.fit(trainer, start, num_steps=20, progress=False)
-    rest = mx.fit(trainer, half.state, num_steps=30, progress=False)
+    half = mx.fit(trainer, start, num_steps=20, progress=None)
+    rest = mx.fit(trainer, half.state, num_steps=30, progress=None)
     assert int(rest.state.step) == 30
     assert_array_equal(rest.history["loss"], np.float32(1) / np.arange(21, 31, dtype=np.float32))
     with pytest.raises(
         ValueError,
         match="num_steps is the total to train to, 20, but state is already at meta-step 20",
     ):
-        mx.fit(trainer, half.state, num_steps=20, progress=False)
+        mx.fit(trainer, half.state, num_steps=20, progress=None)
 
 
 def test_a_run_stops_at_the_same_step_whatever_the_chunk(key):
-    trainer = runs.counter(lambda step: {"skipped": jnp.maximum(step - 12, 0)})
+    def metrics(step):
+        return {"skipped": jnp.maximum(step - 12, 0)}
+
     for chunk in (1, 7, 100):
+        trainer = runs.counter(metrics, chunk, max_skipped=5)
+        start = trainer.init(key, jnp.float32(0))
         with pytest.raises(FloatingPointError, match="5 steps in a row, up to meta-step 17;"):
-            mx.fit(
-                trainer,
-                trainer.init(key, jnp.float32(0)),
-                num_steps=50,
-                chunk=chunk,
-                max_skipped=5,
-                progress=False,
-            )
+            mx.fit(trainer, start, num_steps=50, progress=None)
 
 
 def test_an_optimizer_state_that_overflows_is_skipped(key):
@@ -193,7 +227,7 @@ def judged(key, values, every=1, num_steps=None, **options):
         trainer.init(key, jnp.float32(0)),
         num_steps=num_steps,
         validate=validate,
-        progress=False,
+        progress=None,
     )
 
 
@@ -232,13 +266,11 @@ def test_patience_cannot_end_a_run_on_its_initial_plateau(key):
 
 def test_validations_do_not_depend_on_chunks(key):
     values = np.arange(31.0)[::-1]
-    trainer = runs.counter()
     for chunk in (1, 4, 100):
+        trainer = runs.counter(chunk=chunk)
         validate = mx.validation(table(values), key, every=7)
         start = trainer.init(key, jnp.float32(0))
-        result = mx.fit(
-            trainer, start, num_steps=30, chunk=chunk, validate=validate, progress=False
-        )
+        result = mx.fit(trainer, start, num_steps=30, validate=validate, progress=None)
         assert_array_equal(result.validation["loss"], values[::7])
 
 
@@ -252,18 +284,11 @@ def reporting(step):
 def test_a_log_has_a_row_a_step(key, tmp_path):
     trainer = runs.counter(reporting)
     validate = mx.validation(table(np.arange(6)), key, every=2)
-    for name in ("log.csv", "log.jsonl"):
-        start = trainer.init(key, jnp.float32(0))
-        mx.fit(
-            trainer,
-            start,
-            num_steps=5,
-            validate=validate,
-            log=tmp_path / "new" / name,
-            progress=False,
-        )
-    lines = (tmp_path / "new" / "log.csv").read_text().splitlines()
-    assert lines == [
+    folder = tmp_path / "new"
+    logs = [mx.log(folder / "log.csv"), mx.log(folder / "log.jsonl")]
+    start = trainer.init(key, jnp.float32(0))
+    mx.fit(trainer, start, num_steps=5, validate=validate, callbacks=logs, progress=None)
+    assert (folder / "log.csv").read_text().splitlines() == [
         "step,loss,parts,skipped,validation",
         '1,0.1,"[1, -1]",0,',
         '2,0.2,"[2, -2]",0,2.0',
@@ -271,48 +296,113 @@ def test_a_log_has_a_row_a_step(key, tmp_path):
         '4,0.4,"[4, -4]",0,4.0',
         '5,0.5,"[5, -5]",0,',
     ]
-    rows = [json.loads(line) for line in (tmp_path / "new" / "log.jsonl").read_text().splitlines()]
-    assert rows[2] == {"step": 3, "loss": None, "parts": [3, -3], "skipped": 0}
-    assert rows[3] == {"step": 4, "loss": 0.4, "parts": [4, -4], "skipped": 0, "validation": 4.0}
-    assert sorted(p.name for p in (tmp_path / "new").iterdir()) == ["log.csv", "log.jsonl"]
+    rows = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+    row = {"step": 3, "loss": None, "parts": [3, -3], "skipped": 0, "validation": None}
+    assert rows[2] == row
+    row = {"step": 4, "loss": 0.4, "parts": [4, -4], "skipped": 0, "validation": 4.0}
+    assert rows[3] == row
+    assert sorted(p.name for p in folder.iterdir()) == ["log.csv", "log.jsonl"]
+
+
+def logged(trainer, state, num_steps, path):
+    return mx.fit(trainer, state, num_steps=num_steps, callbacks=[mx.log(path)], progress=None)
 
 
 @pytest.mark.parametrize("name", ["log.csv", "log.jsonl"])
 def test_a_log_is_cut_back_where_a_state_goes_on(name, key, tmp_path):
     trainer = runs.counter()
     start = trainer.init(key, jnp.float32(0))
-    mx.fit(trainer, start, num_steps=30, log=tmp_path / name, progress=False)
-    whole = (tmp_path / name).read_bytes()
-    half = mx.fit(trainer, start, num_steps=20, log=tmp_path / f"half-{name}", progress=False).state
-    mx.fit(trainer, half, num_steps=27, log=tmp_path / f"half-{name}", progress=False)
-    with (tmp_path / f"half-{name}").open("a") as f:
-        f.write("2")  # half a line
-    mx.fit(trainer, half, num_steps=30, log=tmp_path / f"half-{name}", progress=False)
-    assert (tmp_path / f"half-{name}").read_bytes() == whole
+    whole = tmp_path / name
+    resumed = tmp_path / f"resumed-{name}"
+    logged(trainer, start, 30, whole)
+    state = logged(trainer, start, 20, resumed).state
+    logged(trainer, state, 27, resumed)
+    with resumed.open("a") as file:
+        file.write("2")  # half a line
+    logged(trainer, state, 30, resumed)
+    assert resumed.read_bytes() == whole.read_bytes()
+
+
+@pytest.mark.parametrize("name", ["log.csv", "log.jsonl"])
+def test_a_log_agrees_with_the_run_whatever_was_left_in_it(name, key, tmp_path):
+    trainer = runs.counter()
+    start = trainer.init(key, jnp.float32(0))
+    whole = tmp_path / name
+    logged(trainer, start, 30, whole)
+    lines = whole.read_text().splitlines(keepends=True)
+    leftovers = {
+        "nothing": "",
+        "lost lines": "".join(lines[:8]),
+        "half a line": "".join(lines[:12])[:-3],
+        "lines of the future": "".join(lines) * 2,
+        "something else": "\0 no log\n",
+    }
+    for i, text in enumerate(leftovers.values()):
+        store = mx.checkpoints(tmp_path / f"{i}-{name}", every=10)
+        log = tmp_path / f"{i}.{name}"
+        options = {"checkpoint": store, "callbacks": [mx.log(log)], "progress": None}
+        mx.fit(trainer, start, num_steps=20, **options)
+        log.write_text(text)
+        mx.fit(trainer, start, num_steps=30, **options)
+        assert log.read_bytes() == whole.read_bytes()
 
 
 def test_a_log_of_other_columns_is_refused(key, tmp_path):
-    one, two = runs.counter(), runs.counter(lambda step: {"accuracy": 0.5 * step})
+    one = runs.counter()
+    two = runs.counter(lambda step: {"accuracy": 0.5 * step})
     log = tmp_path / "log.csv"
-    half = mx.fit(one, one.init(key, jnp.float32(0)), num_steps=5, log=log, progress=False).state
-    with pytest.raises(
-        ValueError, match=r"log .* has other columns than step,accuracy,loss,skipped"
-    ):
-        mx.fit(two, half, num_steps=10, log=log, progress=False)
+    state = logged(one, one.init(key, jnp.float32(0)), 5, log).state
+    message = r"log .* has other columns than step,accuracy,loss,skipped"
+    with pytest.raises(ValueError, match=message):
+        logged(two, state, 10, log)
+    logged(two, two.init(key, jnp.float32(0)), 10, log)  # a new run begins a new file
+    assert log.read_text().startswith("step,accuracy,loss,skipped\n1,")
+
+
+def test_a_log_is_written_when_there_is_a_row_and_stays_where_it_was_named(
+    key, tmp_path, monkeypatch
+):
+    (tmp_path / "log.csv").write_text("old")
+    monkeypatch.chdir(tmp_path)
+    log = mx.log("log.csv")
+    monkeypatch.chdir("/")
+    log.resume([])
+    assert (tmp_path / "log.csv").read_text() == "old"
+    log([{"step": 1, "loss": 0.5}])
+    log([{"step": 1, "loss": 0.5}, {"step": 2, "loss": 0.25}])  # again, after an error of another
+    assert (tmp_path / "log.csv").read_text() == "step,loss\n1,0.5\n2,0.25\n"
 
 
 def test_callbacks_get_every_row_once(key):
     trainer, rows = runs.counter(), []
-    mx.fit(
-        trainer,
-        trainer.init(key, jnp.float32(0)),
-        num_steps=25,
-        chunk=10,
-        callbacks=[rows.extend],
-        progress=False,
-    )
+    start = trainer.init(key, jnp.float32(0))
+    mx.fit(trainer, start, num_steps=25, callbacks=[rows.extend], progress=None)
     assert [row["step"] for row in rows] == list(range(1, 26))
     assert rows[3] == {"step": 4, "loss": 0.25, "skipped": 0}
+
+
+class Steps:
+    """A callback that notes the steps of what it is told."""
+
+    def __init__(self):
+        self.resumed = []
+        self.called = []
+
+    def resume(self, rows):
+        self.resumed.append([row["step"] for row in rows])
+
+    def __call__(self, rows):
+        self.called.append([row["step"] for row in rows])
+
+
+def test_callbacks_are_told_what_the_run_has_already(key, tmp_path):
+    trainer, store = runs.counter(chunk=3), mx.checkpoints(tmp_path)
+    start = trainer.init(key, jnp.float32(0))
+    first, second = Steps(), Steps()
+    mx.fit(trainer, start, num_steps=4, checkpoint=store, callbacks=[first], progress=None)
+    mx.fit(trainer, start, num_steps=6, checkpoint=store, callbacks=[second], progress=None)
+    assert (first.resumed, first.called) == ([[]], [[1, 2, 3], [4]])
+    assert (second.resumed, second.called) == ([[1, 2, 3, 4]], [[5, 6]])
 
 
 def test_tensorboard(key, tmp_path, monkeypatch):
@@ -334,10 +424,14 @@ def test_tensorboard(key, tmp_path, monkeypatch):
     )
     trainer = runs.counter(reporting)
     start = trainer.init(key, jnp.float32(0))
-    half = mx.fit(
-        trainer, start, num_steps=2, callbacks=[mx.tensorboard(tmp_path)], progress=False
-    ).state
-    mx.fit(trainer, half, num_steps=4, callbacks=[mx.tensorboard(tmp_path)], progress=False)
+    validate = mx.validation(table(np.arange(5)), key, every=4)
+
+    def run(state, num_steps, **options):
+        callbacks = [mx.tensorboard(tmp_path)]
+        return mx.fit(trainer, state, num_steps=num_steps, callbacks=callbacks, **options)
+
+    half = run(start, 2, progress=None).state
+    run(half, 4, progress=None, validate=validate)
     assert made == [(str(tmp_path), 1), (str(tmp_path), 3)]
     assert len(set(suffixes)) == 2, "files of their own, though opened within a second"
     assert events[:5] == [
@@ -347,6 +441,7 @@ def test_tensorboard(key, tmp_path, monkeypatch):
         ("skipped", 0, 2),
         "flush",
     ]
+    assert [event for event in events if event[0] == "validation"] == [("validation", 4.0, 4)]
     monkeypatch.setitem(sys.modules, "tensorboardX", None)
     with pytest.raises(ImportError, match=r"pip install 'metajax\[tensorboard\]'"):
         mx.tensorboard(tmp_path)
@@ -374,11 +469,12 @@ def test_plateaus():
 
 
 def test_progress_speaks_of_plateaus_skips_and_the_best(key, capsys):
-    trainer = runs.counter(
-        lambda step: {"loss": jnp.float32(2.3), "skipped": jnp.int32(step % 100 == 99)}
-    )
+    def metrics(step):
+        return {"loss": jnp.float32(2.3), "skipped": jnp.int32(step % 100 == 99)}
+
+    trainer = runs.counter(metrics, chunk=50)
     validate = mx.validation(table(np.arange(301)), key, every=100)
-    mx.fit(trainer, trainer.init(key, jnp.float32(0)), num_steps=300, chunk=50, validate=validate)
+    mx.fit(trainer, trainer.init(key, jnp.float32(0)), num_steps=300, validate=validate)
     line = capsys.readouterr().err.splitlines()[-1]
     assert line.startswith("meta-training: 300/300 steps, loss 2.3 best 0 skipped 3, ")
     assert line.endswith(" (plateau, 300 steps from the start: learning to learn often waits)")
@@ -387,7 +483,7 @@ def test_progress_speaks_of_plateaus_skips_and_the_best(key, capsys):
 def test_progress_says_where_it_resumed(key, capsys, tmp_path):
     trainer, store = runs.counter(), mx.checkpoints(tmp_path, every=5)
     start = trainer.init(key, jnp.float32(0))
-    mx.fit(trainer, start, num_steps=10, checkpoint=store, progress=False)
+    mx.fit(trainer, start, num_steps=10, checkpoint=store, progress=None)
     mx.fit(trainer, start, num_steps=20, checkpoint=store)
     lines = capsys.readouterr().err.splitlines()
     assert lines[0] == f"meta-training: resumed at meta-step 10 of 20 from {tmp_path}"
@@ -418,7 +514,7 @@ def test_progress_in_a_notebook_is_one_output_that_is_replaced(key, tmp_path, mo
         capsys.readouterr().err == f"meta-training: resumed at meta-step 10 of 20 from {tmp_path}\n"
     )
     count = len(shown)
-    mx.fit(trainer, start, num_steps=10, progress=False)
+    mx.fit(trainer, start, num_steps=10, progress=None)
     assert len(shown) == count
     del shell.kernel  # IPython in a terminal, or a script that has imported it
     mx.fit(trainer, start, num_steps=10)
@@ -432,12 +528,11 @@ START = COUNTER.init(jax.random.key(0), jnp.float32(0))
 LOSS = table([1.0, 1.0])
 
 
-STATELESS = mx.trainer(
-    mx.Estimator(
-        lambda key, m, data: (), lambda key, m, state, data: mx.Estimate(m, jnp.float32(0), {})
-    ),
-    optax.sgd(1.0),
+# It does not return its state.
+ESTIMATOR = mx.Estimator(
+    lambda key, m, data: (), lambda key, m, state, data: mx.Estimate(m, jnp.float32(0), {})
 )
+STATELESS = mx.trainer(ESTIMATOR, optax.sgd(1.0))
 
 
 def fit(**options):
@@ -461,11 +556,16 @@ CASES = {
         "checkpoint must be a metajax.Checkpoints",
     ),
     "log: another suffix": (
-        lambda: fit(log="log.txt"),
+        lambda: mx.log("log.txt"),
         ValueError,
-        "log must end in .csv or .jsonl",
+        "path must end in .csv or .jsonl",
     ),
-    "log: no path": (lambda: fit(log=3), TypeError, "log must be a path"),
+    "log: no path": (lambda: mx.log(3), TypeError, "path must be a str or an os.PathLike"),
+    "progress: a bool": (
+        lambda: fit(progress=False),
+        TypeError,
+        "progress must be a label, or None for silence",
+    ),
     "callbacks: one function": (
         lambda: fit(callbacks=print),
         TypeError,
@@ -474,9 +574,18 @@ CASES = {
     "callbacks: no function": (
         lambda: fit(callbacks=[1]),
         TypeError,
-        "each of callbacks must be a function",
+        r"callbacks\[0\] must be a function",
     ),
-    "max_skipped: none": (lambda: fit(max_skipped=0), ValueError, "max_skipped"),
+    "max_skipped: none": (
+        lambda: mx.trainer(ESTIMATOR, optax.sgd(1.0), max_skipped=0),
+        ValueError,
+        "max_skipped must be at least 1",
+    ),
+    "chunk: none": (
+        lambda: mx.trainer(ESTIMATOR, optax.sgd(1.0), chunk=0),
+        ValueError,
+        "chunk must be at least 1",
+    ),
     "state: NaN": (
         lambda: mx.fit(COUNTER, START._replace(meta_params=jnp.float32(np.nan)), num_steps=1),
         ValueError,
@@ -539,10 +648,3 @@ def test_bad_input(case):
     call, error, message = CASES[case]
     with pytest.raises(error, match=f"(?s){message}"):
         call()
-
-
-def _bits(tree):
-    return jax.tree.map(
-        lambda x: jax.random.key_data(x) if jnp.issubdtype(x.dtype, jax.dtypes.prng_key) else x,
-        tree,
-    )

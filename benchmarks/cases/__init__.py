@@ -1,5 +1,6 @@
-"""The cases, found by name: those in ``CASES`` of each module here, functions ``Setting -> list of
-Row``.
+"""The cases, found by name: those in ``CASES`` of each module here.
+
+A case is a function ``Setting -> list of Row``.
 """
 
 import importlib
@@ -11,7 +12,9 @@ from benchmarks.table import Row, Setting
 
 def cases() -> dict[str, Callable[[Setting], list[Row]]]:
     """All cases by name."""
-    modules = (
-        importlib.import_module(f"{__name__}.{m.name}") for m in pkgutil.iter_modules(__path__)
-    )
-    return {case.__name__: case for module in modules for case in module.CASES}
+    found = {}
+    for info in pkgutil.iter_modules(__path__):
+        module = importlib.import_module(f"{__name__}.{info.name}")
+        for case in module.CASES:
+            found[case.__name__] = case
+    return found

@@ -7,6 +7,8 @@ import metajax as mx
 from benchmarks.measure import Program, contest
 from benchmarks.table import Row, Setting, compared
 
+WAYS = 20
+
 
 def data_loading(setting: Setting) -> list[Row]:
     """Support and query sets of few-shot episodes, on data of Omniglot's size.
@@ -16,7 +18,7 @@ def data_loading(setting: Setting) -> list[Row]:
     classes, num_tasks = (20, 2) if setting.smoke else (1_200, 32)
     image = np.random.default_rng(0).integers(0, 256, (20 * classes, 28, 28, 1), np.uint8)
     data = mx.data.by_class({"image": image, "label": np.repeat(np.arange(classes), 20)})
-    tasks = mx.tasks.episodes(20, shots=1, queries=5)
+    tasks = mx.tasks.episodes(WAYS, shots=1, queries=5)
     keys = jax.random.split(jax.random.key(0), num_tasks)
 
     def ours(keys, data):
@@ -26,31 +28,29 @@ def data_loading(setting: Setting) -> list[Row]:
 
         return jax.vmap(draw)(keys)
 
-    drawn = jax.device_get(
-        jax.jit(lambda keys, data: jax.vmap(lambda k: tasks.sample(k, data))(keys))(keys, data)
-    )
+    sample = jax.jit(jax.vmap(tasks.sample, (0, None)))
+    drawn = jax.device_get(sample(keys, data))
 
     def host():
-        def gather(index):
-            index = index.reshape(num_tasks, -1)
-            label = np.tile(
-                np.repeat(np.arange(20, dtype=np.int32), index.shape[1] // 20), (num_tasks, 1)
-            )
-            return jax.device_put(
-                {"image": data["image"][index].astype(np.float32) / 255, "label": label}
-            )
-
         return gather(drawn["support"]), gather(drawn["query"])
 
-    pixels = (
-        num_tasks * 20 * 6 * 28 * 28
-    )  # read as bytes, written as float32; most of the data is not touched
+    def gather(index):
+        index = index.reshape(num_tasks, -1)
+        label = np.repeat(np.arange(WAYS, dtype=np.int32), index.shape[1] // WAYS)
+        batch = {
+            "image": data["image"][index].astype(np.float32) / 255,
+            "label": np.tile(label, (num_tasks, 1)),
+        }
+        return jax.device_put(batch)
+
+    # Read as bytes, written as float32; most of the data is not touched.
+    pixels = num_tasks * WAYS * 6 * 28 * 28
     programs = {
         "ours": Program(ours, (keys, data), moved_bytes=5 * pixels),
         "NumPy gather and copy": Program(host, (), jit=False),
     }
     found = contest(programs, setting.limits, rounds=setting.rounds)
-    return [compared("data_loading", f"{num_tasks} episodes, 20 ways, 6 images each", found)]
+    return [compared("data_loading", f"{num_tasks} episodes, {WAYS} ways, 6 images each", found)]
 
 
 CASES = (data_loading,)

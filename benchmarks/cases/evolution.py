@@ -1,5 +1,7 @@
 """Evolution strategies: what they cost beside the inner loops that they run."""
 
+from typing import Any, NamedTuple
+
 import jax
 import jax.numpy as jnp
 from jax.flatten_util import ravel_pytree
@@ -11,33 +13,40 @@ from benchmarks.table import Row, Setting, Target, compared
 STD = 0.01
 
 
-def _problem(smoke: bool):
-    pairs, units, steps, batch = (2, 3, 4, 8) if smoke else (32, 20, 20, 32)
-    opt = mx.optim.lstm(hidden=(4,)) if smoke else mx.optim.lstm()
-    learner = mx.l2l(opt, mx.problems.mlp((64, units, 10)))
-    loop = mx.inner(learner, mx.tasks.minibatches(batch), steps)
-    return loop, pairs, opt.init(jax.random.key(0)), mx.data.load("digits")
+class Population(NamedTuple):
+    """An inner loop on ``data`` for ``pairs`` of members around ``meta_params``."""
+
+    loop: mx.Inner
+    pairs: int
+    meta_params: Any
+    data: Any
 
 
-def _contest(setting: Setting, case: str, what: str, estimator, state, bare, args, problem) -> Row:
-    """The estimate against its bare inner loops, of which it is to be at most a ninth longer."""
-    _, _, meta_params, data = problem
+def es_population(setting: Setting) -> list[Row]:
+    """Whole episodes: antithetic evolution strategies, and a strategy of evosax."""
+    return [
+        _antithetic(setting, "es_population", None),
+        _open_es(setting, "es_population"),
+    ]
 
-    def ours(key, meta_params, state, data):
-        estimate, _ = estimator.estimate(key, meta_params, state, data)
-        return estimate.loss, estimate.updates
 
-    key = jax.random.key(2)
-    programs = {
-        "ours": Program(ours, (key, meta_params, state, data), lambda result: result[0]),
-        "inner loops alone": Program(bare, (*args, data), lambda losses: losses.mean()),
-    }
-    found = contest(programs, setting.limits, rounds=setting.rounds)
-    return compared(case, what, found, targets=[Target("ratio", ">=", 0.9)])
+def pes(setting: Setting) -> list[Row]:
+    """A window of persistent evolution strategies, half an episode."""
+    return [_antithetic(setting, "pes", 2 if setting.smoke else 10)]
+
+
+def _population(smoke: bool) -> Population:
+    pairs, units, steps, batch_size = (2, 3, 4, 8) if smoke else (32, 20, 20, 32)
+    optimizer = mx.optim.lstm(hidden=(4,)) if smoke else mx.optim.lstm()
+    learner = mx.l2l(optimizer, mx.problems.mlp((64, units, 10)))
+    loop = mx.inner(learner, mx.tasks.minibatches(batch_size), steps)
+    meta_params = learner.meta(jax.random.key(0))
+    return Population(loop, pairs, meta_params, mx.data.load("digits"))
 
 
 def _antithetic(setting: Setting, case: str, truncation: int | None) -> Row:
-    problem = loop, pairs, meta_params, data = _problem(setting.smoke)
+    population = _population(setting.smoke)
+    loop, pairs, meta_params, data = population
     window = truncation or loop.horizon
     estimator = mx.pes(loop, pairs, STD, truncation)
     state = estimator.init(jax.random.key(1), meta_params, data)
@@ -50,45 +59,71 @@ def _antithetic(setting: Setting, case: str, truncation: int | None) -> Row:
     keys = jnp.tile(jax.random.split(k_start, pairs), 2)
 
     def bare(members, keys, data):
-        def episode(member, key):
-            return mx.unroll(loop, member, loop.init(key, member, data), data, window)[1]
+        def meta_loss(member, key):
+            start = loop.init(key, member, data)
+            _, loss, _ = mx.unroll(loop, member, start, data, window)
+            return loss
 
-        return jax.vmap(episode)(members, keys)
+        return jax.vmap(meta_loss)(members, keys)
 
     what = f"{pairs} pairs x {window} steps, {flat.size:,} meta-parameters"
-    return _contest(setting, case, what, estimator, state, bare, (members, keys), problem)
+    ours = _estimate(estimator, population, state)
+    alone = Program(bare, (members, keys, data), jnp.mean)
+    return _against_inner_loops(setting, case, what, ours, alone)
 
 
-def es_population(setting: Setting) -> list[Row]:
-    """Whole episodes: antithetic evolution strategies, and a strategy of evosax."""
-    problem = loop, pairs, meta_params, data = _problem(setting.smoke)
+def _open_es(setting: Setting, case: str) -> Row:
     from evosax.algorithms import Open_ES  # here, since importing it settles JAX's devices
 
+    population = _population(setting.smoke)
+    loop, pairs, meta_params, data = population
     strategy = Open_ES(2 * pairs, solution=meta_params)
     estimator = mx.ask_tell(loop, strategy, 1)
     state = estimator.init(jax.random.key(1), meta_params, data)
 
+    # The members that the estimator will ask for, on its task.
     k_ask, k_tasks, _ = jax.random.split(jax.random.key(2), 3)
-    mean, params = ravel_pytree(meta_params)[0], strategy.default_params
-    population, _ = jax.jit(strategy.ask)(k_ask, state.replace(mean=mean), params)
+    mean, _ = ravel_pytree(meta_params)
+    members, _ = jax.jit(strategy.ask)(k_ask, state.replace(mean=mean), strategy.default_params)
 
-    def bare(population, key, data):
-        def episode(member):
-            return mx.unroll(loop, member, loop.init(key, member, data), data, loop.horizon)[1]
+    def bare(members, key, data):
+        def meta_loss(member):
+            start = loop.init(key, member, data)
+            _, loss, _ = mx.unroll(loop, member, start, data, loop.horizon)
+            return loss
 
-        return jax.vmap(episode)(population)
+        return jax.vmap(meta_loss)(members)
 
     what = f"Open_ES, {2 * pairs} members x {loop.horizon} steps, {mean.size:,} meta-parameters"
-    args = population, jax.random.split(k_tasks, 1)[0]
-    return [
-        _antithetic(setting, "es_population", None),
-        _contest(setting, "es_population", what, estimator, state, bare, args, problem),
-    ]
+    ours = _estimate(estimator, population, state)
+    alone = Program(bare, (members, jax.random.split(k_tasks, 1)[0], data), jnp.mean)
+    return _against_inner_loops(setting, case, what, ours, alone)
 
 
-def pes(setting: Setting) -> list[Row]:
-    """A window of persistent evolution strategies, half an episode."""
-    return [_antithetic(setting, "pes", 2 if setting.smoke else 10)]
+def _estimate(estimator: mx.Estimator, population: Population, state: Any) -> Program:
+    def loss_and_updates(key, meta_params, state, data):
+        estimate, _ = estimator.estimate(key, meta_params, state, data)
+        return estimate.loss, estimate.updates
+
+    args = (jax.random.key(2), population.meta_params, state, population.data)
+    return Program(loss_and_updates, args, _first)
+
+
+def _first(result: tuple) -> Any:
+    return result[0]
+
+
+def _against_inner_loops(
+    setting: Setting,
+    case: str,
+    what: str,
+    ours: Program,
+    alone: Program,
+) -> Row:
+    """An estimate is to take at most a ninth longer than its bare inner loops."""
+    programs = {"ours": ours, "inner loops alone": alone}
+    found = contest(programs, setting.limits, rounds=setting.rounds)
+    return compared(case, what, found, targets=[Target("ratio", ">=", 0.9)])
 
 
 CASES = (es_population, pes)

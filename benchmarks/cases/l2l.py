@@ -1,6 +1,8 @@
 """The coordinatewise LSTM optimizer, and what one would write without thinking of speed."""
 
+from functools import partial
 from itertools import pairwise
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -8,124 +10,196 @@ import numpy as np
 from jax.flatten_util import ravel_pytree
 
 import metajax as mx
-from benchmarks.measure import Program, contest
+from benchmarks.measure import Measured, Program, contest
 from benchmarks.table import Row, Setting, Target, compared, memory
-from metajax.optim._leafwise import LeafwiseState
-from metajax.optim._lstm import LSTMState
 
 HIDDEN = 20
+LAYERS = 2
 
 
-def plain_update(meta_params, grad, h, c, p=10.0, scale=0.1):
-    """One coordinate: ``grad`` a scalar, ``h`` and ``c`` a vector ``[20]`` for each of the two
-    layers.
-    """
-    large = jnp.abs(grad) >= jnp.exp(-p)
-    x = jnp.where(large, jnp.log(jnp.where(large, jnp.abs(grad), 1.0)) / p, -1.0)
-    x = jnp.stack([x, jnp.where(large, jnp.sign(grad), jnp.exp(p) * grad)])
-    new_h, new_c = [], []
-    for layer, h_k, c_k in zip(meta_params["lstm"], h, c, strict=True):
-        i, j, f, o = jnp.split(layer["w"] @ jnp.concatenate([x, h_k]) + layer["b"], 4)
-        c_k = jax.nn.sigmoid(f + 1) * c_k + jax.nn.sigmoid(i) * jnp.tanh(j)
-        x = jax.nn.sigmoid(o) * jnp.tanh(c_k)
-        new_h.append(x)
-        new_c.append(c_k)
-    return (
-        scale * (meta_params["out"]["w"] @ x + meta_params["out"]["b"]),
-        tuple(new_h),
-        tuple(new_c),
+def plain_update(
+    meta_params: Any,
+    grad: Any,
+    h: Any,
+    c: Any,
+    p: float = 10.0,
+    scale: float = 0.1,
+) -> tuple[Any, tuple, tuple]:
+    """One coordinate: ``grad`` a scalar, ``h`` and ``c`` a vector ``[20]`` for each layer."""
+    is_large = jnp.abs(grad) >= jnp.exp(-p)
+    size = jnp.log(jnp.where(is_large, jnp.abs(grad), 1.0)) / p
+    x = jnp.stack(
+        [
+            jnp.where(is_large, size, -1.0),
+            jnp.where(is_large, jnp.sign(grad), jnp.exp(p) * grad),
+        ]
     )
+    new_h = []
+    new_c = []
+    for layer, h_layer, c_layer in zip(meta_params["lstm"], h, c, strict=True):
+        gates = layer["w"] @ jnp.concatenate([x, h_layer]) + layer["b"]
+        i, j, f, o = jnp.split(gates, 4)
+        c_layer = jax.nn.sigmoid(f + 1) * c_layer + jax.nn.sigmoid(i) * jnp.tanh(j)
+        x = jax.nn.sigmoid(o) * jnp.tanh(c_layer)
+        new_h.append(x)
+        new_c.append(c_layer)
+    out = meta_params["out"]
+    return scale * (out["w"] @ x + out["b"]), tuple(new_h), tuple(new_c)
 
 
 plain_updates = jax.vmap(plain_update, (None, 0, 0, 0))
 
 
+class Coordinates(NamedTuple):
+    """An LSTM optimizer at work: ``grad [P]``, ``h`` and ``c`` one ``[H, P]`` a layer."""
+
+    meta_params: Any
+    grad: np.ndarray
+    h: tuple[np.ndarray, ...]
+    c: tuple[np.ndarray, ...]
+
+
 def l2l_step(setting: Setting) -> list[Row]:
-    """An update of all coordinates: in one leaf against a vmapped LSTM, in 200 leaves against leaf
-    by leaf.
+    """An update of all coordinates: in one leaf, in 200 leaves, with states in bfloat16.
+
+    In one leaf it is held against a vmapped LSTM, in 200 leaves against leaf by leaf.
     """
-    opt, rows = mx.optim.lstm(), []
+    optimizer = mx.optim.lstm()
+    meta_params = optimizer.init(jax.random.key(0))
+    rows = []
     for size in (200,) if setting.smoke else (15_910, 1_000_000):
-        rows += _step(setting, opt, size, leaves=4 if setting.smoke else 200)
+        rng = np.random.default_rng(0)
+
+        def numbers(*shape, rng=rng):
+            return rng.normal(size=shape).astype(np.float32)
+
+        grad = numbers(size)
+        h = tuple(numbers(LAYERS, HIDDEN, size))
+        c = tuple(numbers(LAYERS, HIDDEN, size))
+        at_work = Coordinates(meta_params, grad, h, c)
+        rows += [
+            _in_one_leaf(setting, optimizer, at_work),
+            _in_many_leaves(setting, optimizer, at_work, 4 if setting.smoke else 200),
+            _in_bfloat16(setting, at_work),
+        ]
     return rows
 
 
-def _step(setting, opt, size, leaves):
-    meta_params = opt.init(jax.random.key(0))
-    rng = np.random.default_rng(0)
+def _in_one_leaf(setting: Setting, optimizer: mx.LearnedOptimizer, at_work: Coordinates) -> Row:
+    meta_params, grad, h, c = at_work
+    state = optimizer.tx(meta_params).init(grad)._replace(h=h, c=c)
+    rows_h, rows_c = (tuple(np.ascontiguousarray(x.T) for x in part) for part in (h, c))
 
-    def numbers(*shape):
-        return rng.normal(size=shape).astype(np.float32)
-
-    grad, h, c = numbers(size), tuple(numbers(2, HIDDEN, size)), tuple(numbers(2, HIDDEN, size))
-    parts = np.array_split(grad, leaves)
-
-    def split(tree):
-        return [list(x) for x in zip(*(np.array_split(x, leaves, -1) for x in tree), strict=True)]
-
-    by_leaf = LeafwiseState(
-        tuple(LSTMState(*map(tuple, x)) for x in zip(split(h), split(c), strict=True))
-    )
-
-    def update(opt):
-        return lambda meta_params, grad, state: opt.tx(meta_params).update(grad, state)
-
-    def flat(result):
+    def ours_flat(result):
         updates, state = result
-        return np.concatenate(jax.tree.leaves(updates)), *state.h, *state.c
+        return updates, *state.h, *state.c
 
-    def joined(result):
-        states = result[1].leaves
-        fields = ([s.h for s in states], [s.c for s in states])
-        return np.concatenate(result[0]), *(
-            np.concatenate([x[k] for x in f], -1) for f in fields for k in (0, 1)
-        )
+    def plain_flat(result):
+        updates, h, c = result
+        return updates, *(x.T for x in (*h, *c))
 
-    rowwise = (
-        meta_params,
-        grad,
-        *(tuple(np.ascontiguousarray(x.T) for x in tree) for tree in (h, c)),
-    )
-    ours = Program(
-        update(opt), (meta_params, grad, LSTMState(h, c)), lambda r: (r[0], *r[1].h, *r[1].c)
-    )
-    plain = Program(plain_updates, rowwise, lambda r: (r[0], *(x.T for x in (*r[1], *r[2]))))
-    many = Program(update(opt), (meta_params, parts, LSTMState(h, c)), flat)
-    each = Program(update(mx.optim.leafwise(opt)), (meta_params, parts, by_leaf), joined)
-    half = LSTMState(*(tuple(x.astype(jnp.bfloat16) for x in tree) for tree in (h, c)))
-    bfloat16 = Program(update(mx.optim.lstm(state_dtype=jnp.bfloat16)), (meta_params, grad, half))
+    programs = {
+        "ours": Program(_update(optimizer), (meta_params, grad, state), ours_flat),
+        "vmap over coordinates": Program(
+            plain_updates, (meta_params, grad, rows_h, rows_c), plain_flat
+        ),
+    }
+    fast = [Target("ours", "<=", 100), Target("share", ">=", 0.5)]
+    found = contest(programs, setting.limits, rounds=setting.rounds)
+    return _row(at_work, found, "", fast if _is_small(at_work) else [])
 
-    per_coordinate = {"unit": "ns a coordinate", "factor": 1e9 / size}
-    name, small = f"{size:,} coordinates", size < 100_000
-    fast = [Target("ours", "<=", 100), Target("share", ">=", 0.5)] if small else []
-    found = contest(
-        {"ours": ours, "vmap over coordinates": plain}, setting.limits, rounds=setting.rounds
+
+def _in_many_leaves(
+    setting: Setting,
+    optimizer: mx.LearnedOptimizer,
+    at_work: Coordinates,
+    leaves: int,
+) -> Row:
+    meta_params, grad, h, c = at_work
+    split = partial(np.array_split, indices_or_sections=leaves, axis=-1)
+    grads = split(grad)
+    state = optimizer.tx(meta_params).init(grads)._replace(h=h, c=c)
+
+    leafwise = mx.optim.leafwise(optimizer)
+    blank = leafwise.tx(meta_params).init(grads)
+    parts_h = zip(*map(split, h), strict=True)
+    parts_c = zip(*map(split, c), strict=True)
+    states = []
+    for leaf, leaf_h, leaf_c in zip(blank.leaves, parts_h, parts_c, strict=True):
+        states.append(leaf._replace(h=leaf_h, c=leaf_c))
+    by_leaf = blank._replace(leaves=tuple(states))
+
+    def ours_flat(result):
+        updates, state = result
+        return np.concatenate(updates), *state.h, *state.c
+
+    def by_leaf_flat(result):
+        updates, state = result
+        layers_h = zip(*(leaf.h for leaf in state.leaves), strict=True)
+        layers_c = zip(*(leaf.c for leaf in state.leaves), strict=True)
+        layers = [np.concatenate(parts, -1) for parts in (*layers_h, *layers_c)]
+        return np.concatenate(updates), *layers
+
+    programs = {
+        "ours": Program(_update(optimizer), (meta_params, grads, state), ours_flat),
+        "leaf by leaf": Program(_update(leafwise), (meta_params, grads, by_leaf), by_leaf_flat),
+    }
+    found = contest(programs, setting.limits, rounds=setting.rounds)
+    bound = [Target("ratio", ">=", 8)]
+    return _row(at_work, found, f", {leaves} leaves", bound if _is_small(at_work) else [])
+
+
+def _in_bfloat16(setting: Setting, at_work: Coordinates) -> Row:
+    meta_params, grad, h, c = at_work
+    optimizer = mx.optim.lstm(state_dtype=jnp.bfloat16)
+    half_h, half_c = (tuple(x.astype(jnp.bfloat16) for x in part) for part in (h, c))
+    state = optimizer.tx(meta_params).init(grad)._replace(h=half_h, c=half_c)
+    programs = {"ours": Program(_update(optimizer), (meta_params, grad, state))}
+    found = contest(programs, setting.limits, rounds=setting.rounds)
+    return _row(at_work, found, ", states in bfloat16", [])
+
+
+def _update(optimizer: mx.LearnedOptimizer) -> Any:
+    def update(meta_params, grad, state):
+        return optimizer.tx(meta_params).update(grad, state)
+
+    return update
+
+
+def _is_small(at_work: Coordinates) -> bool:
+    return at_work.grad.size < 100_000
+
+
+def _row(
+    at_work: Coordinates,
+    found: dict[str, Measured],
+    what: str,
+    targets: list[Target],
+) -> Row:
+    size = at_work.grad.size
+    return compared(
+        "l2l_step",
+        f"{size:,} coordinates{what}",
+        found,
+        unit="ns a coordinate",
+        factor=1e9 / size,
+        targets=targets,
     )
-    rows = [compared("l2l_step", name, found, **per_coordinate, targets=fast)]
-    found = contest({"ours": many, "leaf by leaf": each}, setting.limits, rounds=setting.rounds)
-    bound = [Target("ratio", ">=", 8)] if small else []
-    rows.append(
-        compared("l2l_step", f"{name}, {leaves} leaves", found, **per_coordinate, targets=bound)
-    )
-    found = contest({"ours": bfloat16}, setting.limits, rounds=setting.rounds)
-    return [*rows, compared("l2l_step", f"{name}, states in bfloat16", found, **per_coordinate)]
 
 
 def l2l_bptt(setting: Setting) -> list[Row]:
-    """A meta-gradient through an episode, against a vmapped scan of the vmapped LSTM that keeps all
-    it makes.
-    """
-    num_tasks, sizes, steps, batch = (
-        (2, (64, 3, 10), 3, 8) if setting.smoke else (16, (64, 20, 10), 20, 128)
-    )
-    opt, problem, tasks = mx.optim.lstm(), mx.problems.mlp(sizes), mx.tasks.minibatches(batch)
-    loop = mx.inner(mx.l2l(opt, problem), tasks, steps)
+    """A meta-gradient through an episode, against a vmapped scan that keeps all it makes."""
+    num_tasks = 2 if setting.smoke else 16
+    sizes = (64, 3, 10) if setting.smoke else (64, 20, 10)
+    steps = 3 if setting.smoke else 20
+    problem = mx.problems.mlp(sizes)
+    tasks = mx.tasks.minibatches(8 if setting.smoke else 128)
+    learner = mx.l2l(mx.optim.lstm(), problem)
+    loop = mx.inner(learner, tasks, steps)
+    estimator = mx.bptt(loop, num_tasks)
     data = mx.data.load("digits")
-    estimator, key, meta_params = (
-        mx.bptt(loop, num_tasks),
-        jax.random.key(1),
-        opt.init(jax.random.key(2)),
-    )
+    key = jax.random.key(1)
+    meta_params = learner.meta(jax.random.key(2))
     state = estimator.init(jax.random.key(3), meta_params, data)
 
     def ours(key, meta_params, state, data):
@@ -133,46 +207,58 @@ def l2l_bptt(setting: Setting) -> list[Row]:
         return estimate.loss, estimate.updates
 
     def plain(key, meta_params, data):
-        starts = jax.vmap(loop.init, (0, None, None))(
-            jax.random.split(key, num_tasks), meta_params, data
-        )
-
-        def episode(meta_params, key, params):
-            flat, unravel = ravel_pytree(params)
-
-            def step(carry, t):
-                x, h, c = carry
-                batch = tasks.train(jax.random.split(jax.random.fold_in(key, t))[0], data, (), t)
-                loss, grad = jax.value_and_grad(lambda x: problem.loss(key, unravel(x), batch)[0])(
-                    x
-                )
-                update, h, c = plain_updates(meta_params, jax.lax.stop_gradient(grad), h, c)
-                return (x + update, h, c), loss
-
-            zeros = (jnp.zeros((flat.size, HIDDEN)),) * 2
-            return jax.lax.scan(step, (flat, zeros, zeros), jnp.arange(steps))[1].mean()
+        keys = jax.random.split(key, num_tasks)
+        starts = jax.vmap(loop.init, (0, None, None))(keys, meta_params, data)
 
         def meta_loss(meta_params):
-            return jax.vmap(episode, (None, 0, 0))(
-                meta_params, starts.key, starts.learner.params
-            ).mean()
+            def episode(key, params):
+                return plain_episode(meta_params, key, params, data, problem, tasks, steps)
+
+            return jax.vmap(episode)(starts.key, starts.learner.params).mean()
 
         return jax.value_and_grad(meta_loss)(meta_params)
 
-    found = contest(
-        {
-            "ours": Program(ours, (key, meta_params, state, data)),
-            "vmap and scan": Program(plain, (key, meta_params, data)),
-        },
-        setting.limits,
-        rounds=setting.rounds,
-    )
-    size = sum(m * n + n for m, n in pairwise(sizes))
-    what = f"{num_tasks} tasks x {size:,} parameters x {steps} steps"
+    programs = {
+        "ours": Program(ours, (key, meta_params, state, data)),
+        "vmap and scan": Program(plain, (key, meta_params, data)),
+    }
+    found = contest(programs, setting.limits, rounds=setting.rounds)
+    num_params = sum(inputs * outputs + outputs for inputs, outputs in pairwise(sizes))
+    what = f"{num_tasks} tasks x {num_params:,} parameters x {steps} steps"
     return [
         compared("l2l_bptt", what, found, targets=[Target("ratio", ">=", 2.2)]),
         memory("l2l_bptt", f"temporary memory, {what}", found, [Target("ratio", ">=", 5)]),
     ]
+
+
+def plain_episode(
+    meta_params: Any,
+    key: Any,
+    params: Any,
+    data: Any,
+    problem: mx.Problem,
+    tasks: mx.Tasks,
+    steps: int,
+) -> Any:
+    """The mean loss of an episode that meets the batches of ours."""
+    flat, unravel = ravel_pytree(params)
+
+    def step(carry, t):
+        x, h, c = carry
+        k_data, _ = jax.random.split(jax.random.fold_in(key, t))
+        batch = tasks.train(k_data, data, ())
+
+        def loss(x):
+            value, _ = problem.loss(key, unravel(x), (), batch)
+            return value
+
+        value, grad = jax.value_and_grad(loss)(x)
+        update, h, c = plain_updates(meta_params, jax.lax.stop_gradient(grad), h, c)
+        return (x + update, h, c), value
+
+    zeros = (jnp.zeros((flat.size, HIDDEN)),) * LAYERS
+    _, losses = jax.lax.scan(step, (flat, zeros, zeros), jnp.arange(steps))
+    return losses.mean()
 
 
 CASES = (l2l_step, l2l_bptt)

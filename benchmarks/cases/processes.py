@@ -19,14 +19,19 @@ IMPORT = "import time; begin = time.perf_counter(); import {}; print(time.perf_c
 PRELUDE = "import jax, jax.numpy as jnp, optax, metajax as mx\ndata = mx.data.load('digits')\n"
 TRAINING_STEP = """
 import time, jax, jax.numpy as jnp, optax, metajax as mx
-optimizer, problem = mx.optim.lstm(), mx.problems.mlp((784, 20, 10))
-tx, params = optimizer.tx(optimizer.init(jax.random.key(0))), problem.init(jax.random.key(1), ())
+
+optimizer = mx.optim.lstm()
+problem = mx.problems.mlp((784, 20, 10))
+tx = optimizer.tx(optimizer.init(jax.random.key(0)))
+params, model_state = problem.init(jax.random.key(1), ())
 batch = {"image": jnp.zeros((128, 28, 28, 1)), "label": jnp.zeros(128, jnp.int32)}
 
 @jax.jit
 def step(params, state):
-    grads = jax.grad(lambda params: problem.loss(jax.random.key(2), params, batch)[0])(params)
-    updates, state = tx.update(grads, state, params)
+    def loss(params):
+        return problem.loss(jax.random.key(2), params, model_state, batch)[0]
+
+    updates, state = tx.update(jax.grad(loss)(params), state, params)
     return optax.apply_updates(params, updates), state
 
 state = tx.init(params)
@@ -44,9 +49,13 @@ README = {
 def python(code: str, **environment: str) -> tuple[float, str]:
     """Seconds of a new interpreter that runs ``code``, and what it prints."""
     environment = {**os.environ, "PYTHONPATH": str(ROOT), **environment}
+    command = [sys.executable, "-c", code]
     begin = time.perf_counter()
     done = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, env=environment
+        command,
+        capture_output=True,
+        text=True,
+        env=environment,
     )
     seconds = time.perf_counter() - begin
     if done.returncode:
@@ -56,51 +65,52 @@ def python(code: str, **environment: str) -> tuple[float, str]:
 
 def import_time(setting: Setting) -> list[Row]:
     """``import metajax`` against what one would import without it, and against jax alone."""
-    names = {
-        "ours": "metajax",
-        "jax, optax, flax, evosax": "jax, optax, flax, evosax",
-        "jax alone": "jax",
-    }
+    alone = "jax alone"
+    without = "jax, optax, flax, evosax"
+    names = {"ours": "metajax", without: without, alone: "jax"}
     rounds = 1 if setting.smoke else 7
     seconds = {name: [] for name in names}
-    for i in range(rounds + 1):  # the first warms the disk's cache
+    for i in range(1 + rounds):
         for name, modules in names.items():
-            found = float(python(IMPORT.format(modules))[1])
-            seconds[name] += [found] if i else []
-    median = {name: float(np.median(s)) for name, s in seconds.items()}
+            _, printed = python(IMPORT.format(modules))
+            if i > 0:  # the first warms the disk's cache
+                seconds[name].append(float(printed))
+
+    median = {name: float(np.median(times)) for name, times in seconds.items()}
+    row = Row("import_time", "import metajax", "s", median["ours"])
     bound = Target("ratio", ">=", 1 / 1.2)
-    ours, both, alone = names
     return [
-        Row(
-            "import_time",
-            "import metajax",
-            "s",
-            median[ours],
-            median[both],
-            both,
+        row._replace(
+            other=median[without],
+            against=without,
             targets=(bound,),
             detail=seconds,
         ),
-        Row("import_time", "import metajax", "s", median[ours], median[alone], alone),
+        row._replace(other=median[alone], against=alone),
     ]
 
 
 def first_call(setting: Setting) -> list[Row]:
-    """The first call of a training step, and each system's example of the README, all of it, in
-    fresh processes.
+    """The first call of a training step, and each system's example of the README, all of it.
 
-    The time of an example has the start of Python and the imports in it.
+    They run in fresh processes. The time of an example has the start of Python and the imports in
+    it.
     """
 
     def step(environment):
-        return float(python(TRAINING_STEP, **environment)[1])
+        _, printed = python(TRAINING_STEP, **environment)
+        return float(printed)
 
     rows = _cold_and_cached("a training step with the LSTM optimizer", step, setting, limits=(5, 1))
-    for system, heading in list(README.items())[: 1 if setting.smoke else None]:
+    examples = list(README.items())
+    for system, heading in examples[:1] if setting.smoke else examples:
         code = PRELUDE + example(heading, blocks=1 if setting.smoke else None)
-        rows += _cold_and_cached(
-            system, lambda env, code=code: python(code, **env)[0], setting, limits=(10, 2)
-        )
+
+        def run_example(environment, code=code):
+            seconds, _ = python(code, **environment)
+            return seconds
+
+        rows += _cold_and_cached(system, run_example, setting, limits=(10, 2))
     return rows
 
 
@@ -117,26 +127,43 @@ def _cold_and_cached(
             "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
         }
         cold = seconds(environment)
-        warm = [seconds(environment) for _ in range(1 if setting.smoke else 3)]
-    first, later = (Target("ours", "<=", limit) for limit in limits)
-    detail, cached = {"cold": cold, "with the cache": warm}, f"{what}, with the compilation cache"
+        cached = [seconds(environment) for _ in range(1 if setting.smoke else 3)]
+    cold_limit, cached_limit = limits
     return [
-        Row("first_call", f"{what}, cold", "s", cold, targets=(first,), detail=detail),
-        Row("first_call", cached, "s", float(np.median(warm)), cold, "cold", targets=(later,)),
+        Row(
+            "first_call",
+            f"{what}, cold",
+            "s",
+            ours=cold,
+            targets=(Target("ours", "<=", cold_limit),),
+            detail={"cold": cold, "with the cache": cached},
+        ),
+        Row(
+            "first_call",
+            f"{what}, with the compilation cache",
+            "s",
+            ours=float(np.median(cached)),
+            other=cold,
+            against="cold",
+            targets=(Target("ours", "<=", cached_limit),),
+        ),
     ]
 
 
 def example(heading: str, blocks: int | None = None) -> str:
-    """The Python code under a heading of the README, up to the next heading, its first ``blocks``
-    only if asked.
+    """The Python code under a heading of the README, up to the next heading.
+
+    It is that of its first ``blocks`` if asked.
     """
-    section = re.search(
-        rf"^## {heading}.*?(?=^##|\Z)", (ROOT / "README.md").read_text(), re.S | re.M
-    )
+    text = (ROOT / "README.md").read_text()
+    section = re.search(rf"^## {heading}.*?(?=^##|\Z)", text, re.S | re.M)
     if section is None:
         raise ValueError(f"the README has no heading that begins with {heading!r}")
-    code = re.findall(r"^```python\n(.*?)^```", section[0], re.S | re.M)[:blocks]
-    return "".join(x.source for block in code for x in doctest.DocTestParser().get_examples(block))
+    sources = []
+    for block in re.findall(r"^```python\n(.*?)^```", section[0], re.S | re.M)[:blocks]:
+        examples = doctest.DocTestParser().get_examples(block)
+        sources += [one.source for one in examples]
+    return "".join(sources)
 
 
 CASES = (import_time, first_call)

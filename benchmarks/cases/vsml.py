@@ -1,6 +1,10 @@
-"""VSML against the form one would write down from the paper: two nested vmaps over cells with whole
-messages.
+"""VSML against the form one would write down from the paper.
+
+That is two nested vmaps over cells with whole messages.
 """
+
+from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -14,7 +18,13 @@ from benchmarks.table import Row, Setting, Target, compared, memory
 SLOTS = 8
 
 
-def plain_cell(params, c, h, up, down):
+def plain_cell(
+    params: Any,
+    c: Any,
+    h: Any,
+    up: Any,
+    down: Any,
+) -> tuple[Any, Any]:
     """Two ticks of one cell: ``c`` and ``h`` ``[16]``, messages ``[8]``."""
     gates = params["gates"]
     w = jnp.concatenate([gates["forward"], gates["backward"], gates["hidden"]])
@@ -25,15 +35,26 @@ def plain_cell(params, c, h, up, down):
     return c, h
 
 
-def plain_tick(params, c, h, x, error):
-    """All cells ``[A, B]`` on inputs ``[A]`` and errors ``[B]``: states and the messages upwards,
-    ``[B, 8]``.
+def plain_tick(
+    params: Any,
+    c: Any,
+    h: Any,
+    x: Any,
+    error: Any,
+) -> tuple[Any, Any, Any]:
+    """All cells ``[A, B]`` on inputs ``[A]`` and errors ``[B]``.
+
+    Returns the states and the messages upwards, ``[B, 8]``.
     """
-    up, down = (jnp.zeros((len(m), SLOTS)).at[:, 0].set(m) for m in (x, error))
+    up = jnp.zeros((len(x), SLOTS)).at[:, 0].set(x)
+    down = jnp.zeros((len(error), SLOTS)).at[:, 0].set(error)
     row = jax.vmap(plain_cell, (None, 0, 0, None, 0))
     c, h = jax.vmap(row, (None, 0, 0, 0, None))(params, c, h, up, down)
-    linear = params["forward"]
-    messages = jax.vmap(jax.vmap(lambda h: h @ linear["w"] + linear["b"]))(h)
+
+    def message(h):
+        return h @ params["forward"]["w"] + params["forward"]["b"]
+
+    messages = jax.vmap(jax.vmap(message))(h)
     return c, h, messages.mean(0)
 
 
@@ -44,93 +65,104 @@ def vsml_tick(setting: Setting) -> list[Row]:
     params = cell.init(jax.random.key(0))
     rng = np.random.default_rng(0)
     c, h = rng.normal(size=(2, inputs, outputs, 16)).astype(np.float32)
-    x, error = (rng.normal(size=n).astype(np.float32) for n in (inputs, outputs))
+    x = rng.normal(size=inputs).astype(np.float32)
+    error = rng.normal(size=outputs).astype(np.float32)
 
     def ours(params, c, h, x, error):
         state = cell.step(params, (c, h), x[:, None], error[:, None])
         return *state, cell.forward(params, state, 2)
 
-    args = params, c, h, x, error
+    def first_two_slots(result):
+        c, h, messages = result
+        return c, h, messages[:, :2]
+
+    args = (params, c, h, x, error)
     programs = {
         "ours": Program(ours, args),
-        "nested vmap": Program(plain_tick, args, lambda r: (*r[:2], r[2][:, :2])),
+        "nested vmap": Program(plain_tick, args, first_two_slots),
     }
     found = contest(programs, setting.limits, rounds=setting.rounds)
-    return [
-        compared(
-            "vsml_tick", f"{inputs} x {outputs} cells", found, targets=[Target("ratio", ">=", 2)]
-        )
-    ]
+    what = f"{inputs} x {outputs} cells"
+    return [compared("vsml_tick", what, found, targets=[Target("ratio", ">=", 2)])]
 
 
 def vsml_episode(setting: Setting) -> list[Row]:
-    """Online learning over an episode: forward, and the gradient by backpropagation through
-    time.
-    """
+    """Online learning over an episode: forward, and the gradient through time."""
     side, classes, steps, num_tasks = (3, 3, 4, 2) if setting.smoke else (28, 10, 100, 1)
     loop, meta_params, data = _episodes(side, classes, steps)
-    tasks = mx.tasks.minibatches(1)
-    key = jax.random.key(2)
     estimator = mx.bptt(loop, num_tasks)
+    key = jax.random.key(2)
     state = estimator.init(jax.random.key(3), meta_params, data)
 
-    def episodes(key, meta_params, data):
-        return jax.vmap(loop.init, (0, None, None))(
-            jax.random.split(key, num_tasks), meta_params, data
-        )
+    def mean_loss(episode, key, meta_params, data):
+        keys = jax.random.split(key, num_tasks)
+        starts = jax.vmap(loop.init, (0, None, None))(keys, meta_params, data)
+        losses = jax.vmap(episode, (None, 0, None))(meta_params, starts, data)
+        return losses.mean()
 
-    def forward(key, meta_params, data):
-        def episode(start):
-            return mx.unroll(loop, meta_params, start, data, steps)[1]
+    def forward_episode(meta_params, start, data):
+        _, loss, _ = mx.unroll(loop, meta_params, start, data, steps)
+        return loss
 
-        return jax.vmap(episode)(episodes(key, meta_params, data)).mean()
+    forward = partial(mean_loss, forward_episode)
+    plain = partial(mean_loss, partial(plain_episode, steps))
 
     def backward(key, meta_params, state, data):
         estimate, _ = estimator.estimate(key, meta_params, state, data)
         return estimate.loss, estimate.updates
 
-    def plain(key, meta_params, data):
-        def episode(start):
-            def step(carry, t):
-                batch = tasks.train(
-                    jax.random.split(jax.random.fold_in(start.key, t))[0], data, (), t
-                )
-                c, h, error = carry
-                c, h, messages = plain_tick(meta_params, c, h, batch["image"].reshape(-1), error)
-                logits = 100 * jnp.tanh(messages[:, 1] / 100)
-                loss = optax.softmax_cross_entropy_with_integer_labels(logits, batch["label"][0])
-                return (
-                    c,
-                    h,
-                    jax.nn.softmax(logits) - jax.nn.one_hot(batch["label"][0], classes),
-                ), loss
-
-            c, h = start.learner.cells[0]
-            return jax.lax.scan(step, (c[0, 0], h[0, 0], jnp.zeros(classes)), jnp.arange(steps))[
-                1
-            ].mean()
-
-        return jax.vmap(episode)(episodes(key, meta_params, data)).mean()
-
-    args = key, meta_params, data
-    what = f"{num_tasks} x {steps} examples, {side * side} x {classes} cells"
-    up = {"ours": Program(forward, args), "nested vmap": Program(plain, args)}
-    up = contest(up, setting.limits, rounds=setting.rounds)
-    down = {
+    args = (key, meta_params, data)
+    upwards = {
+        "ours": Program(forward, args),
+        "nested vmap": Program(plain, args),
+    }
+    downwards = {
         "ours": Program(backward, (key, meta_params, state, data)),
         "nested vmap": Program(jax.value_and_grad(plain, 1), args),
     }
-    down = contest(down, setting.limits, rounds=setting.rounds)
-    twice, over = [Target("ratio", ">=", 2)], down["ours"].seconds / up["ours"].seconds
+    up = contest(upwards, setting.limits, rounds=setting.rounds)
+    down = contest(downwards, setting.limits, rounds=setting.rounds)
+
+    what = f"{num_tasks} x {steps} examples, {side * side} x {classes} cells"
+    twice = [Target("ratio", ">=", 2)]
+    bptt_over_forward = down["ours"].seconds / up["ours"].seconds
+    at_most_four = (Target("ours", "<=", 4),)
     rows = [
         compared("vsml_episode", f"forward, {what}", up, targets=twice),
         compared("vsml_episode", f"BPTT, {what}", down, targets=twice),
         memory("vsml_episode", f"temporary memory of BPTT, {what}", down),
-        Row("vsml_episode", "BPTT over forward", "x", over, targets=(Target("ours", "<=", 4),)),
+        Row("vsml_episode", "BPTT over forward", "x", bptt_over_forward, targets=at_most_four),
     ]
     if jax.default_backend() != "cpu":
         rows.append(_published(setting))
     return rows
+
+
+def plain_episode(
+    steps: int,
+    meta_params: Any,
+    start: mx.InnerState,
+    data: Any,
+) -> Any:
+    """The mean loss of an episode, one example a step."""
+    tasks = mx.tasks.minibatches(1)
+    c, h = start.learner.cells[0]
+    classes = c.shape[3]
+
+    def step(carry, t):
+        c, h, error = carry
+        k_data, _ = jax.random.split(jax.random.fold_in(start.key, t))
+        batch = tasks.train(k_data, data, ())
+        label = batch["label"][0]
+        c, h, messages = plain_tick(meta_params, c, h, batch["image"].reshape(-1), error)
+        logits = 100 * jnp.tanh(messages[:, 1] / 100)
+        loss = optax.softmax_cross_entropy_with_integer_labels(logits, label)
+        error = jax.nn.softmax(logits) - jax.nn.one_hot(label, classes)
+        return (c, h, error), loss
+
+    beginning = (c[0, 0], h[0, 0], jnp.zeros(classes))
+    _, losses = jax.lax.scan(step, beginning, jnp.arange(steps))
+    return losses.mean()
 
 
 def _published(setting: Setting) -> Row:
@@ -141,24 +173,22 @@ def _published(setting: Setting) -> Row:
     state = jax.jit(estimator.init)(jax.random.key(3), meta_params, data)
 
     def ours(key, meta_params, state, data):
-        return estimator.estimate(key, meta_params, state, data)[0].updates
+        estimate, _ = estimator.estimate(key, meta_params, state, data)
+        return estimate.updates
 
-    found = contest(
-        {"ours": Program(ours, (jax.random.key(4), meta_params, state, data))},
-        setting.limits,
-        rounds=setting.rounds,
-    )
-    return compared(
-        "vsml_episode", f"ES meta-step, {2 * pairs} x {steps} examples, {side**2} x 10 cells", found
-    )
+    program = Program(ours, (jax.random.key(4), meta_params, state, data))
+    found = contest({"ours": program}, setting.limits, rounds=setting.rounds)
+    what = f"ES meta-step, {2 * pairs} x {steps} examples, {side**2} x 10 cells"
+    return compared("vsml_episode", what, found)
 
 
-def _episodes(side: int, classes: int, steps: int):
-    net = mx.vsml((side * side, classes))
-    loop = mx.inner(net, mx.tasks.minibatches(1), steps)
+def _episodes(side: int, classes: int, steps: int) -> tuple[mx.Inner, Any, Any]:
+    """An inner loop on images of noise, its meta-parameters and the images."""
+    learner = mx.vsml((side * side, classes))
+    loop = mx.inner(learner, mx.tasks.minibatches(1), steps)
     image = np.random.default_rng(0).integers(0, 256, (50, side, side, 1), np.uint8)
     data = {"image": image, "label": np.arange(50, dtype=np.int32) % classes}
-    return loop, net.meta(jax.random.key(1)), data
+    return loop, learner.meta(jax.random.key(1)), data
 
 
 CASES = (vsml_tick, vsml_episode)

@@ -1,25 +1,27 @@
-"""What the experiments on learned optimizers share: meta-training, searched baselines, claims and
-pictures.
-"""
+"""What the experiments on learned optimizers share: training, baselines, claims and curves."""
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 
 import metajax as mx
-from benchmarks.experiments._training import divided, meta_train
-from benchmarks.reproduce import Claim, Results, claim
+from benchmarks.experiments._training import Run, clipped_adam, divided, meta_train
+from benchmarks.reproduce import Claim, Results, above, below, claim
+
+Phase = dict[str, Any]
+Posed = tuple[mx.Problem, mx.Tasks, Any]  # and the data
 
 
 def learn(
     seed: int,
     optimizer: mx.LearnedOptimizer,
-    phases: Sequence[dict[str, Any]],
-    pose: Callable[[dict[str, Any]], tuple[mx.Problem, mx.Tasks, Any]],
+    phases: Sequence[Phase],
+    pose: Callable[[Phase], Posed],
     folder: Path,
     *,
     steps: int,
@@ -34,49 +36,79 @@ def learn(
     problem, its tasks and its data, the same for all parts.
     """
     meta_params = optimizer.init(jax.random.key(100 + seed))
-    for i, p in enumerate(phases):
-        estimators, judged = [], []
-        for q in [{**p, **part} for part in p.get("parts", [{}])]:
-            problem, tasks, data = pose(q)
-            learner, ends = mx.l2l(optimizer, problem), q.get("ends", [steps])
-            judged.append(final_loss(mx.inner(learner, tasks, max(ends)), ends))
-            if q["estimator"] == "bptt":
-                loop = divided(mx.inner(learner, tasks, q["horizon"]), q["tasks"])
-                estimators.append(mx.bptt(loop, q["tasks"], q["window"]))
-            else:
-                loop = (
-                    judged[-1]
-                    if "ends" in q
-                    else mx.inner(learner, tasks, q["horizon"], meta_loss="heldout")
-                )
-                estimators.append(mx.es(divided(loop, q["tasks"]), q["tasks"], q["std"]))
+    for i, phase in enumerate(phases):
+        estimators = []
+        validation_loops = []
+        data = None
+        for part in phase.get("parts", [{}]):
+            options = phase | part
+            problem, tasks, data = pose(options)
+            learner = mx.l2l(optimizer, problem)
+            ends = options.get("ends", [steps])
+            to_the_ends = final_loss(mx.inner(learner, tasks, max(ends)), ends)
+            validation_loops.append(to_the_ends)
+            estimators.append(_estimator(learner, tasks, options, to_the_ends))
 
-        def loss(key, meta_params, data, judged=judged):
-            found = [
-                mx.evaluate(loop, key, meta_params, data, num_tasks=validated).loss.mean()
-                for loop in judged
-            ]
-            return sum(found) / len(found)
-
-        outer = optax.adam(optax.cosine_decay_schedule(p["rate"], p["steps"], alpha=0.05))
-        if p["estimator"] == "bptt":
-            outer = optax.chain(optax.clip_by_global_norm(1.0), outer)
+        schedule = optax.cosine_decay_schedule(phase["rate"], phase["steps"], alpha=0.05)
+        by_gradients = phase["estimator"] == "bptt"
+        loss = _mean_loss(validation_loops, validated)
+        key = jax.random.key(200 + seed)
         meta_params = meta_train(
-            mx.mix(estimators) if len(estimators) > 1 else estimators[0], outer, jax.random.key(1000 * i + seed),
-            meta_params, data, episodes=p["tasks"], steps=p["steps"], folder=folder.with_name(f"{folder.name}-{i}"),
-            chunk=p["chunk"], validate=mx.validation(loss, jax.random.key(200 + seed), data, every=p["chunk"]),
-        )  # fmt: skip
+            mx.mix(estimators) if len(estimators) > 1 else estimators[0],
+            clipped_adam(schedule) if by_gradients else optax.adam(schedule),
+            jax.random.key(1000 * i + seed),
+            meta_params,
+            data,
+            Run(
+                folder=folder.with_name(f"{folder.name}-{i}"),
+                steps=phase["steps"],
+                chunk=phase["chunk"],
+                episodes=phase["tasks"],
+                validate=mx.validation(loss, key, data, every=phase["chunk"]),
+            ),
+        )
     return meta_params
 
 
+def _estimator(
+    learner: mx.Learner,
+    tasks: mx.Tasks,
+    options: Phase,
+    to_the_ends: mx.Inner,
+) -> mx.Estimator:
+    num_tasks = options["tasks"]
+    horizon = options.get("horizon")
+    if options["estimator"] == "bptt":
+        loop = mx.inner(learner, tasks, horizon)
+        return mx.bptt(divided(loop, num_tasks), num_tasks, options["window"])
+
+    loop = to_the_ends
+    if "ends" not in options:
+        loop = mx.inner(learner, tasks, horizon, meta_loss="heldout")
+    return mx.es(divided(loop, num_tasks), num_tasks, options["std"])
+
+
+def _mean_loss(loops: Sequence[mx.Inner], num_tasks: int) -> Callable:
+    def loss(key, meta_params, data):
+        losses = []
+        for loop in loops:
+            curves = mx.evaluate(loop, key, meta_params, data, num_tasks=num_tasks)
+            losses.append(curves.loss.mean())
+        return sum(losses) / len(losses)
+
+    return loss
+
+
 def final_loss(loop: mx.Inner, ends: Sequence[int]) -> mx.Inner:
-    """The inner loop with a meta-loss that is the mean, over ``ends``, of the loss in the tenth of
-    the steps before.
+    """The inner loop with the final losses of runs of ``ends`` steps as its meta-loss.
+
+    That of a run is the mean over the last tenth of its steps; of several runs it is their mean.
     """
     weights = np.zeros(loop.horizon)
     for end in ends:
-        weights[end - end // 10 : end] += loop.horizon / (end // 10) / len(ends)
-    weights = jax.numpy.asarray(weights, "float32")
+        tenth = end // 10
+        weights[end - tenth : end] += loop.horizon / tenth / len(ends)
+    weights = jnp.asarray(weights, jnp.float32)
 
     def step(meta_params, state, data):
         new, (loss, metrics) = loop.step(meta_params, state, data)
@@ -88,79 +120,97 @@ def final_loss(loop: mx.Inner, ends: Sequence[int]) -> mx.Inner:
 def compare(
     case: str,
     learned: Mapping[str, Any],
-    problem: mx.Problem,
-    tasks: mx.Tasks,
+    posed: Posed,
     key: Any,
-    data: Any = (),
-    *,
     folder: Path,
-    **settings: Any,
+    **options: Any,
 ) -> dict[str, np.ndarray]:
-    """Learned optimizers and the usual four on fresh tasks: curves, final losses and rates, kept in
-    ``folder``.
+    """Learned optimizers and the usual four on fresh tasks: curves, final losses and rates.
+
+    They are kept in ``folder``; ``options`` are those of `metajax.compare`.
     """
     file = folder / f"{case}.npz"
     if file.exists():
         return dict(np.load(file))
-    found = mx.compare({**learned, **mx.BASELINES}, problem, tasks, key, data, **settings)
-    print(f"{case}\n{found}", flush=True)
+
+    problem, tasks, data = posed
+    optimizers = {**learned, **mx.BASELINES}
+    comparison = mx.compare(optimizers, problem, tasks, key, data, **options)
+    print(f"{case}\n{comparison}", flush=True)
     stored = {}
-    for name, loss in found.loss.items():
-        stored[f"{case}, {name}"] = loss.mean(0)
-        stored[f"{case}, {name}: final"] = found.final[name].mean()
-        stored[f"{case}, {name}: error"] = found.final[name].std(ddof=1) / len(loss) ** 0.5
-        if found.rate[name] is not None:
-            stored[f"{case}, {name}: rate"] = np.float64(found.rate[name])
+    for optimizer, loss in comparison.loss.items():
+        name = f"{case}, {optimizer}"
+        final = comparison.final[optimizer]
+        rate = comparison.rate[optimizer]
+        stored[name] = loss.mean(0)
+        stored[f"{name}: final"] = final.mean()
+        stored[f"{name}: error"] = final.std(ddof=1) / len(final) ** 0.5
+        if rate is not None:
+            stored[f"{name}: rate"] = np.float64(rate)
+
     part = file.with_suffix(".part.npz")
     np.savez(part, **stored)
     part.rename(file)
     return stored
 
 
-def final(results: Results, case: str, name: str) -> list[float]:
-    return [float(r[f"{case}, {name}: final"]) for r in results]
-
-
 def against_baselines(
-    results: Results, case: str, name: str, source: str, published: Any, wins: bool = True
+    results: Results,
+    case: str,
+    name: str,
+    source: str,
+    published: Any,
+    wins: bool = True,
 ) -> Claim:
-    """The final loss as a multiple of that of the best baseline of each seed; one that diverged is
-    not the best.
+    """The final loss as a multiple of that of the best baseline of each seed.
+
+    A baseline that diverged is not the best.
     """
-    best = [np.nanmin([r[f"{case}, {b}: final"] for b in mx.BASELINES]) for r in results]
-    ratio = [ours / other for ours, other in zip(final(results, case, name), best, strict=True)]
-    text = f"{case}: final loss of {name} as a multiple of the best tuned baseline's {'< 1' if wins else '> 1'}"
-    return claim(text, source, published, ratio, (lambda x: x < 1) if wins else (lambda x: x > 1))
+    ratios = []
+    for result in results:
+        baselines = [result[f"{case}, {baseline}: final"] for baseline in mx.BASELINES]
+        ratios.append(float(result[f"{case}, {name}: final"]) / np.nanmin(baselines))
+    text = f"{case}: final loss of {name} as a multiple of the best tuned baseline's"
+    if wins:
+        return claim(f"{text} < 1", source, published, ratios, below(1))
+    return claim(f"{text} > 1", source, published, ratios, above(1))
 
 
 def draw(
-    results: Results, case: str, learned: list[str], ax: Any, ylabel: str = "", smooth: int = 1
+    results: Results,
+    case: str,
+    learned: list[str],
+    ax: Any,
+    ylabel: str = "",
+    smooth: int = 1,
 ) -> None:
     """Mean learning curves over seeds, averaged over ``smooth`` steps; the band is their range.
 
     A curve that does not stay finite is drawn as far as it is below twice its start.
     """
+    window = np.ones(smooth) / smooth
     for i, name in enumerate([*learned, *mx.BASELINES]):
-        curves = np.stack([r[f"{case}, {name}"] for r in results])
+        curves = np.stack([result[f"{case}, {name}"] for result in results])
         if not np.isfinite(curves).all():
             curves = np.where(curves < 2 * curves[:, :1], curves, np.nan)
-        curves = np.stack([np.convolve(c, np.ones(smooth) / smooth, "valid") for c in curves])
-        colour, style = mx.plot.COLOURS[i], mx.plot.STYLES[i]
+        curves = np.stack([np.convolve(curve, window, "valid") for curve in curves])
+
+        colour = mx.plot.COLOURS[i]
         ax.plot(
             curves.mean(0),
             color=colour,
-            linestyle=style,
+            linestyle=mx.plot.STYLES[i],
             linewidth=2 if i < len(learned) else 1.2,
             label=name,
         )
-        ax.fill_between(
-            range(curves.shape[1]),
-            curves.min(0),
-            curves.max(0),
-            color=colour,
-            alpha=0.15,
-            linewidth=0,
-        )
-    ax.set(title=case, xlabel="step", ylabel=ylabel, yscale="log")
+        steps = range(curves.shape[1])
+        band = {"color": colour, "alpha": 0.15, "linewidth": 0}
+        ax.fill_between(steps, curves.min(0), curves.max(0), **band)
+    ax.set(
+        title=case,
+        xlabel="step",
+        ylabel=ylabel,
+        yscale="log",
+    )
     ax.title.set_fontsize(9)
     ax.spines[["top", "right"]].set_visible(False)

@@ -1,14 +1,65 @@
-"""Meta-training as all experiments do it: validated, resumed from its checkpoints."""
+"""Meta-training as all experiments do it: validated, and resumed from its checkpoints."""
 
 import math
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import optax
 from jax.sharding import Mesh
 
 import metajax as mx
+
+
+class Run(NamedTuple):
+    """How long a run of meta-training is, and what belongs to it.
+
+    Attributes:
+      folder: of its checkpoints, from which it resumes.
+      steps: meta-steps in all.
+      chunk: meta-steps in a compiled call.
+      saved: chunks between two checkpoints.
+      episodes: the number that the estimator's inner loop was `divided` by.
+      validate: what chooses the best meta-parameters, which are otherwise the last.
+    """
+
+    folder: Path
+    steps: int
+    chunk: int = 50
+    saved: int = 10
+    episodes: int = 1
+    validate: mx.Validation | None = None
+
+
+def meta_train(
+    estimator: mx.Estimator,
+    tx: optax.GradientTransformation,
+    key: Any,
+    meta_params: Any,
+    data: Any,
+    run: Run,
+) -> Any:
+    """The best meta-parameters of a run."""
+    trainer = mx.trainer(estimator, tx, chunk=run.chunk)
+    data = placed(data, run.episodes)
+    state = placed(trainer.init(key, meta_params, data), run.episodes)
+    store = mx.checkpoints(run.folder, every=run.saved * run.chunk)
+    fitted = mx.fit(
+        trainer,
+        state,
+        data,
+        num_steps=run.steps,
+        validate=run.validate,
+        checkpoint=store,
+        progress=run.folder.name,
+    )
+    store.close()
+    return mx.sharding.gather(fitted.best)
+
+
+def clipped_adam(rate: optax.ScalarOrSchedule) -> optax.GradientTransformation:
+    """Adam on meta-gradients of a norm of at most 1."""
+    return optax.chain(optax.clip_by_global_norm(1.0), optax.adam(rate))
 
 
 def mesh(episodes: int) -> Mesh | None:
@@ -19,46 +70,11 @@ def mesh(episodes: int) -> Mesh | None:
 
 def divided(loop: mx.Inner, episodes: int) -> mx.Inner:
     """The inner loop with its episodes over those devices."""
-    over = mesh(episodes)
-    return loop if over is None else mx.sharding.split(loop, over)
+    devices = mesh(episodes)
+    return loop if devices is None else mx.sharding.split(loop, devices)
 
 
 def placed(tree: Any, episodes: int) -> Any:
     """A state or data where such a loop wants them."""
-    over = mesh(episodes)
-    return tree if over is None else mx.sharding.place(tree, over)
-
-
-def meta_train(
-    estimator: mx.Estimator,
-    tx: optax.GradientTransformation,
-    key: Any,
-    meta_params: Any,
-    data: Any = (),
-    *,
-    episodes: int = 1,
-    steps: int,
-    folder: Path,
-    validate: mx.Validation | None = None,
-    chunk: int = 50,
-) -> Any:
-    """The best meta-parameters by validation, else the last; resumes from the checkpoints in
-    ``folder``.
-
-    ``episodes`` is the number that the estimator's inner loop was `divided` by.
-    """
-    trainer, data = mx.trainer(estimator, tx), placed(data, episodes)
-    store = mx.checkpoints(folder, every=10 * chunk)
-    state = placed(trainer.init(key, meta_params, data), episodes)
-    fitted = mx.fit(
-        trainer,
-        state,
-        data,
-        num_steps=steps,
-        chunk=chunk,
-        validate=validate,
-        checkpoint=store,
-        label=folder.name,
-    )
-    store.close()
-    return mx.sharding.gather(fitted.best)
+    devices = mesh(episodes)
+    return tree if devices is None else mx.sharding.place(tree, devices)

@@ -13,7 +13,7 @@ import numpy as np
 
 import metajax as mx
 from benchmarks.experiments import _few_shot
-from benchmarks.reproduce import Claim, Experiment, Results
+from benchmarks.reproduce import Claim, Experiment, Results, Settings
 
 SOURCE = "Rajeswaran et al. 2019, table 3"
 PUBLISHED: _few_shot.Published = {
@@ -25,28 +25,31 @@ PUBLISHED: _few_shot.Published = {
         "iMAML, Hessian-free": (49.30, 1.88),
     }
 }
+SOURCES = dict.fromkeys(PUBLISHED["5-way 1-shot"], SOURCE)
 
 
 def make(folder: Path, pictures: int) -> None:
-    """Writes ``pictures`` of each class of the digits, turned by 0, 90, 180 and 270 degrees, as
-    mini-ImageNet is.
+    """Writes ``pictures`` of each class of the digits, in the form of mini-ImageNet.
+
+    Those turned by 0, 90, 180 and 270 degrees are classes of their own.
     """
     from PIL import Image
 
     (folder / "images").mkdir(parents=True, exist_ok=True)
     for part, file in (("train", "train"), ("validation", "val"), ("test", "test")):
         data = mx.data.rotations(mx.data.few_shot("digits", part))
+        rows = [["filename", "label"]]
+        for label, start in enumerate(data["start"][:-1]):
+            images = data["image"][start : start + pictures, :, :, 0]
+            for i, image in enumerate(images):
+                name = f"{part}-{label}-{i}.png"
+                Image.fromarray(image).save(folder / "images" / name)
+                rows.append([name, f"{part}-{label}"])
         with (folder / f"{file}.csv").open("w", newline="") as f:
-            rows = csv.writer(f)
-            rows.writerow(["filename", "label"])
-            for label, start in enumerate(data["start"][:-1]):
-                for i, image in enumerate(data["image"][start : start + pictures, :, :, 0]):
-                    name = f"{part}-{label}-{i}.png"
-                    Image.fromarray(image).save(folder / "images" / name)
-                    rows.writerow([name, f"{part}-{label}"])
+            csv.writer(f).writerows(rows)
 
 
-def run(seed: int, settings: dict[str, Any], folder: Path) -> dict[str, np.ndarray]:
+def run(seed: int, settings: Settings, folder: Path) -> dict[str, np.ndarray]:
     directory = None
     if "made" in settings:
         directory = folder
@@ -58,13 +61,11 @@ def run(seed: int, settings: dict[str, Any], folder: Path) -> dict[str, np.ndarr
     return _few_shot.run(seed, settings, folder, load, PUBLISHED)
 
 
-def claims(results: Results, settings: dict[str, Any]) -> list[Claim]:
-    return _few_shot.claims(
-        results, settings, PUBLISHED, dict.fromkeys(PUBLISHED["5-way 1-shot"], SOURCE)
-    )
+def claims(results: Results, settings: Settings) -> list[Claim]:
+    return _few_shot.claims(results, settings, PUBLISHED, SOURCES)
 
 
-def picture(results: Results, settings: dict[str, Any], figure: Any) -> None:
+def picture(results: Results, settings: Settings, figure: Any) -> None:
     _few_shot.picture(results, settings, figure, PUBLISHED)
 
 
@@ -79,34 +80,51 @@ _METHODS = {
     "iMAML, GD": {**_IMPLICIT, "rate": 0.1, "solver_steps": 10},
     "iMAML, Hessian-free": {**_IMPLICIT, "solver_steps": 3},
 }
-_COMMON = {"methods": _METHODS, "rate": 1e-3}
+_SMOKE = {
+    "methods": _METHODS,
+    "rate": 1e-3,
+    "made": 4,
+    "net": ["conv4", 2, {"downsample": "max_pool"}],
+    "test_tasks": 4,
+    "validation_tasks": 4,
+    "at_once": 4,
+    "validate": 1,
+    "chunk": 1,
+    "budgets": {"5-way 1-shot": {"iMAML, GD": [2, 1]}},  # method: meta-steps, tasks a step
+}
 _FULL = {
-    **_COMMON, "net": ["conv4", 32, {"downsample": "max_pool"}], "test_tasks": 600, "validation_tasks": 600,
-    "at_once": 50, "validate": 1000, "chunk": 100,
+    "methods": _METHODS,
+    "rate": 1e-3,
+    "net": ["conv4", 32, {"downsample": "max_pool"}],
+    "test_tasks": 600,
+    "validation_tasks": 600,
+    "at_once": 50,
+    "validate": 1000,
+    "chunk": 100,
     "budgets": {
         "5-way 1-shot": {
-            "MAML": [60_000, 4], "FOMAML": [60_000, 4], "Reptile": [100_000, 5], "iMAML, GD": [60_000, 4],
+            "MAML": [60_000, 4],
+            "FOMAML": [60_000, 4],
+            "Reptile": [100_000, 5],
+            "iMAML, GD": [60_000, 4],
             "iMAML, Hessian-free": [60_000, 4],
         }
     },
-}  # fmt: skip
+}
+_SMALL = {
+    **_FULL,
+    "validation_tasks": 100,
+    "at_once": 10,
+    "validate": 100,
+    "chunk": 20,
+    "budgets": {"5-way 1-shot": {"MAML": [500, 2], "FOMAML": [500, 2], "iMAML, GD": [1000, 2]}},
+}
 EXPERIMENT = Experiment(
     title="Mini-ImageNet, few-shot, held-out classes",
     source=SOURCE,
-    settings={
-        "smoke": {
-            **_COMMON, "made": 4, "net": ["conv4", 2, {"downsample": "max_pool"}], "test_tasks": 4,
-            "validation_tasks": 4, "at_once": 4, "validate": 1, "chunk": 1,
-            "budgets": {"5-way 1-shot": {"iMAML, GD": [2, 1]}},
-        },
-        "small": {
-            **_FULL, "validation_tasks": 100, "at_once": 10, "validate": 100, "chunk": 20,
-            "budgets": {"5-way 1-shot": {"MAML": [500, 2], "FOMAML": [500, 2], "iMAML, GD": [1000, 2]}},
-        },
-        "full": _FULL,
-    },
+    settings={"smoke": _SMOKE, "small": _SMALL, "full": _FULL},
     run=run,
     claims=claims,
     picture=picture,
     seeds=1,
-)  # fmt: skip
+)

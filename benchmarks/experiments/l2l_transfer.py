@@ -8,78 +8,94 @@ import numpy as np
 
 import metajax as mx
 from benchmarks.experiments import _l2l
-from benchmarks.reproduce import Claim, Experiment, Results
+from benchmarks.reproduce import Claim, Experiment, Results, Settings
 
 SOURCE = "this package: mx.pretrained"
 
 
-def problems(batch: int) -> dict[str, tuple[mx.Problem, mx.Tasks, Any]]:
-    """Name -> (problem, tasks, data), all with what comes with the package."""
-    digits, text, images = (
-        mx.data.load("digits", "test"),
-        mx.data.sums("test"),
-        mx.tasks.minibatches(batch),
-    )
-    symbols = len(text["alphabet"])
+def problems(batch_size: int) -> dict[str, _l2l.Posed]:
+    """All of them, with data that come with the package."""
+    digits = mx.data.load("digits", "test")
+    images = mx.tasks.minibatches(batch_size)
+    text = mx.data.sums("test")
+    passages = mx.tasks.text(batch_size, 20)
+    network = mx.problems.mlp((64, 32, 32, 10), jax.nn.relu)
+    convolutions = mx.problems.convnet(10, (8, 8, 1), (8, 8), 16, 3)
+    language_model = mx.problems.character_gru(len(text["alphabet"]), 24)
     return {
         "quadratics": (mx.problems.quadratic(), mx.tasks.quadratics(10), ()),
         "logistic regression": (mx.problems.logistic(64, 10), images, digits),
-        "ReLU network": (mx.problems.mlp((64, 32, 32, 10), jax.nn.relu), images, digits),
+        "ReLU network": (network, images, digits),
         "autoencoder": (mx.problems.autoencoder((64, 32, 8)), images, digits),
-        "convolutions": (mx.problems.convnet(10, (8, 8, 1), (8, 8), 16, 3), images, digits),
-        "language model": (mx.problems.character_gru(symbols, 24), mx.tasks.text(batch, 20), text),
+        "convolutions": (convolutions, images, digits),
+        "language model": (language_model, passages, text),
     }
 
 
-def chosen(settings: dict[str, Any]) -> list[str]:
+def chosen(settings: Settings) -> list[str]:
+    """The names of the problems of the scale."""
     return settings["problems"] or list(problems(1))
 
 
-def run(seed: int, settings: dict[str, Any], folder: Path) -> dict[str, np.ndarray]:
-    s, every, results = settings, problems(settings["batch"]), {}
-    for i, name in enumerate(chosen(s)):
+def run(seed: int, settings: Settings, folder: Path) -> dict[str, np.ndarray]:
+    name = settings["optimizer"]
+    posed = problems(settings["batch"])
+    results = {}
+    for i, case in enumerate(chosen(settings)):
         results |= _l2l.compare(
-            name, {s["optimizer"]: mx.pretrained.load(s["optimizer"])}, every[name][0], every[name][1],
-            jax.random.key(3000 + 10 * seed + i), every[name][2], steps=s["steps"], num_tasks=s["test_tasks"],
-            rates=s["rates"], folder=folder,
-        )  # fmt: skip
+            case,
+            {name: mx.pretrained.load(name)},
+            posed[case],
+            jax.random.key(3000 + 10 * seed + i),
+            folder,
+            steps=settings["steps"],
+            num_tasks=settings["test_tasks"],
+            search=mx.RateSearch(settings["rates"]),
+        )
     return results
 
 
-def claims(results: Results, settings: dict[str, Any]) -> list[Claim]:
-    return [
-        _l2l.against_baselines(results, name, settings["optimizer"], SOURCE, None)
-        for name in chosen(settings)
-    ]
+def claims(results: Results, settings: Settings) -> list[Claim]:
+    name = settings["optimizer"]
+    return [_l2l.against_baselines(results, case, name, SOURCE, None) for case in chosen(settings)]
 
 
-def picture(results: Results, settings: dict[str, Any], figure: Any) -> None:
-    names = chosen(settings)
-    rows = -(-len(names) // 3)
+def picture(results: Results, settings: Settings, figure: Any) -> None:
+    cases = chosen(settings)
+    rows = -(-len(cases) // 3)
     figure.set_size_inches(9, 2.8 * rows)
-    axes = figure.subplots(rows, min(3, len(names)), squeeze=False).ravel()
-    for i, (ax, name) in enumerate(zip(axes, names, strict=False)):
-        _l2l.draw(results, name, [settings["optimizer"]], ax, "" if i % 3 else "loss")
+    axes = figure.subplots(rows, min(3, len(cases)), squeeze=False).ravel()
+    for i, (ax, case) in enumerate(zip(axes, cases, strict=False)):
+        ylabel = "" if i % 3 else "loss"
+        _l2l.draw(results, case, [settings["optimizer"]], ax, ylabel)
     axes[0].legend(frameon=False, fontsize=7)
 
 
-_RATES = [10 ** (k / 2) for k in range(-8, 6)]
+_SMOKE = {
+    "optimizer": "l2l-digits",
+    "problems": ["quadratics"],
+    "batch": 8,
+    "steps": 10,
+    "test_tasks": 2,
+    "rates": [1e-7, 0.01, 0.1, 1e4],
+}
+_SMALL = {
+    "optimizer": "l2l-mnist",
+    "problems": None,
+    "batch": 64,
+    "steps": 100,
+    "test_tasks": 16,
+    "rates": [10 ** (k / 2) for k in range(-8, 6)],
+}
 EXPERIMENT = Experiment(
     title="A pretrained optimizer on problems it never saw",
     source=SOURCE,
     settings={
-        "smoke": {
-            "optimizer": "l2l-digits", "problems": ["quadratics"], "batch": 8, "steps": 10, "test_tasks": 2,
-            "rates": [1e-7, 0.01, 0.1, 1e4],
-        },
-        "small": {
-            "optimizer": "l2l-mnist", "problems": None, "batch": 64, "steps": 100, "test_tasks": 16, "rates": _RATES
-        },
-        "full": {
-            "optimizer": "l2l-mnist", "problems": None, "batch": 128, "steps": 100, "test_tasks": 64, "rates": _RATES
-        },
+        "smoke": _SMOKE,
+        "small": _SMALL,
+        "full": {**_SMALL, "batch": 128, "test_tasks": 64},
     },
     run=run,
     claims=claims,
     picture=picture,
-)  # fmt: skip
+)

@@ -1,9 +1,7 @@
-"""What one example changes: the probabilities of all classes before and after it, and for the class
-it was of.
-"""
+"""What one example changes: the probabilities of all classes before it and after it."""
 
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -14,127 +12,176 @@ import metajax as mx
 from benchmarks import _data
 from benchmarks.experiments import _vsml
 from benchmarks.experiments.vsml_from_scratch import EXPERIMENT as FROM_SCRATCH
-from benchmarks.reproduce import Claim, Experiment, Results, claim
+from benchmarks.reproduce import Claim, Experiment, Results, Settings, above, claim
 
 SOURCE = "Kirsch & Schmidhuber 2021, section 5"
 
 
-def run(seed: int, settings: dict[str, Any], folder: Path) -> dict[str, np.ndarray]:
-    size, warm = settings["size"], np.asarray(settings["after"])
+class Probed(NamedTuple):
+    """What a learner thinks of each image of each stream.
+
+    Attributes:
+      before: the probabilities ``[runs, steps, classes]`` as the image comes.
+      after: the same of that image, once it was learned from.
+      label: ``[runs, steps]``, its class.
+    """
+
+    before: np.ndarray
+    after: np.ndarray
+    label: np.ndarray
+
+
+def run(seed: int, settings: Settings, folder: Path) -> dict[str, np.ndarray]:
+    size = settings["size"]
     train = mx.data.by_class(_data.standardised(settings["train"], size)[0])
     test = mx.data.by_class(_data.standardised(settings["test"], size)[1])
     units = train["image"].shape[1]
-    meta_params = _vsml.meta_train(seed, train, settings["bptt"], folder)
-    problem = mx.problems.mlp((units, 10), jnp.tanh)
-    learners = {
-        "VSML": (_vsml.network(units, 10).learner, [meta_params]),
-        "SGD": (mx.l2l(optax.sgd, problem), settings["rates"]),
-    }
-    key, runs, steps = jax.random.key(seed + 40), settings["runs"], int(warm.max())
-    results, shown = {}, 0
-    for who, (learner, candidates) in learners.items():
-        probed = [
-            tuple(map(np.asarray, probe(key, learner, x, test, runs, steps))) for x in candidates
-        ]
-        for k in reversed(warm):
-            # Of SGD the rate that predicts these very examples best.
-            best = int(
-                np.argmax(
-                    [(before.argmax(-1) == label)[:, :k].mean() for before, _, label in probed]
-                )
-            )
-            before, after, label = probed[best]
-            if who == "SGD":
-                results[f"{who}, {k}: rate"] = np.float64(candidates[best])
-            # [runs, steps, classes] -> what was thought of the right class before, and of that
-            # image after one step.
-            right = np.take_along_axis(before, label[..., None], -1)[..., 0]
-            later = np.take_along_axis(after, label[..., None], -1)[..., 0]
-            wrong = before.argmax(-1) != label
-            at = slice(max(0, k - settings["window"]), k)
-            w = wrong[:, at]
-            results[f"{who}, {k}: before"] = right[:, at][w].mean()
-            results[f"{who}, {k}: after"] = later[:, at][w].mean()
-            results[f"{who}, {k}: corrected"] = 100 * (after.argmax(-1) == label)[:, at][w].mean()
-        if (
-            who == "VSML"
-        ):  # the same image for both: the first of its place in the streams that VSML took for another
-            shown = int(wrong[:, warm[0] - 1].argmax())
-        results[f"{who}: example"] = np.stack(
-            [before[shown, warm[0] - 1], after[shown, warm[0] - 1]]
-        )
-        results[f"{who}: label"] = label[shown, warm[0] - 1]
+    meta_params = _vsml.train_phases(seed, train, settings["bptt"], folder)
+    sgd = mx.l2l(optax.sgd, mx.problems.mlp((units, 10), jnp.tanh))
+
+    key = jax.random.key(seed + 40)
+    probed = probe(key, _vsml.network(units, 10), meta_params, test, settings)
+    by_rate = [probe(key, sgd, rate, test, settings) for rate in settings["rates"]]
+
+    # The same image for both: the first of its place that VSML took for another.
+    place = settings["after"][0] - 1
+    run_shown = int(_is_wrong(probed)[:, place].argmax())
+
+    results = {}
+    for seen in settings["after"]:
+        results |= corrections(f"VSML, {seen}", probed, seen, settings["window"])
+        best = best_rate(by_rate, seen)
+        results |= corrections(f"SGD, {seen}", by_rate[best], seen, settings["window"])
+        results[f"SGD, {seen}: rate"] = np.float64(settings["rates"][best])
+    best_at_place = by_rate[best_rate(by_rate, settings["after"][0])]
+    results |= example("VSML", probed, run_shown, place)
+    results |= example("SGD", best_at_place, run_shown, place)
     return results
 
 
-def probe(key: Any, learner: mx.Learner, meta_params: Any, data: Any, runs: int, steps: int) -> Any:
-    """Probabilities ``[runs, steps, classes]`` for each image as it comes and again after learning
-    from it.
-    """
+def probe(
+    key: Any,
+    learner: mx.Learner,
+    meta_params: Any,
+    data: Any,
+    settings: Settings,
+) -> Probed:
+    """Probabilities for each image as it comes, and again after learning from it."""
+    tasks = _vsml.tasks(10)
+    steps = max(settings["after"])
 
     @jax.jit
-    def one(key, meta_params, data):
+    def probe_stream(key, meta_params, data):
         k_task, k_init, key = jax.random.split(key, 3)
-        tasks = _vsml.tasks(10)
         task = tasks.sample(k_task, data)
 
         def probabilities(state, batch):
-            # The loss of every label the image could have is minus its log-probability.
-            def of(label):
-                return learner.loss(key, meta_params, state, {**batch, "label": label[None]})
-
-            return jnp.exp(-jax.vmap(of)(jnp.arange(10)))
+            logits = learner.predict(key, meta_params, state, batch["image"])
+            return jax.nn.softmax(logits[0])
 
         def step(state, t):
             k_data, k_step = jax.random.split(jax.random.fold_in(key, t))
-            batch = tasks.train(k_data, data, task, t)
+            batch = tasks.train(k_data, data, task)
+            new, _, _ = learner.step(k_step, meta_params, state, batch)
             before = probabilities(state, batch)
-            state = learner.step(k_step, meta_params, state, batch)[0]
-            return state, (before, probabilities(state, batch), batch["label"][0])
+            return new, Probed(before, probabilities(new, batch), batch["label"][0])
 
-        return jax.lax.scan(step, learner.init(k_init, meta_params, task), jnp.arange(steps))[1]
+        start = learner.init(k_init, meta_params, task)
+        _, probed = jax.lax.scan(step, start, jnp.arange(steps))
+        return probed
 
-    return jax.vmap(one, (0, None, None))(jax.random.split(key, runs), meta_params, data)
+    keys = jax.random.split(key, settings["runs"])
+    probed = jax.vmap(probe_stream, (0, None, None))(keys, meta_params, data)
+    return Probed(*map(np.asarray, probed))
 
 
-def claims(results: Results, settings: dict[str, Any]) -> list[Claim]:
+def _is_wrong(probed: Probed) -> np.ndarray:
+    return probed.before.argmax(-1) != probed.label
+
+
+def best_rate(by_rate: list[Probed], seen: int) -> int:
+    """The place of the rate at which the first ``seen`` examples are predicted best."""
+    return int(np.argmax([(~_is_wrong(probed))[:, :seen].mean() for probed in by_rate]))
+
+
+def corrections(
+    name: str,
+    probed: Probed,
+    seen: int,
+    window: int,
+) -> dict[str, np.ndarray]:
+    """What one look changes of the images that were misclassified, of the last of those seen.
+
+    They are the probabilities of the right class, and how many are right after it, in per cent.
+    """
+    label = probed.label[..., None]
+    before = np.take_along_axis(probed.before, label, -1)[..., 0]
+    after = np.take_along_axis(probed.after, label, -1)[..., 0]
+    is_corrected = probed.after.argmax(-1) == probed.label
+
+    last = slice(max(0, seen - window), seen)
+    wrong = _is_wrong(probed)[:, last]
+    return {
+        f"{name}: before": before[:, last][wrong].mean(),
+        f"{name}: after": after[:, last][wrong].mean(),
+        f"{name}: corrected": 100 * is_corrected[:, last][wrong].mean(),
+    }
+
+
+def example(
+    name: str,
+    probed: Probed,
+    run: int,
+    place: int,
+) -> dict[str, np.ndarray]:
+    """One image of one stream."""
+    both = np.stack([probed.before[run, place], probed.after[run, place]])
+    return {f"{name}: example": both, f"{name}: label": probed.label[run, place]}
+
+
+def claims(results: Results, settings: Settings) -> list[Claim]:
+    figure = f"{SOURCE}, figure 9"
     found = []
-    for k in settings["after"]:
-        ours, sgd = ([r[f"{who}, {k}: corrected"] for r in results] for who in ("VSML", "SGD"))
-        text = f"Misclassified images that are right after one look, examples up to {k}: VSML minus SGD, in points, > 0"
-        more = [a - b for a, b in zip(ours, sgd, strict=True)]
-        found.append(
-            claim(text, f"{SOURCE}, figure 9", "VSML corrects at once", more, lambda x: x > 0)
-        )
-        ours, sgd = (
-            [r[f"{who}, {k}: after"] - r[f"{who}, {k}: before"] for r in results]
-            for who in ("VSML", "SGD")
-        )
-        text = f"Rise of the probability of the right class of those, examples up to {k}: VSML minus SGD > 0"
-        more = [a - b for a, b in zip(ours, sgd, strict=True)]
-        found.append(
-            claim(text, f"{SOURCE}, figure 9", "confidently, SGD slowly", more, lambda x: x > 0)
-        )
+    for seen in settings["after"]:
+        corrected = []
+        risen = []
+        for result in results:
+            corrected.append(result[f"VSML, {seen}: corrected"] - result[f"SGD, {seen}: corrected"])
+            vsml = result[f"VSML, {seen}: after"] - result[f"VSML, {seen}: before"]
+            sgd = result[f"SGD, {seen}: after"] - result[f"SGD, {seen}: before"]
+            risen.append(vsml - sgd)
+
+        text = f"Misclassified images that are right after one look, examples up to {seen}"
+        text += ": VSML minus SGD, in points, > 0"
+        found.append(claim(text, figure, "VSML corrects at once", corrected, above(0)))
+        text = f"Rise of the probability of the right class of those, examples up to {seen}"
+        text += ": VSML minus SGD > 0"
+        found.append(claim(text, figure, "confidently, SGD slowly", risen, above(0)))
     return found
 
 
-def picture(results: Results, settings: dict[str, Any], figure: Any) -> None:
-    r = results[0]
+def picture(results: Results, settings: Settings, figure: Any) -> None:
+    result = results[0]
     axes = figure.subplots(1, 2, sharey=True)
-    for ax, who in zip(axes, ("VSML", "SGD"), strict=True):
-        before, after = np.asarray(r[f"{who}: example"])
-        ax.bar(np.arange(10) - 0.2, before, 0.4, color=mx.plot.COLOURS[2], label="before")
-        ax.bar(np.arange(10) + 0.2, after, 0.4, color=mx.plot.COLOURS[4], label="after one look")
-        ax.axvline(
-            int(r[f"{who}: label"]), color="#000000", linestyle=":", linewidth=1, label="its class"
+    classes = np.arange(10)
+    black = {"color": "#000000", "linestyle": ":", "linewidth": 1}
+    for ax, method in zip(axes, ("VSML", "SGD"), strict=True):
+        before, after = np.asarray(result[f"{method}: example"])
+        ax.bar(classes - 0.2, before, 0.4, color=mx.plot.COLOURS[2], label="before")
+        ax.bar(classes + 0.2, after, 0.4, color=mx.plot.COLOURS[4], label="after one look")
+        ax.axvline(int(result[f"{method}: label"]), label="its class", **black)
+        ax.set(
+            title=method,
+            xlabel="class",
+            xticks=range(10),
+            ylim=(0, 1),
         )
-        ax.set(title=who, xlabel="class", xticks=range(10), ylim=(0, 1))
         ax.spines[["top", "right"]].set_visible(False)
     axes[0].set(ylabel="probability")
     axes[0].legend(frameon=False, fontsize=8)
 
 
-def _settings(scale: str, **own: Any) -> dict[str, Any]:
+def _settings(scale: str, **own: Any) -> Settings:
     shared = FROM_SCRATCH.settings[scale]
     return {
         "train": shared["train"],
@@ -145,13 +192,32 @@ def _settings(scale: str, **own: Any) -> dict[str, Any]:
     }
 
 
+_RATES = _vsml.RATES["SGD"]
 EXPERIMENT = Experiment(
     title="What a single example changes",
     source=SOURCE,
     settings={
-        "smoke": _settings("smoke", rates=_vsml.RATES["SGD"][-2:], runs=4, after=[20], window=20),
-        "small": _settings("small", rates=_vsml.RATES["SGD"], runs=32, after=[50, 500], window=50),
-        "full": _settings("full", rates=_vsml.RATES["SGD"], runs=128, after=[50, 500], window=50),
+        "smoke": _settings(
+            "smoke",
+            rates=_RATES[-2:],
+            runs=4,
+            after=[20],
+            window=20,
+        ),
+        "small": _settings(
+            "small",
+            rates=_RATES,
+            runs=32,
+            after=[50, 500],
+            window=50,
+        ),
+        "full": _settings(
+            "full",
+            rates=_RATES,
+            runs=128,
+            after=[50, 500],
+            window=50,
+        ),
     },
     run=run,
     claims=claims,

@@ -118,7 +118,7 @@ def experiment(path: Path, **changes: Any) -> Experiment:
     data = _data(file, tasks)
     inner = _inner(file, learner, _augmented(file, tasks))
     estimator = file.make_section("estimator", inner=inner)
-    trainer = mx.trainer(estimator, _optimizer(file))
+    trainer = mx.trainer(estimator, _optimizer(file), chunk=run.chunk)
 
     uses = ("init", "run", "validation", "test")
     keys = jax.random.split(jax.random.key(run.seed), len(uses))

@@ -4,7 +4,7 @@ import argparse
 from pathlib import Path
 
 from metajax.data import NAMES
-from metajax.data._prepared import builder_of, directory
+from metajax.data._prepared import builder_of, tfds_directory
 
 _NAMES = [name for name in NAMES if name != "digits"]  # which comes with the package
 
@@ -29,7 +29,7 @@ def run(args: argparse.Namespace) -> None:
     # Imported here: a third of a second that other commands need not spend.
     import tensorflow_datasets as tfds
 
-    folder = directory(args.data_dir)
+    folder = tfds_directory(args.data_dir)
     try:
         builder = tfds.builder(args.name, data_dir=folder, file_format="array_record")
         builder.download_and_prepare()

@@ -96,7 +96,7 @@ def _train_by_bptt(learner: Learner, meta_params: MetaParams, key: Key, num_step
     estimator = mx.bptt(inner, num_tasks=2, truncation=_STEPS // 2)
     schedule = optax.cosine_decay_schedule(5e-3, num_steps)
     tx = optax.chain(optax.clip_by_global_norm(1.0), optax.adam(schedule))
-    return _fit(estimator, tx, meta_params, key, num_steps, label="BPTT")
+    return _fit(mx.trainer(estimator, tx), meta_params, key, num_steps, label="BPTT")
 
 
 def _train_by_es(learner: Learner, meta_params: MetaParams, key: Key, num_steps: int) -> mx.Fit:
@@ -113,22 +113,20 @@ def _train_by_es(learner: Learner, meta_params: MetaParams, key: Key, num_steps:
     )
     estimator = mx.ask_tell(inner, strategy, num_tasks=1)
     tx = optax.adam(optax.cosine_decay_schedule(1e-2, num_steps))
-    return _fit(estimator, tx, meta_params, key, num_steps, label="ES", chunk=2)
+    trainer = mx.trainer(estimator, tx, chunk=2)
+    return _fit(trainer, meta_params, key, num_steps, label="ES")
 
 
 def _fit(
-    estimator: mx.Estimator,
-    tx: optax.GradientTransformation,
+    trainer: mx.Trainer,
     meta_params: MetaParams,
     key: Key,
     num_steps: int,
     label: str,
-    chunk: int = 10,
 ) -> mx.Fit:
     data = mx.data.load("digits", "train")
-    trainer = mx.trainer(estimator, tx)
     state = trainer.init(key, meta_params, data)
-    return mx.fit(trainer, state, data, num_steps=num_steps, chunk=chunk, label=label)
+    return mx.fit(trainer, state, data, num_steps=num_steps, progress=label)
 
 
 def _compare(

@@ -84,11 +84,10 @@ def _fit(
         state,
         data,
         num_steps=run.steps,
-        chunk=run.chunk,
         validate=validate,
         checkpoint=mx.checkpoints(out / "checkpoints", every=run.checkpoint_every),
-        log=out / "metrics.csv",
-        label=label,
+        callbacks=[mx.log(out / "metrics.csv")],
+        progress=label,
     )
 
 

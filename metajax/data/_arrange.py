@@ -1,17 +1,19 @@
 """Arrays made ready for tasks: resized, and sorted by class."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from metajax import _checks
-
-Arrays = dict[str, np.ndarray]
+from metajax.io import Arrays
 
 
 def resize(data: Arrays, size: int) -> Arrays:
-    """Scales images ``[M, H, W, C]`` to ``size`` by ``size`` pixels, linearly and with
-    antialiasing; uint8 stays uint8.
+    """Scales images ``[M, H, W, C]`` to ``size`` by ``size`` pixels; uint8 stays uint8.
+
+    Linearly and with antialiasing.
 
     >>> import metajax as mx
     >>> mx.data.resize(mx.data.load("digits"), 4)["image"].shape
@@ -21,28 +23,21 @@ def resize(data: Arrays, size: int) -> Arrays:
     _checks.positive_int(size=size)
     image = np.asarray(data["image"])
     if image.ndim != 4:
-        raise ValueError(
-            f'data["image"] must be [M, height, width, channels], got {list(image.shape)}'
-        )
-    parts = []
-    for part in np.array_split(
-        image, max(1, len(image) // 10_000)
-    ):  # a part at a time: floats are four times as large
-        scaled = jax.image.resize(
-            part.astype(np.float32), (len(part), size, size, image.shape[3]), "linear"
-        )
-        scaled = np.asarray(scaled)
-        parts.append(
-            scaled.round().clip(0, 255).astype(np.uint8) if image.dtype == np.uint8 else scaled
-        )
-    return {**data, "image": np.concatenate(parts)}
+        got = list(image.shape)
+        raise ValueError(f'data["image"] must be [M, height, width, channels], got {got}')
+
+    # A part at a time: floats take four times the memory.
+    num_parts = max(1, len(image) // 10_000)
+    parts = np.array_split(image, num_parts)
+    scaled = [_resize_images(part, size) for part in parts]
+    return {**data, "image": np.concatenate(scaled)}
 
 
 def by_class(data: Arrays) -> Arrays:
-    """Sorts examples by class, so that tasks can draw from some of the classes inside a compiled
-    program.
+    """Sorts examples by class, so that compiled tasks can draw from some of the classes.
 
-    Returns: ``image [M, ...]`` and ``label [M]`` in the order of the classes, labels renumbered
+    Returns:
+      ``image [M, ...]`` and ``label [M]`` in the order of the classes, labels renumbered
       ``0..C-1``, and ``start [C + 1]``: class ``c`` is ``image[start[c]:start[c + 1]]``.
 
     >>> import metajax as mx
@@ -51,28 +46,30 @@ def by_class(data: Arrays) -> Arrays:
     ((11,), [0, 0, 0])
     """
     labelled_images(data)
+    image = np.asarray(data["image"])
     label = np.asarray(data["label"])
     _, label, count = np.unique(label, return_inverse=True, return_counts=True)
     order = np.argsort(label, kind="stable")
+    start = np.append(0, count.cumsum())
     return {
-        "image": np.asarray(data["image"])[order],
+        "image": image[order],
         "label": label[order].astype(np.int32),
-        "start": np.concatenate([[0], count.cumsum()]).astype(np.int32),
+        "start": start.astype(np.int32),
     }
 
 
 def rotations(data: Arrays) -> Arrays:
-    """Rotations by 0, 90, 180 and 270 degrees as classes of their own (Santoro et al. 2016, section
-    4.1).
+    """Rotations by 0, 90, 180 and 270 degrees as classes of their own.
 
-    Rotate after the classes have been split, as here: then no class has a rotated copy in another
-      part.
+    After Santoro et al. 2016, section 4.1. Rotate after the classes have been split, as here: then
+    no class has a rotated copy in another part.
 
     Args:
       data: sorted `by_class`, its images ``[M, size, size, ...]``.
 
-    Returns: The same with four times the images and classes; class ``c`` turned by ``90 r`` degrees
-      is class ``c + r C``.
+    Returns:
+      The same with four times the images and classes; class ``c`` turned by ``90 r`` degrees is
+      class ``c + r C``.
 
     >>> import metajax as mx
     >>> data = mx.data.rotations(mx.data.few_shot("digits", "train"))
@@ -80,45 +77,55 @@ def rotations(data: Arrays) -> Arrays:
     ((3604, 8, 8, 1), (21,))
     """
     sorted_by_class(data)
-    image, label, start = (np.asarray(data[k]) for k in ("image", "label", "start"))
+    image = np.asarray(data["image"])
+    label = np.asarray(data["label"])
+    start = np.asarray(data["start"])
     if image.ndim < 3 or image.shape[1] != image.shape[2]:
-        raise ValueError(
-            f'data["image"] must hold square images [M, size, size, ...], got {list(image.shape)}'
-        )
-    classes, size = len(start) - 1, len(image)
+        got = list(image.shape)
+        raise ValueError(f'data["image"] must be square, [M, size, size, ...], got {got}')
+
+    size = len(image)
+    num_classes = len(start) - 1
+    turned = [np.rot90(image, r, axes=(1, 2)) for r in range(4)]
+    turn = np.arange(4, dtype=np.int32)[:, None]
+    labels = label + turn * num_classes
+    starts = start[:-1] + turn * size
     return {
-        "image": np.concatenate([np.rot90(image, r, (1, 2)) for r in range(4)]),
-        "label": np.concatenate([label + np.int32(r * classes) for r in range(4)]),
-        "start": np.concatenate(
-            [start[:-1] + np.int32(r * size) for r in range(4)] + [np.array([4 * size], np.int32)]
-        ),
+        "image": np.concatenate(turned),
+        "label": labels.ravel(),
+        "start": np.append(starts, np.int32(4 * size)),
     }
 
 
-def sorted_by_class(data) -> None:
-    """Says what is wrong with ``data`` if it is not as made by `by_class`."""
+def labelled_images(data: Any) -> None:
+    """``data`` must be labelled images, as `metajax.data.load` gives them."""
+    if not isinstance(data, dict) or not {"image", "label"} <= data.keys():
+        got = f"keys {sorted(data)}" if isinstance(data, dict) else type(data).__name__
+        raise TypeError(f'data must be a dict with "image" and "label" of metajax.data, got {got}')
+    image = list(np.shape(data["image"]))
+    label = list(np.shape(data["label"]))
+    if len(label) != 1 or image[:1] != label:
+        raise ValueError(f'data must have one label an image: "image" {image}, "label" {label}')
+    if label == [0]:
+        raise ValueError('data["label"] is empty: give at least one example')
+    dtype = jnp.result_type(data["label"])
+    if not jnp.issubdtype(dtype, jnp.integer):
+        raise TypeError(f'data["label"] must be of an integer dtype, got {dtype}')
+
+
+def sorted_by_class(data: Any) -> None:
+    """``data`` must be labelled images that `by_class` has sorted."""
     labelled_images(data)
     if "start" not in data:
         raise TypeError('data has no "start": sort it by class with metajax.data.by_class(data)')
 
 
-def labelled_images(data) -> None:
-    """Says what is wrong with ``data`` if it is not labelled images as made by
-    `metajax.data.load`.
-    """
-    if not isinstance(data, dict) or not {"image", "label"} <= data.keys():
-        got = f"keys {sorted(data)}" if isinstance(data, dict) else type(data).__name__
-        raise TypeError(
-            f'data must be a dict with "image" and "label", as metajax.data.load gives it, got {got}'
-        )
-    image, label = np.shape(data["image"]), np.shape(data["label"])
-    if len(label) != 1 or image[:1] != label:
-        raise ValueError(
-            f'data must hold one label an image: "image" is {list(image)}, "label" {list(label)}'
-        )
-    if label[0] == 0:
-        raise ValueError('data["label"] is empty: give at least one example')
-    if not jnp.issubdtype(jnp.result_type(data["label"]), jnp.integer):
-        raise TypeError(
-            f'data["label"] must be of an integer dtype, got {jnp.result_type(data["label"])}'
-        )
+def _resize_images(image: np.ndarray, size: int) -> np.ndarray:
+    num_images, _, _, channels = image.shape
+    shape = (num_images, size, size, channels)
+    floats = image.astype(np.float32)
+    scaled = np.asarray(jax.image.resize(floats, shape, "linear"))
+    if image.dtype != np.uint8:
+        return scaled
+    scaled = scaled.round().clip(0, 255)
+    return scaled.astype(np.uint8)

@@ -1,26 +1,26 @@
 """Sets for few-shot learning: which classes are for training, for validation and for the test."""
 
-import csv
 import os
 from collections.abc import Callable
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 
 import numpy as np
 
-from metajax.data._arrange import Arrays, by_class, resize
-from metajax.data._prepared import builder_of, cache_file, cached, load, read_only
-from metajax.data._prepared import directory as tfds_directory
+from metajax.data._arrange import by_class, resize
+from metajax.data._cache import cache_file, cached, read_only
+from metajax.data._image_folder import PARTS, load_folder, read_csv
+from metajax.data._prepared import builder_of, load, tfds_directory
+from metajax.io import Arrays
 
 _HERE = Path(__file__).parent
-_PARTS = {
-    "train": "train.csv",
-    "validation": "val.csv",
-    "test": "test.csv",
-}  # and the files of mini-ImageNet
 
 
-def few_shot(name: str, split: str = "train", data_dir: str | os.PathLike | None = None) -> Arrays:
+def few_shot(
+    name: str,
+    split: str = "train",
+    data_dir: str | os.PathLike | None = None,
+) -> Arrays:
     """Loads the classes of one part of a set for few-shot learning, `by_class`.
 
     The parts share no class. They are fixed, and files of this package unless said otherwise:
@@ -41,13 +41,16 @@ def few_shot(name: str, split: str = "train", data_dir: str | os.PathLike | None
     ``$XDG_CACHE_HOME/metajax``. Mini-ImageNet is scaled to 84x84 where it is not, and takes 1.3 GB
     in all.
 
-    Args: name: one of ``metajax.data.FEW_SHOT``. split: ``"train"``, ``"validation"``, ``"test"``,
-      or several joined by ``+``, e.g. ``"train+validation"``. data_dir: the tfds directory, by
-      default ``$TFDS_DATA_DIR``, else ``~/tensorflow_datasets``. Mini-ImageNet is its folder
-      ``mini_imagenet``, which tfds cannot prepare.
+    Args:
+      name: one of ``metajax.data.FEW_SHOT``.
+      split: ``"train"``, ``"validation"``, ``"test"``, or several joined by ``+``, e.g.
+        ``"train+validation"``.
+      data_dir: the tfds directory, by default ``$TFDS_DATA_DIR``, else ``~/tensorflow_datasets``.
+        Mini-ImageNet is its folder ``mini_imagenet``, which tfds cannot prepare.
 
-    Returns: ``image``, uint8 ``[M, height, width, channels]``, ``label`` and ``start`` as by
-      `by_class`, read-only.
+    Returns:
+      ``image``, uint8 ``[M, height, width, channels]``, ``label`` and ``start`` as by `by_class`,
+      read-only.
 
     Raises:
       ValueError: an unknown name or split, parts that share a class, or files that cannot be read.
@@ -60,121 +63,112 @@ def few_shot(name: str, split: str = "train", data_dir: str | os.PathLike | None
     """
     if not isinstance(name, str) or name not in _SETS:
         raise ValueError(f"name must be one of {', '.join(FEW_SHOT)}, got {name!r}")
-    parts = split.split("+") if isinstance(split, str) else []
-    if not parts or len(set(parts)) < len(parts) or not set(parts) <= set(_PARTS):
-        raise ValueError(
-            f"split must be 'train', 'validation' or 'test', or several joined by '+', e.g. 'train+validation'; "
-            f"got {split!r}"
-        )
-    return read_only(by_class(_SETS[name](tfds_directory(data_dir), parts)))
+    parts = str(split).split("+")
+    has_repeats = len(set(parts)) < len(parts)
+    if has_repeats or not set(parts) <= PARTS.keys():
+        raise ValueError(f"split must be like 'train', 'validation' or 'train+test', got {split!r}")
+
+    load_parts = _SETS[name]
+    data = load_parts(tfds_directory(data_dir), parts)
+    return read_only(by_class(data))
 
 
-def _chosen(data: Arrays, part_of: list[str], parts: list[str]) -> Arrays:
-    # The examples whose class is in one of the parts; part_of[label] is the part of a class.
-    keep = np.isin(part_of, parts)[data["label"]]
-    return {"image": data["image"][keep], "label": data["label"][keep]}
+def omniglot_characters(column: str = "omniglot") -> list[tuple[str, int, str]]:
+    """All 1,623 characters of Omniglot as (alphabet, number from 1, part), by alphabet.
+
+    The parts are those of a column of ``omniglot.csv``, which has a letter for each character.
+    """
+    part_of_letter = {"t": "train", "v": "validation", "e": "test"}
+    characters = []
+    for row in read_csv(_HERE / "omniglot.csv"):
+        for number, letter in enumerate(row[column], start=1):
+            characters.append((row["alphabet"], number, part_of_letter[letter]))
+    return characters
 
 
-def _joined(name: str, directory: Path) -> Arrays:
-    halves = [load(name, half, directory) for half in ("train", "test")]
-    return {k: np.concatenate([half[k] for half in halves]) for k in halves[0]}
+# All examples of a set, labelled 0..C-1.
 
 
-def _digits(directory: Path, parts: list[str]) -> Arrays:
-    return _chosen(
-        _joined("digits", directory), ["train"] * 5 + ["validation"] * 2 + ["test"] * 3, parts
-    )
-
-
-def _cifar_fs(directory: Path, parts: list[str]) -> Arrays:
-    part_of = [row["part"] for row in _rows(_HERE / "cifar_fs.csv")]
-    return _chosen(_joined("cifar100", directory), part_of, parts)
-
-
-def _omniglot(split: str) -> Callable[[Path, list[str]], Arrays]:
-    def make(directory, parts):
-        return _chosen(
-            _characters(directory), [part for *_, part in omniglot_characters(split)], parts
-        )
-
-    return make
-
-
-def omniglot_characters(split: str = "omniglot") -> list[tuple[str, int, str]]:
-    """All 1,623 characters of Omniglot as (alphabet, number from 1, part), by alphabet."""
-    letters = {"t": "train", "v": "validation", "e": "test"}
-    rows = _rows(_HERE / "omniglot.csv")
-    return [(row["alphabet"], i, letters[c]) for row in rows for i, c in enumerate(row[split], 1)]
+def _both_halves(name: str, directory: Path) -> Arrays:
+    """The training and the test split of a set, whose classes are the same."""
+    train = load(name, "train", directory)
+    test = load(name, "test", directory)
+    both = {}
+    for feature, x in train.items():
+        both[feature] = np.concatenate([x, test[feature]])
+    return both
 
 
 @lru_cache(maxsize=1)
-def _characters(directory: Path) -> Arrays:
-    # All of Omniglot at 28x28, labelled by the position in `omniglot_characters`.
+def _small_omniglot(directory: Path) -> Arrays:
+    """All of Omniglot at 28x28, labelled by the position in `omniglot_characters`."""
     builder = builder_of("omniglot", directory)
-    files = [path for half in ("train", "test") for path in builder.info.splits[half].filepaths]
-
-    def make():
-        data = _joined("omniglot", directory)
-        first = np.cumsum([0] + [len(row["omniglot"]) for row in _rows(_HERE / "omniglot.csv")])
-        small = resize({"image": data["image"], "label": data["label"]}, 28)["image"]
-        return {
-            "image": 255 - small,
-            "label": (first[data["alphabet"]] + data["alphabet_char_id"]).astype(np.int32),
-        }
-
-    return cached(cache_file("omniglot", "28x28", builder, files), make)
+    files = [
+        *builder.info.splits["train"].filepaths,
+        *builder.info.splits["test"].filepaths,
+    ]
+    file = cache_file("omniglot", "28x28", builder.data_dir, files)
+    return cached(file, partial(_scale_omniglot, directory))
 
 
-def _mini_imagenet(directory: Path, parts: list[str]) -> Arrays:
-    folder = directory / "mini_imagenet"
-    missing = [file for file in (*_PARTS.values(), "images") if not (folder / file).exists()]
-    if missing:
-        raise FileNotFoundError(
-            f"mini_imagenet was looked for in {folder}, which lacks {', '.join(missing)}. Put there train.csv, "
-            f"val.csv and test.csv, with the columns filename and label, and the files they name in images/"
-        )
-    tables = {part: _rows(folder / file) for part, file in _PARTS.items()}
-    for part, rows in tables.items():
-        if not rows or not {"filename", "label"} <= rows[0].keys():
-            raise ValueError(
-                f"{folder / _PARTS[part]} must have the columns filename and label, and at least one row"
-            )
-    classes = [{row["label"] for row in rows} for rows in tables.values()]
-    shared = (classes[0] & classes[1]) | (classes[0] & classes[2]) | (classes[1] & classes[2])
-    if shared:
-        raise ValueError(
-            f"{folder}: classes are in more than one of train.csv, val.csv and test.csv: {sorted(shared)}"
-        )
-    rows = [row for part in parts for row in tables[part]]
-    image = np.empty((len(rows), 84, 84, 3), np.uint8)
-    for i, row in enumerate(rows):
-        image[i] = _pixels(folder / "images" / row["filename"], 84)
-    _, label = np.unique([row["label"] for row in rows], return_inverse=True)
-    return {"image": image, "label": label}
+def _scale_omniglot(directory: Path) -> Arrays:
+    data = _both_halves("omniglot", directory)
+    image = 255 - resize(data, 28)["image"]
+
+    alphabets = read_csv(_HERE / "omniglot.csv")
+    num_characters = [len(row["omniglot"]) for row in alphabets]
+    first_of_alphabet = np.append(0, np.cumsum(num_characters))
+    label = first_of_alphabet[data["alphabet"]] + data["alphabet_char_id"]
+    return {"image": image, "label": label.astype(np.int32)}
 
 
-def _pixels(file: Path, size: int) -> np.ndarray:
-    from PIL import Image  # imported here: most programs read no image files
-
-    try:
-        with Image.open(file) as f:
-            return np.asarray(f.convert("RGB").resize((size, size), Image.Resampling.BILINEAR))
-    except OSError as e:
-        raise ValueError(
-            f"{file} cannot be read as an image ({e}); replace it, or leave it out of the csv file"
-        ) from e
+# The part that each class is in.
 
 
-def _rows(file: Path) -> list[dict[str, str]]:
-    with file.open(newline="") as f:
-        return list(csv.DictReader(f))
+def _digits_parts() -> list[str]:
+    return 5 * ["train"] + 2 * ["validation"] + 3 * ["test"]
 
 
-_SETS: dict[str, Callable[[Path, list[str]], Arrays]] = {
-    "digits": _digits,
-    "omniglot": _omniglot("omniglot"),
-    "omniglot_vinyals": _omniglot("omniglot_vinyals"),
-    "cifar_fs": _cifar_fs,
-    "mini_imagenet": _mini_imagenet,
+def _omniglot_parts(column: str) -> list[str]:
+    return [part for _, _, part in omniglot_characters(column)]
+
+
+def _csv_parts(file: str) -> list[str]:
+    return [row["part"] for row in read_csv(_HERE / file)]
+
+
+# The table of all sets.
+
+_LoadParts = Callable[[Path, list[str]], Arrays]  # (tfds directory, parts) -> their examples
+
+
+def _by_list(
+    load_all: Callable[[Path], Arrays],
+    part_of_class: Callable[[], list[str]],
+) -> _LoadParts:
+    """A set whose classes are divided by a list in this package."""
+
+    def load_parts(directory, parts):
+        data = load_all(directory)
+        is_wanted = np.isin(part_of_class(), parts)
+        label = data["label"]
+        keep = is_wanted[label]
+        return {"image": data["image"][keep], "label": label[keep]}
+
+    return load_parts
+
+
+def _in_folder(name: str, size: int) -> _LoadParts:
+    """A set whose images and lists of classes are in a folder of its own."""
+    return lambda directory, parts: load_folder(directory / name, parts, size)
+
+
+# To add a set: a row here and, if it is divided by a list, the list as a csv file beside this one.
+_SETS = {
+    "digits": _by_list(partial(_both_halves, "digits"), _digits_parts),
+    "omniglot": _by_list(_small_omniglot, partial(_omniglot_parts, "omniglot")),
+    "omniglot_vinyals": _by_list(_small_omniglot, partial(_omniglot_parts, "omniglot_vinyals")),
+    "cifar_fs": _by_list(partial(_both_halves, "cifar100"), partial(_csv_parts, "cifar_fs.csv")),
+    "mini_imagenet": _in_folder("mini_imagenet", size=84),
 }
 FEW_SHOT = tuple(_SETS)

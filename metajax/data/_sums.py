@@ -3,42 +3,29 @@
 import numpy as np
 
 from metajax import _checks
+from metajax.io import Arrays
 
-_ONES = [
-    "zero",
-    "one",
-    "two",
-    "three",
-    "four",
-    "five",
-    "six",
-    "seven",
-    "eight",
-    "nine",
-    "ten",
-    "eleven",
-    "twelve",
-]
-_ONES += ["thirteen", "fourteen", "fifteen", "sixteen", "seventeen", "eighteen", "nineteen"]
+_SMALL = ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine"]
+_SMALL += ["ten", "eleven", "twelve", "thirteen", "fourteen", "fifteen", "sixteen"]
+_SMALL += ["seventeen", "eighteen", "nineteen"]
 _TENS = ["twenty", "thirty", "forty", "fifty", "sixty", "seventy", "eighty", "ninety"]
 
+_ALPHABET = b" -.abcdefghijklmnopqrstuvwxyz"
 
-def sums(split: str = "train", limit: int = 50) -> dict[str, np.ndarray]:
-    """All sums of two numbers below ``limit`` in English words, in random order: a text for small
-    language models.
 
-    Four fifths of the sums are the training split, the others the test split; the order is always
-    the same.
+def sums(split: str = "train", limit: int = 50) -> Arrays:
+    """All sums of two numbers below ``limit`` in English words: a text for small language models.
+
+    Four fifths of the sums are the training split, the others the test split. They come in a random
+    order, which is always the same.
 
     Args:
       split: ``"train"`` or ``"test"``.
       limit: at most 100.
 
-    Returns: ``text``, uint8 ``[M]``, the places of the characters in ``alphabet``, uint8 ``[S]``,
-      which holds their ASCII codes.
-
-    Raises:
-      TypeError, ValueError: an unknown split, or a limit out of range.
+    Returns:
+      ``text``, uint8 ``[M]``, the places of the characters in ``alphabet``, uint8 ``[S]``, which
+      holds their ASCII codes.
 
     >>> import metajax as mx
     >>> data = mx.data.sums()
@@ -47,24 +34,39 @@ def sums(split: str = "train", limit: int = 50) -> dict[str, np.ndarray]:
     >>> data["text"].shape, len(data["alphabet"])
     ((76719,), 29)
     """
-    if split not in ("train", "test"):
-        raise ValueError(f"split must be 'train' or 'test', got {split!r}")
+    _checks.one_of("split", split, ("train", "test"))
     _checks.positive_int(limit=limit)
     if limit > 100:
         raise ValueError(f"limit must be at most 100, got {limit}")
-    order = np.random.default_rng(0).permutation(limit**2)
-    kept = order[: len(order) * 4 // 5] if split == "train" else order[len(order) * 4 // 5 :]
-    pairs = (divmod(int(i), limit) for i in kept)
-    text = "".join(f"{_words(a)} plus {_words(b)} is {_words(a + b)}. " for a, b in pairs)
-    alphabet = np.frombuffer(b" -." + bytes(range(ord("a"), ord("z") + 1)), np.uint8)
-    place = np.zeros(256, np.uint8)
-    place[alphabet] = np.arange(len(alphabet))
-    return {"text": place[np.frombuffer(text.encode(), np.uint8)], "alphabet": alphabet}
+
+    num_sums = limit**2
+    num_train = num_sums * 4 // 5
+    order = np.random.default_rng(0).permutation(num_sums)
+    chosen = order[:num_train] if split == "train" else order[num_train:]
+
+    sentences = []
+    for i in chosen:
+        a, b = divmod(int(i), limit)
+        sentences.append(f"{_in_words(a)} plus {_in_words(b)} is {_in_words(a + b)}. ")
+    text = "".join(sentences)
+
+    codes = np.frombuffer(text.encode(), np.uint8)
+    alphabet = np.frombuffer(_ALPHABET, np.uint8)
+    place_of_code = np.zeros(256, np.uint8)
+    place_of_code[alphabet] = np.arange(len(alphabet))
+    return {"text": place_of_code[codes], "alphabet": alphabet}
 
 
-def _words(n: int) -> str:
+def _in_words(n: int) -> str:
+    """A number below 200."""
     if n < 20:
-        return _ONES[n]
-    if n < 100:
-        return _TENS[n // 10 - 2] + (f"-{_ONES[n % 10]}" if n % 10 else "")
-    return "one hundred" + (f" {_words(n - 100)}" if n > 100 else "")
+        return _SMALL[n]
+    if n == 100:
+        return "one hundred"
+    if n > 100:
+        return f"one hundred {_in_words(n - 100)}"
+    tens, ones = divmod(n, 10)
+    word = _TENS[tens - 2]
+    if ones == 0:
+        return word
+    return f"{word}-{_SMALL[ones]}"

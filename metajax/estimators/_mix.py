@@ -4,10 +4,11 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import optax
 
 from metajax import _checks
-from metajax.types import Array, Data, Estimate, Estimator
+from metajax.types import Data, Estimate, Estimator
 
 
 def mix(
@@ -61,7 +62,7 @@ def mix(
         keys = jax.random.split(key, len(parts))
         data = each_its_own(data)
         updates = optax.tree.zeros_like(meta_params)
-        loss: Array | float = 0.0
+        loss = jnp.zeros(())
         states = []
         metrics = {}
         for k, old, (name, part) in zip(keys, state, parts.items(), strict=True):

@@ -1,8 +1,6 @@
-"""Looking at what was learned: learning curves, optimizers side by side, how good an estimator
-is.
-"""
+"""Looking at what was learned: learning curves, comparisons, how good an estimator is."""
 
-from metajax.evaluation._compare import BASELINES, Comparison, compare
+from metajax.evaluation._compare import BASELINES, Comparison, RateSearch, compare
 from metajax.evaluation._diagnose import Diagnosis, diagnose, mean_gradient
 from metajax.evaluation._evaluate import Curves, evaluate
 
@@ -11,6 +9,7 @@ __all__ = [
     "Comparison",
     "Curves",
     "Diagnosis",
+    "RateSearch",
     "compare",
     "diagnose",
     "evaluate",

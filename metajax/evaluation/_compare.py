@@ -1,5 +1,6 @@
 """Optimizers side by side on one problem, each hand-made one with a searched learning rate."""
 
+import math
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
@@ -13,7 +14,7 @@ from metajax import _checks
 from metajax._inner import inner
 from metajax.evaluation._evaluate import Curves, evaluate
 from metajax.learners._l2l import l2l
-from metajax.types import Array, Problem, PyTree, Tasks
+from metajax.types import Array, Inner, Problem, PyTree, Tasks
 
 BASELINES: dict[str, Callable[..., optax.GradientTransformation]] = {
     "SGD": optax.sgd,
@@ -21,11 +22,37 @@ BASELINES: dict[str, Callable[..., optax.GradientTransformation]] = {
     "NAG": partial(optax.sgd, momentum=0.9, nesterov=True),
     "Adam": optax.adam,
 }
-RATES = tuple(10.0 ** (k / 4) for k in range(-16, 5))  # 1e-4 to 10, four a decade
+# From 1e-4 to 10, four a decade.
+RATES = tuple(10.0 ** (k / 4) for k in range(-16, 5))
+
+
+def _last_tenth(loss: Any) -> Any:
+    """The part of ``loss [num_tasks, steps]`` whose mean is the final loss."""
+    steps = loss.shape[1]
+    count = max(1, steps // 10)
+    return loss[:, -count:]
+
+
+def _final_loss(curves: Curves) -> Array:
+    return _last_tenth(curves.loss).mean()
+
+
+class RateSearch(NamedTuple):
+    """How `compare` searches for the learning rate of an optimizer.
+
+    Attributes:
+      rates: the grid.
+      score: ``(Curves) -> scalar``, what the rate is to make small; by default the mean loss over
+        the last tenth of the steps. Of an online learner, e.g., the errors on the way: ``lambda
+        curves: -curves.metrics["accuracy"].mean()``.
+    """
+
+    rates: Sequence[float] = RATES
+    score: Callable[[Curves], Array] = _final_loss
 
 
 class Comparison(NamedTuple):
-    """What `compare` returns.
+    """What `compare` returns; printed, a table with the best optimizer first.
 
     Attributes:
       loss: for each optimizer ``[num_tasks, steps]``, all on the same tasks.
@@ -40,21 +67,27 @@ class Comparison(NamedTuple):
     metrics: dict[str, dict[str, np.ndarray]]
 
     def __str__(self) -> str:
-        """A table: rate, final loss and its standard error over tasks, best first and what diverged
-        last.
-        """
-        width = max(len("optimizer"), *map(len, self.final))
-        rows = [f"{'optimizer':<{width}}  {'rate':>8}  {'final loss':>18}  {'mean loss':>9}"]
-        for name in sorted(
-            self.final, key=lambda n: np.nan_to_num(np.mean(self.final[n]), nan=np.inf)
-        ):
-            x, rate = self.final[name], self.rate[name]
-            error = x.std(ddof=1) / len(x) ** 0.5 if len(x) > 1 else float("nan")
-            shown = "-" if rate is None else f"{rate:.3g}"
-            rows.append(
-                f"{name:<{width}}  {shown:>8}  {x.mean():>9.4f} ± {error:.4f}  {self.loss[name].mean():>9.4f}"
-            )
-        return "\n".join(rows)
+        names = sorted(self.final, key=self._rank)
+        width = max(map(len, ["optimizer", *names]))
+        header = f"{'optimizer':<{width}}  {'rate':>8}  {'final loss':>18}  {'mean loss':>9}"
+        rows = [f"{name:<{width}}  {self._figures(name)}" for name in names]
+        return "\n".join([header, *rows])
+
+    def _rank(self, name: str) -> float:
+        mean = self.final[name].mean()
+        # What diverged comes last.
+        return math.inf if np.isnan(mean) else mean
+
+    def _figures(self, name: str) -> str:
+        """The rate, the final loss with its standard error over tasks, and the mean loss."""
+        rate = self.rate[name]
+        rate = "-" if rate is None else f"{rate:.3g}"
+        final = self.final[name]
+        error = math.nan
+        if len(final) > 1:
+            error = final.std(ddof=1) / len(final) ** 0.5
+        mean_loss = self.loss[name].mean()
+        return f"{rate:>8}  {final.mean():>9.4f} ± {error:.4f}  {mean_loss:>9.4f}"
 
 
 def compare(
@@ -66,93 +99,134 @@ def compare(
     *,
     steps: int,
     num_tasks: int = 16,
-    rates: Sequence[float] = RATES,
-    score: Callable[[Curves], Array] | None = None,
+    search: RateSearch = RateSearch(),  # noqa: B008
 ) -> Comparison:
     """Trains ``problem`` with each optimizer on the same fresh tasks.
 
     The learning rate of an optimizer that is given as a function of it is searched for the best
-    *final* loss (the mean over the last tenth of the steps) or another ``score``, on as many other
-    tasks as are reported: choosing and reporting never share a task. A best rate at the edge of
-    ``rates`` is warned of.
+    *final* loss (the mean over the last tenth of the steps), on as many other tasks as are
+    reported: choosing and reporting never share a task. A best rate at the edge of the grid is
+    warned of.
 
-    Args: optimizers: name -> an `optax.GradientTransformation`, taken as it is, or a function
-      ``rate -> transformation``, searched; ``metajax.BASELINES`` holds the usual four. problem:
-      what is minimised. tasks: where tasks and batches come from. key: a single typed key. data:
-      handed to the tasks. steps: inner steps. num_tasks: tasks reported on. rates: the grid. score:
-      ``(Curves) -> scalar``, what the rate is to make small, by default the final loss. Of an
-      online learner, e.g., the errors on the way: ``lambda curves:
-      -curves.metrics["accuracy"].mean()``.
+    Args:
+      optimizers: name -> an `optax.GradientTransformation`, taken as it is, or a function ``rate ->
+        transformation``, searched; ``metajax.BASELINES`` holds the usual four.
+      problem: what is minimised.
+      tasks: where tasks and batches come from.
+      key: a single typed key.
+      data: handed to the tasks.
+      steps: inner steps.
+      num_tasks: tasks reported on.
+      search: other rates than 1e-4 to 10, four a decade, or another score than the final loss.
 
     Raises:
-      TypeError, ValueError: bad arguments, or an optimizer that diverges at every rate.
+      ValueError: an optimizer that diverges at every rate, or a bad argument.
 
     >>> import jax, metajax as mx, optax
-    >>> result = mx.compare({"SGD": optax.sgd, "Adam at 0.1": optax.adam(0.1)}, mx.problems.quadratic(),
-    ...                     mx.tasks.quadratics(3), jax.random.key(0), steps=20, num_tasks=4)
+    >>> optimizers = {"SGD": optax.sgd, "Adam at 0.1": optax.adam(0.1)}
+    >>> result = mx.compare(optimizers, mx.problems.quadratic(), mx.tasks.quadratics(3),
+    ...                     jax.random.key(0), steps=20, num_tasks=4)
     >>> result.loss["SGD"].shape, result.rate["Adam at 0.1"]
     ((4, 20), None)
     """
-    if not isinstance(optimizers, Mapping) or not optimizers:
-        raise TypeError(
-            f"optimizers must be a dict of name -> optimizer with at least one entry, got {optimizers!r}"
-        )
-    if np.ndim(rates) != 1:
-        raise TypeError(f"rates must be a sequence of learning rates, got {rates!r}")
-    rates = [_checks.positive_float("rates", rate) for rate in rates]
-    if not rates:
-        raise ValueError("rates is empty: give at least one learning rate")
+    _check_optimizers(optimizers)
+    _check_search(search)
     _checks.key(key)
-    if score is not None:
-        _checks.function(score=score)
-    _checks.positive_int(steps=steps)
-    k_search, k_report = jax.random.split(key)
-    tail = max(1, steps // 10)
+    _checks.positive_int(steps=steps, num_tasks=num_tasks)
+    search_key, report_key = jax.random.split(key)
     result = Comparison({}, {}, {}, {})
 
-    def final(curves: Curves) -> Array:
-        return curves.loss[:, -tail:].mean()
-
     for name, optimizer in optimizers.items():
-        fixed = hasattr(optimizer, "init") and hasattr(optimizer, "update")
-        if not fixed and not callable(optimizer):
-            raise TypeError(
-                f"optimizers[{name!r}] must be an optax.GradientTransformation or a function of the learning rate, got "
-                f"{type(optimizer).__name__}; of a learned optimizer give optimizer.tx(meta_params)"
-            )
-        make_tx: Any = (lambda _, tx=optimizer: tx) if fixed else optimizer
+        make_tx = optimizer
+        fixed = _checks.is_transformation(optimizer)
+        if fixed:
+            make_tx = partial(_constant, optimizer)
         loop = inner(l2l(make_tx, problem), tasks, steps)
+        run = _runner(loop, num_tasks, search.score)
 
-        @jax.jit  # searching and reporting share one program, a rate at a time
-        def curves(key, rate, data, loop=loop):
-            curves = evaluate(loop, key, rate, data, num_tasks=num_tasks, steps=steps)
-            scored = final(curves) if score is None else score(curves)
-            _checks.scalar("what score returns", scored)
-            return curves.loss, curves.metrics, scored
-
-        rate = None
+        # Searching and reporting share one program: a fixed optimizer has a rate that it ignores.
+        rate = math.nan
         if not fixed:
-            scores = np.asarray([curves(k_search, rate, data)[2] for rate in rates], np.float64)
-            if not np.isfinite(scores).any():
-                raise ValueError(
-                    f"optimizers[{name!r}] diverged at every rate from {rates[0]} to {rates[-1]}"
-                )
-            i = int(np.nanargmin(np.where(np.isfinite(scores), scores, np.nan)))
-            rate = rates[i]
-            if len(rates) > 1 and rate in (min(rates), max(rates)):
-                warnings.warn(
-                    f"the best rate of {name}, {rate}, is at the edge of rates: widen it",
-                    stacklevel=2,
-                )
-        loss, metrics, _ = jax.tree.map(
-            np.asarray, curves(k_report, float("nan") if fixed else rate, data)
-        )
-        result.loss[name], result.final[name] = loss, loss[:, -tail:].mean(1)
-        diverged = int((~np.isfinite(result.final[name])).sum())
-        if diverged:
-            warnings.warn(
-                f"{name} diverged on {diverged} of {num_tasks} tasks: its mean is not finite",
-                stacklevel=2,
-            )
-        result.rate[name], result.metrics[name] = rate, metrics
+            scores = [run(search_key, rate, data)[2] for rate in search.rates]
+            rate = _best_rate(name, search.rates, scores)
+        loss, metrics, _ = run(report_key, rate, data)
+
+        result.loss[name] = np.asarray(loss)
+        result.final[name] = _last_tenth(result.loss[name]).mean(1)
+        result.rate[name] = None if fixed else rate
+        result.metrics[name] = jax.tree.map(np.asarray, metrics)
+        _warn_of_divergence(name, result.final[name])
     return result
+
+
+def _constant(tx: optax.GradientTransformation, rate: Array) -> optax.GradientTransformation:
+    del rate
+    return tx
+
+
+def _runner(loop: Inner, num_tasks: int, score: Callable) -> Callable:
+    """``(key, rate, data) -> (loss, metrics, score)``, compiled once for all rates."""
+
+    @jax.jit
+    def run(key, rate, data):
+        curves = evaluate(loop, key, rate, data, num_tasks=num_tasks)
+        value = score(curves)
+        _checks.scalar("what score returns", value)
+        return curves.loss, curves.metrics, value
+
+    return run
+
+
+def _best_rate(name: str, rates: Sequence[float], scores: Any) -> float:
+    scores = np.asarray(scores, np.float64)
+    finite = np.isfinite(scores)
+    if not finite.any():
+        raise ValueError(
+            f"optimizers[{name!r}] diverged at every rate from {rates[0]} to {rates[-1]}"
+        )
+    best = np.argmin(np.where(finite, scores, np.inf))
+    rate = rates[int(best)]
+
+    at_the_edge = rate in (min(rates), max(rates))
+    if at_the_edge and len(rates) > 1:
+        message = f"the best rate of {name}, {rate}, is at the edge of rates: widen it"
+        warnings.warn(message, stacklevel=3)
+    return rate
+
+
+def _warn_of_divergence(name: str, final: np.ndarray) -> None:
+    diverged = np.sum(~np.isfinite(final))
+    if diverged:
+        message = f"{name} diverged on {diverged} of {len(final)} tasks: its mean is not finite"
+        warnings.warn(message, stacklevel=3)
+
+
+def _check_optimizers(optimizers: Any) -> None:
+    if not isinstance(optimizers, Mapping) or not optimizers:
+        raise TypeError(
+            f"optimizers must be a dict of name -> optimizer with at least one entry, got "
+            f"{optimizers!r}"
+        )
+    for name, optimizer in optimizers.items():
+        if not _checks.is_transformation(optimizer) and not callable(optimizer):
+            got = type(optimizer).__name__
+            raise TypeError(
+                f"optimizers[{name!r}] must be an optax.GradientTransformation or a function of "
+                f"the learning rate, got {got}; of a learned optimizer give "
+                f"optimizer.tx(meta_params)"
+            )
+
+
+def _check_search(search: Any) -> None:
+    if not isinstance(search, RateSearch):
+        raise TypeError(
+            f"search must be a metajax.RateSearch, e.g. metajax.RateSearch([0.01, 0.1]), got "
+            f"{search!r}"
+        )
+    if np.ndim(search.rates) != 1 or len(search.rates) == 0:
+        raise ValueError(
+            f"rates must be a sequence of at least one learning rate, got {search.rates!r}"
+        )
+    for rate in search.rates:
+        _checks.positive_float(rates=rate)
+    _checks.function(score=search.score)

@@ -1,7 +1,9 @@
 """How good an estimator is: bias, variance, direction, and what it costs."""
 
+import math
 import time
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -14,16 +16,21 @@ from metajax.types import Array, Estimator, Inner, PyTree
 
 
 class Diagnosis(NamedTuple):
-    """What `diagnose` measures. A sample is the mean of the ``windows`` consecutive estimates of
-    one episode.
+    """What `diagnose` measures.
 
-    Attributes: bias: ``|E g - r| / |r|``, the samples' mean against the reference, with the part of
-      the distance that sampling noise explains taken off; NaN without a reference. bias_error: the
-      standard error of that distance, so that a bias within two of it is none. variance: trace of
-      the covariance of a sample. snr: ``|E g|^2 / variance``, the signal-to-noise ratio of a
-      sample. cosine: mean cosine between a sample and the reference (or the samples' mean, without
-      one). norm: ``|E g|``. inner_steps: what a sample costs, in forward inner steps of one task;
-      NaN without ``inner``. seconds: run time of a sample. compile_seconds: trace and compile time.
+    A sample is the mean of the ``windows`` consecutive estimates of one episode.
+
+    Attributes:
+      bias: ``|E g - r| / |r|``, the samples' mean against the reference, with the part of the
+        distance that sampling noise explains taken off; NaN without a reference.
+      bias_error: the standard error of that distance, so that a bias within two of it is none.
+      variance: trace of the covariance of a sample.
+      snr: ``|E g|^2 / variance``, the signal-to-noise ratio of a sample.
+      cosine: mean cosine between a sample and the reference (or the samples' mean, without one).
+      norm: ``|E g|``.
+      inner_steps: what a sample costs, in forward inner steps of one task; NaN without ``inner``.
+      seconds: run time of a sample.
+      compile_seconds: trace and compile time.
       temporary_bytes: memory the compiled program needs beside its arguments and results.
     """
 
@@ -52,15 +59,20 @@ def diagnose(
 ) -> Diagnosis:
     """Measures an estimator at one point, by independent repetitions of it from fresh states.
 
-    Args: estimator: what is measured. key: a single typed key. meta_params: the point. data: handed
-      to the tasks. reference: the exact gradient there, a tree like ``meta_params``; see
-      `mean_gradient`. inner: give it to have the cost in inner steps. samples: independent
-      repetitions. windows: estimates that make up one episode: horizon over truncation, 1 for whole
-      episodes. Episodes that are staggered are cut short at first, and that is measured too: give
-      ``stagger=False``.
+    Args:
+      estimator: what is measured.
+      key: a single typed key.
+      meta_params: the point.
+      data: handed to the tasks.
+      reference: the exact gradient there, a tree like ``meta_params``; see `mean_gradient`.
+      inner: give it to have the cost in inner steps.
+      samples: independent repetitions.
+      windows: estimates that make up one episode: horizon over truncation, 1 for whole episodes.
+        Episodes that are staggered are cut short at first, and that is measured too: give
+        ``stagger=False``.
 
     Raises:
-      TypeError, ValueError: bad counts, a reference of another tree, or one that is zero.
+      ValueError: a reference that is zero, or a bad argument.
 
     >>> import jax, metajax as mx, optax
     >>> learner = mx.l2l(optax.sgd, mx.problems.quadratic(), second_order=True)
@@ -71,46 +83,83 @@ def diagnose(
     True
     """
     _checks.instance(Estimator, estimator=estimator)
-    if inner is not None:
-        _checks.instance(Inner, inner=inner)
-    _checks.positive_int(samples=samples)
+    _checks.positive_int(samples=samples, windows=windows)
     if samples < 2:
         raise ValueError("samples must be at least 2: a variance needs two")
-    begin = time.perf_counter()
-    run = _sampler(estimator, samples, windows).lower(key, meta_params, data).compile()
-    compile_seconds = time.perf_counter() - begin
-    g, seconds = _timed(run, key, meta_params, data)
-    g = np.asarray(g, np.float64)
+    if inner is not None:
+        _checks.instance(Inner, inner=inner)
 
-    mean, variance = g.mean(0), float(g.var(0, ddof=1).sum())
+    draw = _sampler(estimator, samples, windows)
+    begin = time.perf_counter()
+    program = draw.lower(key, meta_params, data).compile()
+    compile_seconds = time.perf_counter() - begin
+
+    gradients, seconds = _timed(program, key, meta_params, data)
+    gradients = np.asarray(gradients, np.float64)
+    seconds /= samples
+    mean = gradients.mean(0)
+    variance = gradients.var(0, ddof=1).sum()
+
     target = mean
-    bias = error = float("nan")
+    bias = math.nan
+    bias_error = math.nan
     if reference is not None:
-        _checks.same_structure("reference", reference, meta_params, "meta_params")
-        target = np.asarray(ravel_pytree(reference)[0], np.float64)
-        scale = np.linalg.norm(target)
-        if scale == 0:
-            raise ValueError("reference is zero: a bias relative to it has no meaning")
-        noise = variance / samples  # the squared distance that an unbiased mean is expected to have
-        bias = float(np.sqrt(np.maximum(0.0, np.sum((mean - target) ** 2) - noise)) / scale)
-        error = float(np.sqrt(noise) / scale)
-    norms = np.linalg.norm(g, axis=1) * np.linalg.norm(target)
-    cosine = float(np.mean(g @ target / np.where(norms == 0, 1.0, norms)))
-    memory = run.memory_analysis()
+        target = _flat_reference(reference, meta_params)
+        bias, bias_error = _bias(mean, target, variance / samples)
+
+    inner_steps = math.nan
+    if inner is not None:
+        inner_steps = seconds / _step_seconds(inner, key, meta_params, data)
+
     return Diagnosis(
         bias=bias,
-        bias_error=error,
-        variance=variance,
-        snr=float(mean @ mean / variance) if variance else float("inf"),
-        cosine=cosine,
+        bias_error=bias_error,
+        variance=float(variance),
+        snr=float(mean @ mean / variance) if variance else math.inf,
+        cosine=_mean_cosine(gradients, target),
         norm=float(np.linalg.norm(mean)),
-        inner_steps=float("nan")
-        if inner is None
-        else seconds / samples / _step_seconds(inner, key, meta_params, data),
-        seconds=seconds / samples,
+        inner_steps=inner_steps,
+        seconds=seconds,
         compile_seconds=compile_seconds,
-        temporary_bytes=0 if memory is None else int(memory.temp_size_in_bytes),
+        temporary_bytes=_temporary_bytes(program),
     )
+
+
+def _flat_reference(reference: PyTree, meta_params: PyTree) -> np.ndarray:
+    _checks.same_structure("reference", reference, meta_params, "meta_params")
+    flat, _ = ravel_pytree(reference)
+    if not np.any(flat):
+        raise ValueError("reference is zero: a bias relative to it has no meaning")
+    return np.asarray(flat, np.float64)
+
+
+def _bias(mean: np.ndarray, target: np.ndarray, noise: float) -> tuple[float, float]:
+    """The relative bias of ``mean`` and its standard error.
+
+    ``noise`` is the squared distance that an unbiased mean is expected to have.
+    """
+    scale = np.linalg.norm(target)
+    squared_distance = np.sum((mean - target) ** 2)
+    explained = np.maximum(0.0, squared_distance - noise)
+    bias = np.sqrt(explained) / scale
+    error = np.sqrt(noise) / scale
+    return float(bias), float(error)
+
+
+def _mean_cosine(gradients: np.ndarray, target: np.ndarray) -> float:
+    norms = np.linalg.norm(gradients, axis=1)
+    norms *= np.linalg.norm(target)
+    norms = np.where(norms == 0, 1.0, norms)
+    cosines = gradients @ target / norms
+    return float(cosines.mean())
+
+
+def _temporary_bytes(program: Any) -> int:
+    memory = program.memory_analysis()
+    # Not all backends tell.
+    if memory is None:
+        return 0
+    return int(memory.temp_size_in_bytes)
 
 
 def mean_gradient(
@@ -122,57 +171,72 @@ def mean_gradient(
     samples: int = 64,
     windows: int = 1,
 ) -> PyTree:
-    """The mean of many estimates: with full `metajax.bptt`, the exact gradient up to the sampling
-    of tasks.
+    """The mean of many estimates.
+
+    With full `metajax.bptt`, the exact gradient up to the sampling of tasks.
 
     >>> import jax, metajax as mx, optax
-    >>> loop = mx.inner(mx.l2l(optax.sgd, mx.problems.quadratic()), mx.tasks.quadratics(3), horizon=4)
-    >>> mx.mean_gradient(mx.bptt(loop, 8), jax.random.key(0), jax.numpy.float32(0.01), samples=4).shape
+    >>> learner = mx.l2l(optax.sgd, mx.problems.quadratic())
+    >>> loop = mx.inner(learner, mx.tasks.quadratics(3), horizon=4)
+    >>> rate = jax.numpy.float32(0.01)
+    >>> mx.mean_gradient(mx.bptt(loop, 8), jax.random.key(0), rate, samples=4).shape
     ()
     """
     _checks.instance(Estimator, estimator=estimator)
-    g = _sampler(estimator, _checks.positive_int("samples", samples), windows)(
-        key, meta_params, data
-    )
-    return ravel_pytree(meta_params)[1](g.mean(0))
+    _checks.positive_int(samples=samples, windows=windows)
+    draw = _sampler(estimator, samples, windows)
+    gradients = draw(key, meta_params, data)
+    _, unravel = ravel_pytree(meta_params)
+    return unravel(gradients.mean(0))
 
 
-def _sampler(estimator: Estimator, samples: int, windows: int):
-    _checks.positive_int(windows=windows)
+def _sampler(estimator: Estimator, samples: int, windows: int) -> Any:
+    """``(key, meta_params, data) -> [samples, num_meta_params]``, compiled."""
 
     @jax.jit
-    def run(key, meta_params, data):
+    def draw(key, meta_params, data):
         _checks.key(key)
         _checks.floating("meta_params", meta_params)
 
+        def window(state, key):
+            estimate, state = estimator.estimate(key, meta_params, state, data)
+            flat, _ = ravel_pytree(estimate.updates)
+            return state, flat
+
         def sample(key):
-            k_init, k_run = jax.random.split(key)
+            init_key, run_key = jax.random.split(key)
+            state = estimator.init(init_key, meta_params, data)
+            keys = jax.random.split(run_key, windows)
+            _, estimates = lax.scan(window, state, keys)
+            return estimates.mean(0)
 
-            def body(state, key):
-                estimate, state = estimator.estimate(key, meta_params, state, data)
-                return state, ravel_pytree(estimate.updates)[0]
+        # One after the other: side by side, all would need their memory at once.
+        keys = jax.random.split(key, samples)
+        return lax.map(sample, keys)
 
-            state = estimator.init(k_init, meta_params, data)
-            return lax.scan(body, state, jax.random.split(k_run, windows))[1].mean(0)
-
-        return lax.map(sample, jax.random.split(key, samples))
-
-    return run
-
-
-def _step_seconds(inner: Inner, key, meta_params, data) -> float:
-    tasks = 16
-
-    def episode(key):
-        return unroll(inner, meta_params, inner.init(key, meta_params, data), data, inner.horizon)[
-            1
-        ]
-
-    run = jax.jit(lambda key, data: lax.map(episode, jax.random.split(key, tasks)))
-    return _timed(run, key, data)[1] / tasks / inner.horizon
+    return draw
 
 
-def _timed(run, *args):
+def _step_seconds(inner: Inner, key: Array, meta_params: PyTree, data: PyTree) -> float:
+    """The run time of one forward inner step of one task."""
+    num_tasks = 16
+
+    @jax.jit
+    def episodes(key, meta_params, data):
+        def episode(key):
+            state = inner.init(key, meta_params, data)
+            _, loss, _ = unroll(inner, meta_params, state, data, inner.horizon)
+            return loss
+
+        keys = jax.random.split(key, num_tasks)
+        return lax.map(episode, keys)
+
+    _, seconds = _timed(episodes, key, meta_params, data)
+    return seconds / num_tasks / inner.horizon
+
+
+def _timed(run: Callable, *args: Any) -> tuple[Any, float]:
+    # Once before, to compile and to warm up.
     jax.block_until_ready(run(*args))
     begin = time.perf_counter()
     result = jax.block_until_ready(run(*args))

@@ -1,7 +1,8 @@
 """Learning curves on fresh tasks."""
 
-from functools import partial
-from typing import Any, NamedTuple
+from collections.abc import Callable
+from functools import lru_cache
+from typing import NamedTuple
 
 import jax
 from jax import lax
@@ -13,11 +14,13 @@ from metajax.types import Array, Inner, InnerState, PyTree
 class Curves(NamedTuple):
     """Learning curves over many tasks, as returned by `metajax.evaluate`.
 
-    Attributes: loss: ``[num_tasks, steps]``, the loss before each step. test_loss: ``[num_tasks]``,
-      the loss on each task's test batch after the last step. metrics: the learner's metrics, each
-      ``[num_tasks, steps]``. state: the final inner states, each leaf with a leading axis of
-      ``num_tasks``. test_metrics: the learner's metrics on each task's test batch after the last
-      step, each ``[num_tasks]``.
+    Attributes:
+      loss: ``[num_tasks, steps]``, the loss before each step.
+      test_loss: ``[num_tasks]``, the loss on each task's test batch after the last step.
+      metrics: the learner's metrics, each ``[num_tasks, steps]``.
+      state: the final inner states, each leaf with a leading axis of ``num_tasks``.
+      test_metrics: the learner's metrics on each task's test batch after the last step, each
+        ``[num_tasks]``.
     """
 
     loss: Array
@@ -38,9 +41,9 @@ def evaluate(
 ) -> Curves:
     """Learning curves on fresh tasks, past the training horizon too.
 
-    The whole is one compiled program, cached by ``inner``, ``num_tasks`` and ``steps``. Two calls
-    with one key and one ``tasks`` meet the same tasks, minibatches and initial keys, whatever the
-    learner: comparisons are paired.
+    All tasks run in one compiled program, which is kept for the next call with the same ``inner``,
+    ``num_tasks`` and ``steps``. Two calls with one key and one ``tasks`` meet the same tasks,
+    minibatches and initial keys, whatever the learner: comparisons are paired.
 
     Args:
       inner: the inner loop.
@@ -51,10 +54,11 @@ def evaluate(
       steps: inner steps, by default the horizon of ``inner``.
 
     Raises:
-      TypeError, ValueError: a bad count or key, or NaN in ``data`` or ``meta_params``.
+      ValueError: NaN or infinity in ``data`` or ``meta_params``, or a bad count.
 
     >>> import jax, metajax as mx, optax
-    >>> loop = mx.inner(mx.l2l(optax.sgd, mx.problems.quadratic()), mx.tasks.quadratics(3), horizon=10)
+    >>> learner = mx.l2l(optax.sgd, mx.problems.quadratic())
+    >>> loop = mx.inner(learner, mx.tasks.quadratics(3), horizon=10)
     >>> curves = mx.evaluate(loop, jax.random.key(0), 0.01, num_tasks=8, steps=50)
     >>> curves.loss.shape, curves.test_loss.shape
     ((8, 50), (8,))
@@ -62,26 +66,34 @@ def evaluate(
     True
     """
     _checks.instance(Inner, inner=inner)
+    if steps is None:
+        steps = inner.horizon
     _checks.key(key)
-    _checks.positive_int(num_tasks=num_tasks)
-    steps = inner.horizon if steps is None else _checks.positive_int("steps", steps)
+    _checks.positive_int(num_tasks=num_tasks, steps=steps)
     _checks.finite("meta_params", meta_params)
     _checks.finite("data", data)
-    return _evaluate(inner, num_tasks, steps, key, meta_params, data)
+
+    run = _compiled(inner, num_tasks, steps)
+    return run(key, meta_params, data)
 
 
-@partial(jax.jit, static_argnums=(0, 1, 2))
-def _evaluate(
-    inner: Inner, num_tasks: int, steps: int, key: Array, meta_params: Any, data: Any
-) -> Curves:
-    def run(key, meta_params, data):
-        state = inner.init(key, meta_params, data)
-        state, (losses, metrics) = lax.scan(
-            lambda s, _: inner.step(meta_params, s, data), state, None, length=steps
-        )
+# A function of its own for each inner loop, so that a program goes when its function does. With
+# `inner` as a static argument of one function, the programs of all loops would stay for ever.
+@lru_cache(maxsize=64)
+def _compiled(inner: Inner, num_tasks: int, steps: int) -> Callable[..., Curves]:
+    def episode(key, meta_params, data):
+        def step(state, _):
+            return inner.step(meta_params, state, data)
+
+        start = inner.init(key, meta_params, data)
+        state, (losses, metrics) = lax.scan(step, start, None, length=steps)
         test_loss, test_metrics = inner.test(meta_params, state, data)
-        return Curves(
-            losses, test_loss, metrics, state, test_metrics
-        )
+        return Curves(losses, test_loss, metrics, state, test_metrics)
 
-    return inner.vmap(run, (0, None, None))(jax.random.split(key, num_tasks), meta_params, data)
+    @jax.jit
+    def run(key, meta_params, data):
+        keys = jax.random.split(key, num_tasks)
+        episodes = inner.vmap(episode, (0, None, None))
+        return episodes(keys, meta_params, data)
+
+    return run

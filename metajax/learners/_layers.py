@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 
 from metajax._random import draw_flat
-from metajax.optim._lstm import lstm_cell as step_of_coordinates
+from metajax.optim._networks import lstm_step as step_of_coordinates
 from metajax.types import Array, Key
 
 LSTMState = tuple[Array, Array]

@@ -223,16 +223,16 @@ def finetune(problem: Problem, tx: optax.GradientTransformation) -> Learner:
     _checks.transformation(tx=tx)
     extended = optax.with_extra_args_support(tx)
 
-    def update(grads, state, params=None, **extra):
-        # The function that a line search calls closes over meta-parameters of no tangent here.
-        constants = lax.stop_gradient((grads, state, params))
-        return extended.update(*constants, **_stopped(extra))
+    def update(updates, state, params=None, **extra):
+        updates, state, params = lax.stop_gradient((updates, state, params))
+        return extended.update(updates, state, params, **_stopped(extra))
 
     constant = optax.GradientTransformationExtraArgs(tx.init, update)
     return adapt(problem, lambda meta_params: constant, second_order=False)
 
 
 def _stopped(extra: dict) -> dict:
+    """Extra arguments held constant; the function that a line search calls depends on none."""
     functions = {name: x for name, x in extra.items() if callable(x)}
     arrays = {name: x for name, x in extra.items() if not callable(x)}
     return functions | lax.stop_gradient(arrays)

@@ -43,7 +43,8 @@ def multi_step(learner: Learner, weights: Sequence[float]) -> Learner:
     (2, 3)
     """
     _checks.instance(Learner, learner=learner)
-    weights = _vector(weights)
+    by_step = _vector(weights)
+    last = by_step.size - 1
 
     def init(key, meta_params, task):
         return MultiStepState(jnp.int32(0), learner.init(key, meta_params, task))
@@ -55,8 +56,8 @@ def multi_step(learner: Learner, weights: Sequence[float]) -> Learner:
         loss, tested = learner.test(k_query, meta_params, new, query)
 
         # The mean over the steps is to be the weighted sum.
-        factors = jnp.asarray(weights * weights.size, loss.dtype)
-        factor = factors[jnp.minimum(state.t, weights.size - 1)]
+        factors = jnp.asarray(by_step * by_step.size, loss.dtype)
+        factor = factors[jnp.minimum(state.t, last)]
         metrics = metrics | {f"test_{name}": x for name, x in tested.items()}
         return MultiStepState(state.t + 1, new), factor * loss, metrics
 
@@ -139,14 +140,15 @@ def maml_plus_plus(
         return entries(meta_params, "maml_plus_plus")["params"]
 
     def make_tx(meta_params):
-        def update(updates, t, params=None):
+        def update(updates, state, params=None):
             del params
 
             def scale_by_step(rates, grads):
                 _check_rates(rates)
-                return scale(rates[jnp.minimum(t, len(rates) - 1)], grads)
+                return scale(rates[jnp.minimum(state, len(rates) - 1)], grads)
 
-            return jax.tree.map(scale_by_step, meta_params["rates"], updates), t + 1
+            updates = jax.tree.map(scale_by_step, meta_params["rates"], updates)
+            return updates, state + 1
 
         return optax.GradientTransformation(lambda params: jnp.int32(0), update)
 

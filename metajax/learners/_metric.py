@@ -137,7 +137,8 @@ def ridge(
         return Head(weights.astype(state.weights.dtype))
 
     def logits(meta_params, state, images):
-        return meta_params["scale"] * (features(meta_params, images) @ state.weights)
+        x = features(meta_params, images)
+        return meta_params["scale"] * (x @ state.weights)
 
     return _classifier(init, learn, logits, meta)
 

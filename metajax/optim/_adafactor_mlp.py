@@ -1,45 +1,28 @@
 """A tiny network on the features of Adam and Adafactor (Metz et al. 2022, arXiv 2203.11860)."""
 
+from functools import partial
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 from jax import lax
 
 from metajax import _checks
-from metajax.optim import _flat
-from metajax.optim._lstm import check_hidden
-from metajax.optim._mlp import (
-    TIMESCALES,
-    averages,
-    check_decays,
-    init_averages,
-    init_network,
-    second_moments,
-    step,
-    unit_scale,
-)
-from metajax.types import Array, LearnedOptimizer
-
-
-class Factored(NamedTuple):
-    """Moving averages, with ``K`` decays, of a leaf's squared gradient: over its rows, over its
-    columns.
-
-    Of the two longest axes ``row`` lacks the longest and ``col`` the other. A leaf with fewer than
-    two axes has no factors: its ``row`` is the average itself, ``[K, *shape]``, and its ``col``
-    empty.
-    """
-
-    row: Array
-    col: Array
+from metajax.optim import _features, _flat, _networks
+from metajax.optim._factored import Factored, init_factors, spread, update_factors
+from metajax.optim._learned import learned_optimizer
+from metajax.types import Array, LearnedOptimizer, PyTree
 
 
 class AdafactorState(NamedTuple):
-    """Steps done, moving averages ``m [K, P]`` and ``v [J, P]``, and the factored ones of each
-    leaf.
+    """Steps done, and moving averages of the gradient and of its square.
+
+    Attributes:
+      count: int32.
+      m: ``[K, P]``, of the gradient.
+      v: ``[1, P]``, of its square.
+      factored: of its square, for each leaf.
     """
 
     count: Array
@@ -58,28 +41,28 @@ def adafactor_mlp(
     exp_scale: float = 1e-3,
     state_dtype: jax.typing.DTypeLike | None = None,
 ) -> LearnedOptimizer:
-    """The ``small_fc_lopt`` of Metz et al. 2022: `mlp` with learned decays and Adafactor's moments,
-    197 parameters.
+    """The ``small_fc_lopt`` of Metz et al. 2022: `mlp` with learned decays and Adafactor's moments.
 
     Besides the features of `mlp` with second moments it sees, for each factored decay, the averages
     of the squared gradient over rows and over columns, their inverse roots, and gradient and
     momentum divided by the root of the second moment that the two factors make (Shazeer & Stern
-    2018); 39 features with those of time. For a tensor with more than two axes the two longest are
-    factored, for one with fewer the second moment itself is taken. A decay ``b`` is learned as
-    ``x`` in ``1 - (1 - b) exp(10 x)``, from ``x = 0``.
+    2018); 39 features with those of time, and 197 parameters. For a tensor with more than two axes
+    the two longest are factored, for one with fewer the second moment itself is taken. A decay
+    ``b`` is learned as ``x`` in ``1 - (1 - b) exp(10 x)``, from ``x = 0``.
 
     Features, their order, constants and network are those of the authors' `learned_optimization`,
     with weights that are transposed. As many momenta as factored decays are needed, since they are
-    multiplied pair by pair.
+    multiplied pair by pair. It needs the parameters: ``tx.update(updates, state, params)``.
 
-    Args: hidden: units of each hidden layer, with ReLU. momentum_decays: initial decays of the
-      moving averages of the gradient. rms_decays: initial decay of the moving average of its
-      square, exactly one. factored_decays: initial decays of the averages over rows and columns.
-      scale: factor on the update. exp_scale: factor in the exponent. state_dtype: dtype in which
-      momenta are kept between steps, as in `mlp`; second moments stay in the default.
-
-    Raises:
-      TypeError, ValueError: as `mlp`, or numbers of decays that do not fit.
+    Args:
+      hidden: units of each hidden layer, with ReLU.
+      momentum_decays: initial decays of the moving averages of the gradient.
+      rms_decays: initial decay of the moving average of its square, exactly one.
+      factored_decays: initial decays of the averages over rows and columns.
+      scale: factor on the update.
+      exp_scale: factor in the exponent.
+      state_dtype: dtype in which momenta are kept between steps, as in `mlp`; second moments stay
+        in the default.
 
     >>> import jax, jax.numpy as jnp, metajax as mx
     >>> opt = mx.optim.adafactor_mlp()
@@ -90,125 +73,128 @@ def adafactor_mlp(
     >>> params = {"w": jnp.ones((3, 2)), "b": jnp.zeros(2)}
     >>> updates, state = tx.update(params, tx.init(params), params)
     """
-    hidden = check_hidden(hidden)
-    momentum_decays = check_decays("momentum_decays", momentum_decays)
-    rms_decays = check_decays("rms_decays", rms_decays)
-    factored_decays = check_decays("factored_decays", factored_decays)
-    if len(rms_decays) != 1 or len(momentum_decays) != len(factored_decays):
-        raise ValueError(
-            f"rms_decays must be one, and momentum_decays as many as factored_decays, got {len(rms_decays)}, "
-            f"{len(momentum_decays)} and {len(factored_decays)}"
-        )
-    scale, exp_scale = (
-        _checks.positive_float("scale", scale),
-        _checks.positive_float("exp_scale", exp_scale),
-    )
+    hidden = _checks.positive_ints("hidden", hidden, like=(4,))
+    initial_decays = {
+        "momentum": momentum_decays,
+        "rms": rms_decays,
+        "factored": factored_decays,
+    }
+    _check_decays(**initial_decays)
+    _checks.positive_float(scale=scale, exp_scale=exp_scale)
     _flat.check_state_dtype(state_dtype)
-    count = len(factored_decays)
-    features = 2 + 8 * count + 2 + len(TIMESCALES)
-    first = {"momentum": momentum_decays, "rms": rms_decays, "factored": factored_decays}
 
-    def init(key: Array):
-        _checks.key(key)
-        decays = {name: jnp.zeros(len(values)) for name, values in first.items()}
-        return {"decays": decays, "network": init_network(key, (features, *hidden, 2))}
+    num_decays = len(factored_decays)
+    num_features = 4 + 8 * num_decays + len(_features.TIMESCALES)
 
-    like = jax.eval_shape(init, jax.random.key(0))
+    def init(key):
+        sizes = (num_features, *hidden, 2)
+        return {
+            "decays": {name: jnp.zeros(len(x)) for name, x in initial_decays.items()},
+            "network": _networks.init_mlp(key, sizes),
+        }
 
     def tx(meta_params) -> optax.GradientTransformation:
-        _flat.check_meta_params(meta_params, like)
-
-        def decay(name):
-            return 1 - (1 - jnp.asarray(first[name])) * jnp.exp(10 * meta_params["decays"][name])
+        decays = _learned_decays(initial_decays, meta_params["decays"])
+        network = meta_params["network"]
 
         def init_fn(params) -> AdafactorState:
             _checks.floating("params", params)
-            factored = tuple(_zeros(x, count) for x in jax.tree.leaves(params))
-            return AdafactorState(*init_averages(params, count, 1, state_dtype), factored)
+            return _init_state(params, num_decays, state_dtype)
 
         def update_fn(updates, state, params=None):
-            _flat.check_updates(updates, state.m.shape[-1])
-            _flat.check_params(params, updates)
-            grad, theta = _flat.ravel(updates), _flat.ravel(params)
-            m, v = averages(state, grad, decay("momentum"), jnp.clip(decay("rms"), 0.0, 1.0))
-            b = jnp.clip(decay("factored"), 0.0, 1.0)
-            factored, parts = (
-                [],
-                [[jnp.zeros((count, 0), grad.dtype)] * 4],
-            )  # a tree may have no leaf
-            for old, g in zip(state.factored, jax.tree.leaves(updates), strict=True):
-                factored.append(
-                    _average(old, jnp.asarray(g, old.row.dtype), b.astype(old.row.dtype))
-                )
-                parts.append(_features(factored[-1], jnp.shape(g)))
-            row, col, by_grad, by_m = (jnp.concatenate(x, -1) for x in zip(*parts, strict=True))
-            inverse = (lax.rsqrt(row + 1e-8), lax.rsqrt(col + 1e-8))
-            x = [
-                grad[None],
-                theta[None],
-                m,
-                *second_moments(m, v),
-                grad * by_grad,
-                row,
-                col,
-                *inverse,
-                m * by_m,
-            ]
-            x = unit_scale(jnp.concatenate(x), updates)
-            new = step(meta_params["network"], x, state.count, scale, exp_scale)
-            state = AdafactorState(
-                state.count + 1, m.astype(state.m.dtype), v.astype(state.v.dtype), tuple(factored)
-            )
-            return _flat.unravel(new, updates), state
+            size = state.m.shape[-1]
+            _flat.check_trees(size, updates=updates, params=params)
+            if size == 0:
+                return updates, state._replace(count=state.count + 1)
+
+            _, unravel = _flat.ravel(updates)
+            new_state = _update_state(state, updates, decays)
+            x = _make_features(new_state, updates, params)
+            update = _features.update_from_features(network, x, state.count, scale, exp_scale)
+            return unravel(update), optax.tree.cast_like(new_state, state)
 
         return optax.GradientTransformation(init_fn, update_fn)
 
-    return LearnedOptimizer(init, tx)
+    return learned_optimizer(init, tx)
 
 
-def _axes(shape: tuple[int, ...]) -> tuple[int, int] | None:
-    # The second longest axis and the longest.
-    if len(shape) < 2:
-        return None
-    *_, second, longest = np.argsort(shape, kind="stable")
-    return int(second), int(longest)
+def _check_decays(
+    momentum: tuple[float, ...],
+    rms: tuple[float, ...],
+    factored: tuple[float, ...],
+) -> None:
+    _features.check_decays(momentum_decays=momentum, rms_decays=rms, factored_decays=factored)
+    if len(rms) != 1 or len(momentum) != len(factored):
+        raise ValueError(
+            f"rms_decays must be one, and momentum_decays as many as factored_decays, got {rms}, "
+            f"{momentum} and {factored}"
+        )
 
 
-def _zeros(leaf: Array, count: int) -> Factored:
-    shape, dtype, axes = jnp.shape(leaf), _flat.dtype(leaf), _axes(jnp.shape(leaf))
-    if axes is None:
-        return Factored(jnp.zeros((count, *shape), dtype), jnp.zeros((count, 0), dtype))
-    row, col = ((count, *np.delete(shape, axis).tolist()) for axis in axes[::-1])
-    return Factored(jnp.zeros(row, dtype), jnp.zeros(col, dtype))
+def _learned_decays(
+    initial: dict[str, tuple[float, ...]],
+    learned: dict[str, Array],
+) -> dict[str, Array]:
+    decays = {}
+    for name, values in initial.items():
+        factor = jnp.exp(10 * learned[name])
+        decays[name] = 1 - (1 - jnp.asarray(values)) * factor
+    # The authors leave the decays of momenta free.
+    for name in ("rms", "factored"):
+        decays[name] = jnp.clip(decays[name], 0.0, 1.0)
+    return decays
 
 
-def _average(old: Factored, grad: Array, decays: Array) -> Factored:
-    def mix(average, new):
-        b = decays.reshape(-1, *[1] * (average.ndim - 1))
-        return b * average + (1 - b) * new
-
-    square, axes = grad**2 + 1e-30, _axes(grad.shape)
-    if axes is None:
-        return Factored(mix(old.row, square), old.col)
-    if grad.size == 0:
-        return old
-    second, longest = axes
-    return Factored(mix(old.row, square.mean(longest)), mix(old.col, square.mean(second)))
-
-
-def _features(new: Factored, shape: tuple[int, ...]) -> list[Array]:
-    # For each coordinate: the row's and the column's average, and what multiplies the gradient and
-    # the momentum.
-    axes = _axes(shape)
-    if axes is None:
-        v, flat = new.row, (len(new.row), -1)
-        return [x.reshape(flat) for x in (v, v, _safe_rsqrt(v + 1e-9), (v + 1e-6) ** -0.5)]
-    second, longest = axes
-    row, col = jnp.expand_dims(new.row, 1 + longest), jnp.expand_dims(new.col, 1 + second)
-    by = _safe_rsqrt(row / (row.mean(1 + second, keepdims=True) + 1e-9)) * _safe_rsqrt(col)
-    whole = (len(row), *shape)
-    return [jnp.broadcast_to(x, whole).reshape(len(row), -1) for x in (row, col, by, by)]
+def _init_state(
+    params: PyTree,
+    num_decays: int,
+    state_dtype: jax.typing.DTypeLike | None,
+) -> AdafactorState:
+    leaves = jax.tree.leaves(params)
+    return AdafactorState(
+        count=jnp.zeros((), jnp.int32),
+        m=_flat.zeros(params, num_decays, state_dtype=state_dtype),
+        v=_flat.zeros(params, 1),
+        factored=tuple(init_factors(leaf, num_decays) for leaf in leaves),
+    )
 
 
-def _safe_rsqrt(x: Array) -> Array:
-    return lax.rsqrt(jnp.maximum(x, 1e-9))
+def _update_state(
+    state: AdafactorState,
+    updates: PyTree,
+    decays: dict[str, Array],
+) -> AdafactorState:
+    grad, _ = _flat.ravel(updates)
+    update = partial(update_factors, decays=decays["factored"])
+    leaves = jax.tree.leaves(updates)
+    return AdafactorState(
+        count=state.count + 1,
+        m=_features.update_averages(state.m, grad, decays["momentum"]),
+        v=_features.update_averages(state.v, grad**2, decays["rms"]),
+        factored=tuple(map(update, state.factored, leaves)),
+    )
+
+
+def _make_features(
+    state: AdafactorState,
+    updates: PyTree,
+    params: PyTree,
+) -> Array:
+    # [F, P], without the time.
+    grad, _ = _flat.ravel(updates)
+    theta, _ = _flat.ravel(params)
+    factors = spread(state.factored, updates)
+    features = [
+        grad[None],
+        theta[None],
+        state.m,
+        *_features.second_moment_features(state.m, state.v),
+        grad * factors.grad_factor,
+        factors.row,
+        factors.col,
+        lax.rsqrt(factors.row + 1e-8),
+        lax.rsqrt(factors.col + 1e-8),
+        state.m * factors.momentum_factor,
+    ]
+    x = jnp.concatenate(features)
+    return _features.normalize(x, updates)

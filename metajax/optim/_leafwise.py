@@ -16,17 +16,13 @@ class LeafwiseState(NamedTuple):
 
 
 def leafwise(opt: LearnedOptimizer) -> LearnedOptimizer:
-    """Runs ``opt`` on each leaf of the parameters as if it were alone, with the same
-    meta-parameters.
+    """Runs ``opt`` on each leaf of the parameters by itself, with the same meta-parameters.
 
     The optimizers here keep one flat state for the whole tree, which is the faster the more leaves
     there are. Leaf by leaf the states can be placed on devices as the parameters are, and what is
     shared by all coordinates, such as the averaged cells of `lstm` or the memory of `ntm_bfgs`,
     becomes shared by those of a leaf. What treats coordinates or tensors alone anyway (`lstm`
     without averaged cells, `rnnprop`, `mlp`, `adafactor_mlp`) does the same either way.
-
-    Raises: TypeError, ValueError: something other than a learned optimizer; updates with another
-      number of leaves than the parameters given to ``init``.
 
     >>> import jax, jax.numpy as jnp, metajax as mx
     >>> opt = mx.optim.leafwise(mx.optim.ntm_bfgs())
@@ -37,26 +33,38 @@ def leafwise(opt: LearnedOptimizer) -> LearnedOptimizer:
     """
     _checks.instance(LearnedOptimizer, opt=opt)
 
-    def tx(meta_params) -> optax.GradientTransformation:
-        one = optax.with_extra_args_support(opt.tx(meta_params))
+    def tx(meta_params) -> optax.GradientTransformationExtraArgs:
+        leaf_tx = optax.with_extra_args_support(opt.tx(meta_params))
 
         def init_fn(params) -> LeafwiseState:
-            return LeafwiseState(tuple(one.init(leaf) for leaf in jax.tree.leaves(params)))
+            leaves = jax.tree.leaves(params)
+            return LeafwiseState(tuple(map(leaf_tx.init, leaves)))
 
         def update_fn(updates, state, params=None, **extra):
             grads, treedef = jax.tree.flatten(updates)
-            thetas = [None] * len(grads) if params is None else jax.tree.leaves(params)
-            if not len(grads) == len(state.leaves) == len(thetas):
-                raise ValueError(
-                    f"updates must have the tree of the params given to init: they have {len(grads)} leaves, the state "
-                    f"was made for {len(state.leaves)}, and params have {len(thetas)}"
-                )
-            pairs = [
-                one.update(*args, **extra) for args in zip(grads, state.leaves, thetas, strict=True)
-            ]
-            new = jax.tree.unflatten(treedef, [update for update, _ in pairs])
-            return new, LeafwiseState(tuple(leaf for _, leaf in pairs))
+            _check_leaves(grads, state)
+            thetas = [None] * len(grads)
+            if params is not None:
+                thetas = jax.tree.leaves(params)
+
+            new_updates = []
+            new_states = []
+            leaves = zip(grads, state.leaves, thetas, strict=True)
+            for grad, leaf_state, theta in leaves:
+                update, leaf_state = leaf_tx.update(grad, leaf_state, theta, **extra)
+                new_updates.append(update)
+                new_states.append(leaf_state)
+            new_state = LeafwiseState(tuple(new_states))
+            return jax.tree.unflatten(treedef, new_updates), new_state
 
         return optax.GradientTransformationExtraArgs(init_fn, update_fn)
 
     return LearnedOptimizer(opt.init, tx)
+
+
+def _check_leaves(grads: list, state: LeafwiseState) -> None:
+    if len(grads) != len(state.leaves):
+        raise ValueError(
+            f"updates must have the tree of the params given to init: they have {len(grads)} "
+            f"leaves, the state was made for {len(state.leaves)}"
+        )

@@ -9,11 +9,12 @@ import optax
 
 from metajax import _checks
 from metajax.optim import _flat
-from metajax.optim._rates import check_knots, interpolate
-from metajax.optim._rnnprop import check_decay
+from metajax.optim._learned import learned_optimizer
+from metajax.optim._schedules import check_knots, interpolate
 from metajax.types import Array, LearnedOptimizer, PyTree
 
-_FAN_IN = 100.0  # where the exponent changes nothing: a size in the middle of the usual ones
+# The fan-in for which its learned exponent changes nothing: in the middle of the usual ones.
+_USUAL_FAN_IN = 100
 
 
 class NadamState(NamedTuple):
@@ -33,8 +34,9 @@ def nadam(
     power: float = 0.45,
     eps: float = 1e-12,
 ) -> LearnedOptimizer:
-    """Nadam, all of whose hyperparameters are learned: a dozen numbers, which an evolution strategy
-    finds in minutes.
+    """Nadam, all of whose hyperparameters are learned: a dozen numbers.
+
+    An evolution strategy finds them in minutes.
 
     The update of a tensor at step ``t``, counted from 1, is ``-rate(t) f m' / (v' + eps) **
     power``. ``m'`` is the first moment with Nesterov's step ahead (Dozat 2016) and ``v'`` the
@@ -56,9 +58,6 @@ def nadam(
       power: initial power, above 0 and below 1/2.
       eps: keeps the division from zero.
 
-    Raises: TypeError, ValueError: settings out of range, meta-parameters of other settings, or
-      updates that are not those of the parameters given to ``init``.
-
     >>> import jax, jax.numpy as jnp, metajax as mx, optax
     >>> opt = mx.optim.nadam(rate=0.1)
     >>> meta_params = opt.init(jax.random.key(0))
@@ -70,66 +69,88 @@ def nadam(
     >>> updates["w"].shape
     (100, 2)
     """
-    rate, eps, knots = (
-        _checks.positive_float("rate", rate),
-        _checks.positive_float("eps", eps),
-        check_knots(knots),
-    )
-    first = {"b1": _logit("b1", check_decay("b1", b1)), "b2": _logit("b2", check_decay("b2", b2))}
+    _checks.positive_float(rate=rate, b1=b1, b2=b2, eps=eps)
+    _checks.below_one(b1=b1, b2=b2)
     if not 0 < power < 0.5:
         raise ValueError(f"power must be above 0 and below 1/2, got {power}")
-    first |= {"power": _logit("power", 2 * power), "fan_in": 0.0, "vector": 0.0}
+    knots = check_knots(knots)
 
-    def init(key: Array):
-        _checks.key(key)
+    def init(key):
+        del key
         return {
-            "rates": jnp.zeros(len(knots)) + math.log(rate),
-            **{k: jnp.asarray(x, float) for k, x in first.items()},
+            "rates": jnp.full(len(knots), math.log(rate), float),
+            "b1": _init_logit(b1),
+            "b2": _init_logit(b2),
+            "power": _init_logit(2 * power),
+            "fan_in": jnp.zeros(()),
+            "vector": jnp.zeros(()),
         }
 
-    like = jax.eval_shape(init, jax.random.key(0))
-
     def tx(meta_params) -> optax.GradientTransformation:
-        _flat.check_meta_params(meta_params, like)
-        b1, b2, twice = (jax.nn.sigmoid(meta_params[k]) for k in ("b1", "b2", "power"))
+        b1, b2, power = _from_logits(meta_params)
 
         def init_fn(params) -> NadamState:
             _checks.floating("params", params)
-            zeros = jax.tree.map(lambda x: jnp.zeros_like(x, dtype=_flat.dtype(x)), params)
-            return NadamState(jnp.zeros((), jnp.int32), zeros, zeros)
+            count = jnp.zeros((), jnp.int32)
+            zeros = optax.tree.zeros_like(params, dtype=_flat.dtype(params))
+            return NadamState(count, m=zeros, v=zeros)
 
         def update_fn(updates, state, params=None):
             del params
-            _flat.check_updates(updates, _flat.size(state.m))
+            _flat.check_trees(optax.tree.size(state.m), updates=updates)
             count = state.count + 1
-            rate = jnp.exp(interpolate(meta_params["rates"], knots, count))
+            log_rate = interpolate(meta_params["rates"], knots, count)
 
-            def new_m(m, g):
-                return (b1 * m + (1 - b1) * g).astype(m.dtype)
+            grads = optax.tree.cast_like(updates, state.m)
+            m = optax.tree.update_moment(grads, state.m, b1, 1)
+            v = optax.tree.update_moment(grads, state.v, b2, 2)
+            m_hat = _look_ahead(m, grads, b1, count)
+            v_hat = optax.tree.bias_correction(v, b2, count)
 
-            def new_v(v, g):
-                return (b2 * v + (1 - b2) * g.astype(v.dtype) ** 2).astype(v.dtype)
+            def scale(m: Array, v: Array) -> Array:
+                factor = jnp.exp(log_rate + _log_factor(meta_params, m.shape))
+                return -factor * m / (v + eps) ** power
 
-            def update(m, v, g):
-                ahead = b1 * m / (1 - b1 ** (count + 1)) + (1 - b1) * g / (1 - b1**count)
-                step = ahead / (v / (1 - b2**count) + eps) ** (twice / 2)
-                log_factor = meta_params["vector"]
-                if g.ndim > 1:
-                    log_factor = -meta_params["fan_in"] * math.log(
-                        max(math.prod(g.shape[:-1]), 1) / _FAN_IN
-                    )
-                return (-rate * jnp.exp(log_factor) * step).astype(g.dtype)
-
-            updates = jax.tree.map(jnp.asarray, updates)
-            m, v = jax.tree.map(new_m, state.m, updates), jax.tree.map(new_v, state.v, updates)
-            return jax.tree.map(update, m, v, updates), NadamState(count, m, v)
+            new_updates = jax.tree.map(scale, m_hat, v_hat)
+            new_updates = optax.tree.cast_like(new_updates, updates)
+            new_state = NadamState(count, m, v)
+            return new_updates, optax.tree.cast_like(new_state, state)
 
         return optax.GradientTransformation(init_fn, update_fn)
 
-    return LearnedOptimizer(init, tx)
+    return learned_optimizer(init, tx)
 
 
-def _logit(name: str, x: float) -> float:
-    if x <= 0:
-        raise ValueError(f"{name} must be above 0, since its logit is learned, got {x}")
-    return math.log(x / (1 - x))
+def _look_ahead(
+    m: PyTree,
+    grads: PyTree,
+    decay: Array,
+    count: Array,
+) -> PyTree:
+    # Nesterov's step: the first moment as if the same gradient came once more (Dozat 2016).
+    m_hat = optax.tree.bias_correction(m, decay, count + 1)
+    grads_hat = optax.tree.bias_correction(grads, decay, count)
+    return optax.tree.update_moment(grads_hat, m_hat, decay, 1)
+
+
+def _log_factor(
+    meta_params: dict[str, Array],
+    shape: tuple[int, ...],
+) -> Array:
+    # Of a tensor's rate.
+    if len(shape) < 2:
+        return meta_params["vector"]
+    fan_in = max(math.prod(shape[:-1]), 1)
+    return -meta_params["fan_in"] * math.log(fan_in / _USUAL_FAN_IN)
+
+
+def _from_logits(meta_params: dict[str, Array]) -> tuple[Array, Array, Array]:
+    b1 = jax.nn.sigmoid(meta_params["b1"])
+    b2 = jax.nn.sigmoid(meta_params["b2"])
+    power = jax.nn.sigmoid(meta_params["power"]) / 2
+    return b1, b2, power
+
+
+def _init_logit(probability: float) -> Array:
+    logit = math.log(probability / (1 - probability))
+    return jnp.asarray(logit, float)

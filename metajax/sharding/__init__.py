@@ -1,12 +1,11 @@
-"""One device, several, or several hosts: the episodes are divided over one axis of a mesh, and
-nothing else changes.
+"""One device, several, or several hosts: the same script, its episodes divided over the devices.
 
-    mx.sharding.initialize()                                    # several hosts only, before
-    anything else mesh = mx.sharding.mesh()                                   # all devices of all
-    hosts loop = mx.sharding.split(mx.inner(learner, tasks, 100), mesh) trainer =
-    mx.trainer(mx.bptt(loop, num_tasks=64), optax.adam(1e-3)) state =
-    mx.sharding.place(trainer.init(key, meta_params, data), mesh) mx.fit(trainer, state,
-    mx.sharding.place(data, mesh), num_steps=1000)
+    mx.sharding.initialize()  # several hosts only, before anything else
+    mesh = mx.sharding.mesh()  # all devices of all hosts
+    loop = mx.sharding.split(mx.inner(learner, tasks, 100), mesh)
+    trainer = mx.trainer(mx.bptt(loop, num_tasks=64), optax.adam(1e-3))
+    state = mx.sharding.place(trainer.init(key, meta_params, data), mesh)
+    mx.fit(trainer, state, mx.sharding.place(data, mesh), num_steps=1000)
 
 Estimators run their episodes (of `metajax.ask_tell`: its members) side by side by ``inner.vmap``.
 `split` puts in its place a `jax.shard_map` of a vmap over each device's share. So no estimator

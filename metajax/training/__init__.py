@@ -1,8 +1,11 @@
 """The outer loop: a trainer, a run of it, and what a run reports and keeps."""
 
-from metajax.training._checkpoints import Checkpoints, Snapshot, checkpoints
-from metajax.training._fit import Fit, Validation, fit, trainer, validation
-from metajax.training._logs import tensorboard
+from metajax.training._checkpoints import Checkpoints, checkpoints
+from metajax.training._fit import Fit, fit
+from metajax.training._logs import log, tensorboard
+from metajax.training._snapshot import Snapshot
+from metajax.training._trainer import trainer
+from metajax.training._validation import Validation, validation
 
 __all__ = [
     "Checkpoints",
@@ -11,6 +14,7 @@ __all__ = [
     "Validation",
     "checkpoints",
     "fit",
+    "log",
     "tensorboard",
     "trainer",
     "validation",

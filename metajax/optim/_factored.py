@@ -1,0 +1,129 @@
+"""Second moments of tensors, kept as those of rows and of columns.
+
+This is Adafactor's way (Shazeer & Stern 2018, arXiv 1804.04235).
+"""
+
+import math
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+
+from metajax.optim import _features, _flat
+from metajax.types import Array, PyTree
+
+
+class Factored(NamedTuple):
+    """Moving averages, with K decays, of a leaf's squared gradient over its rows and its columns.
+
+    A leaf with fewer than two axes has no factors.
+
+    Attributes:
+      row: ``[K, ...]``, without the longest axis; or the average itself, ``[K, *shape]``.
+      col: ``[K, ...]``, without the second longest axis; or empty.
+    """
+
+    row: Array
+    col: Array
+
+
+class Spread(NamedTuple):
+    """What the factors say about each coordinate of a leaf or of a tree, each ``[K, P]``.
+
+    Attributes:
+      row: the average of its row.
+      col: the average of its column.
+      grad_factor: what its gradient is to be multiplied by.
+      momentum_factor: what its momentum is to be multiplied by.
+    """
+
+    row: Array
+    col: Array
+    grad_factor: Array
+    momentum_factor: Array
+
+
+def init_factors(leaf: Array, num_decays: int) -> Factored:
+    """Zeros."""
+    shape = jnp.shape(leaf)
+    dtype = _flat.dtype(leaf)
+    row_shape = shape
+    col_shape = (0,)
+    axes = _longest_axes(shape)
+    if axes is not None:
+        second, longest = axes
+        row_shape = np.delete(shape, longest)
+        col_shape = np.delete(shape, second)
+    return Factored(
+        row=jnp.zeros((num_decays, *row_shape), dtype),
+        col=jnp.zeros((num_decays, *col_shape), dtype),
+    )
+
+
+def update_factors(
+    factored: Factored,
+    grad: Array,
+    decays: Array,
+) -> Factored:
+    """The averages after one more gradient of the leaf, with ``decays [K]``."""
+    row, col = factored
+    square = jnp.asarray(grad, row.dtype) ** 2 + 1e-30
+    axes = _longest_axes(square.shape)
+    if axes is None:
+        row = _features.update_averages(row, square, decays)
+        return Factored(row, col)
+    if square.size == 0:
+        # The mean over an axis of length 0 would put NaN into the state.
+        return factored
+    second, longest = axes
+    row = _features.update_averages(row, square.mean(longest), decays)
+    col = _features.update_averages(col, square.mean(second), decays)
+    return Factored(row, col)
+
+
+def spread(factored: tuple[Factored, ...], like: PyTree) -> Spread:
+    """For all coordinates of a tree ``like``, which has at least one leaf."""
+    leaves = jax.tree.leaves(like)
+    shapes = map(jnp.shape, leaves)
+    by_leaf = map(_spread_leaf, factored, shapes)
+    fields = zip(*by_leaf, strict=True)
+    return Spread(*[jnp.concatenate(field, axis=-1) for field in fields])
+
+
+def _spread_leaf(factored: Factored, shape: tuple[int, ...]) -> Spread:
+    axes = _longest_axes(shape)
+    if axes is None:
+        v = factored.row
+        # The constants differ in the authors' code too.
+        grad_factor = _safe_rsqrt(v + 1e-9)
+        momentum_factor = (v + 1e-6) ** -0.5
+        fields = (v, v, grad_factor, momentum_factor)
+    else:
+        second, longest = axes
+        # The first axis is that of the decays.
+        row = jnp.expand_dims(factored.row, 1 + longest)
+        col = jnp.expand_dims(factored.col, 1 + second)
+        mean = row.mean(1 + second, keepdims=True)
+        relative_row = row / (mean + 1e-9)
+        factor = _safe_rsqrt(relative_row) * _safe_rsqrt(col)
+        fields = (row, col, factor, factor)
+
+    num_decays = len(factored.row)
+    size = math.prod(shape)
+    wide = [jnp.broadcast_to(x, (num_decays, *shape)) for x in fields]
+    return Spread(*[x.reshape(num_decays, size) for x in wide])
+
+
+def _longest_axes(shape: tuple[int, ...]) -> tuple[int, int] | None:
+    # The second longest axis and the longest; of equally long ones the later counts as longer.
+    if len(shape) < 2:
+        return None
+    by_length = np.argsort(shape, kind="stable")
+    second, longest = by_length[-2:].tolist()
+    return second, longest
+
+
+def _safe_rsqrt(x: Array) -> Array:
+    return lax.rsqrt(jnp.maximum(x, 1e-9))

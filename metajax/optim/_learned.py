@@ -1,0 +1,42 @@
+"""What all learned optimizers check: the key, and whose meta-parameters they get."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from metajax import _checks
+from metajax.types import Array, LearnedOptimizer, PyTree
+
+
+def learned_optimizer(
+    init: Callable[[Array], PyTree],
+    make_tx: Callable[[PyTree], optax.GradientTransformation],
+) -> LearnedOptimizer:
+    """The learned optimizer of ``init`` and ``make_tx``, with checks of what these are given."""
+    like = jax.eval_shape(init, jax.random.key(0))
+    want = _structure_and_shapes(like)
+
+    def checked_init(key: Array) -> PyTree:
+        _checks.key(key)
+        return init(key)
+
+    def tx(meta_params: PyTree) -> optax.GradientTransformation:
+        got = _structure_and_shapes(meta_params)
+        if got != want:
+            raise ValueError(
+                f"meta_params must have the tree and the shapes of this optimizer's init; were "
+                f"they made with other settings?\n  got  {got}\n  want {want}"
+            )
+        _checks.floating("meta_params", meta_params)
+        return make_tx(meta_params)
+
+    return LearnedOptimizer(checked_init, tx)
+
+
+def _structure_and_shapes(tree: PyTree) -> tuple[Any, list[tuple[int, ...]]]:
+    leaves, structure = jax.tree.flatten(tree)
+    shapes = [jnp.shape(x) for x in leaves]
+    return structure, shapes

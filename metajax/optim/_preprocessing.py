@@ -1,0 +1,53 @@
+"""How LSTM optimizers see gradients (Andrychowicz et al. 2016, arXiv 1606.04474)."""
+
+import jax.numpy as jnp
+
+from metajax import _checks
+from metajax.types import Array
+
+
+def log_and_sign(grad: Array, p: float) -> Array:
+    """The gradient on a log scale and its sign, as in appendix A of Andrychowicz et al. 2016.
+
+    ``(log|g| / p, sign g)`` where ``|g| >= exp(-p)``, else ``(-1, exp(p) g)``.
+
+    Args:
+      grad: ``[P]``.
+      p: how small a gradient is still told from zero.
+
+    Returns:
+      ``[2, P]``.
+
+    >>> import jax.numpy as jnp, metajax as mx
+    >>> mx.optim.log_and_sign(jnp.array([1.0, -1.0, 0.0]), p=10.0).tolist()
+    [[0.0, 0.0, -1.0], [1.0, -1.0, 0.0]]
+    """
+    magnitude = jnp.abs(grad)
+    large = magnitude >= jnp.exp(-p)
+    # The inner `where` keeps NaN out of the derivative.
+    log_magnitude = jnp.log(jnp.where(large, magnitude, 1.0)) / p
+    first = jnp.where(large, log_magnitude, -1.0)
+    scaled = jnp.exp(p) * grad
+    second = jnp.where(large, jnp.sign(grad), scaled)
+    return jnp.stack([first, second])
+
+
+def preprocess(grad: Array, p: float | None) -> Array:
+    """The inputs ``[F, P]`` of a network: `log_and_sign`, or the gradient itself without ``p``."""
+    if p is None:
+        return grad[None]
+    return log_and_sign(grad, p)
+
+
+def num_inputs(p: float | None) -> int:
+    """How many rows `preprocess` gives."""
+    return 1 if p is None else 2
+
+
+def check_p(p: float | None) -> None:
+    """``p`` must be None, or have an exponential within float32."""
+    if p is None:
+        return
+    _checks.positive_float(p=p)
+    if p > 80:
+        raise ValueError(f"p must be at most 80, got {p}: exp(p) has to be a float32")

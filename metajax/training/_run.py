@@ -1,0 +1,66 @@
+"""What changes during a run."""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from metajax.training._record import Record
+from metajax.types import PyTree, Trainer, TrainState
+
+# One program, not one for each shape.
+_copy = jax.jit(partial(jax.tree.map, jnp.copy))
+
+
+class Run:
+    """The state of a run, its record, and the best meta-parameters so far.
+
+    Attributes:
+      state: a copy, since `Trainer.run` takes its buffers over.
+      step: the meta-step that it has reached.
+      first_step: the meta-step at which this process took it up.
+      record: the metrics and validations.
+      resumed: whether it comes from a checkpoint.
+    """
+
+    def __init__(self, state: TrainState, best: PyTree, record: Record, resumed: bool):
+        self.state, self._best = _copy((state, best))
+        self.step = int(state.step)
+        self.first_step = self.step
+        self.record = record
+        self.resumed = resumed
+
+    @classmethod
+    def new(cls, state: TrainState) -> "Run":
+        """A run that begins with ``state``."""
+        record = Record(int(state.step))
+        return cls(state, state.meta_params, record, resumed=False)
+
+    @property
+    def best(self) -> PyTree:
+        """The meta-parameters of the lowest validation loss; without validations, the latest."""
+        return self._best if self.record.validations else self.state.meta_params
+
+    def advance(self, trainer: Trainer, data: PyTree, until: int) -> None:
+        """Trains until the meta-step ``until``, or until too many of them are skipped."""
+        state, buffers = trainer.run(self.state, data, until - self.step)
+        taken = int(state.step) - self.step
+
+        # First, as it refuses other metrics than before: nothing shall be saved that lacks them.
+        self.record.append({name: np.array(x)[:taken] for name, x in buffers.items()})
+        self.state = state
+        self.step += taken
+
+    def reset_skipped(self) -> None:
+        """Makes the state ready to be tried again."""
+        zero = jnp.zeros_like(self.state.skipped)
+        self.state = self.state._replace(skipped=zero)
+
+    def add_validation(self, loss: float) -> None:
+        """Notes the loss of the present meta-parameters, and keeps them if they are the best."""
+        is_first = not self.record.validations
+        is_best = np.isfinite(loss) and loss < self.record.best_validation()
+        if is_first or is_best:
+            self._best = _copy(self.state.meta_params)
+        self.record.validations[self.step] = loss
