@@ -128,6 +128,7 @@ MISTAKES = {
         13,
         r"unknown section \[iner\].*did you mean 'inner'",
     ),
+    "a section twice": ("[inner]", "[[inner]]", 13, r"inner must be a section, \[inner\]"),
     "no section": ("[inner]\nhorizon = 4\n", "", 28, r"\[inner\] is missing"),
     "no problem": (
         '[problem]\nname = "quadratic"\n',
@@ -205,8 +206,13 @@ MISTAKES = {
     "steps": ("steps = 4", "steps = 0", 26, "steps must be at least 1"),
     "no folder": ('out = "OUT"', 'out = ""', 27, "out must be the name of a folder"),
     "a folder with NUL": ('"OUT"', '"a\\u0000b"', 27, "out must not hold the character NUL"),
-    "a huge number of steps": ("chunk = 2", "chunk = 9999999999", 30, "chunk must be at most 2147"),
-    "a huge seed": ("chunk = 2", f"seed = {10**23}", 30, "seed must be at most 2147483647"),
+    "a huge number of steps": (
+        "chunk = 2",
+        "chunk = 9999999999",
+        30,
+        "chunk must lie within ±2147483647",
+    ),
+    "a huge seed": ("chunk = 2", f"seed = {10**23}", 30, "seed must lie within ±2147483647"),
     "NaN": ("init_value = 1e-3", "init_value = nan", 22, "init_value must be finite"),
     "a number too large": (
         "init_value = 1e-3",
@@ -214,7 +220,7 @@ MISTAKES = {
         22,
         "init_value must be finite",
     ),
-    "a huge number": ("clip = 1.0", f"clip = {10**400}", 23, "clip must be at most"),
+    "a huge number": ("clip = 1.0", f"clip = {10**400}", 23, "clip must lie within"),
     "a negative rate": (
         "init_value = 1e-3",
         "init_value = -1",

@@ -89,7 +89,9 @@ ARGUMENTS["net"] = _returning(Net, mx.nets)
 
 _TASKS = _returning(Tasks, mx.tasks)
 _TASKS_OF_TASKS = _returning(Tasks, mx.tasks, made=("tasks",))
-ARGUMENTS["augment"] = {k: f for k, f in _TASKS_OF_TASKS.items() if k not in _TASKS}
+ARGUMENTS["augment"] = {
+    name: function for name, function in _TASKS_OF_TASKS.items() if name not in _TASKS
+}
 _NETS = {name: _as_problem(make) for name, make in ARGUMENTS["net"].items()}
 
 # What a section may name.

@@ -54,6 +54,7 @@ def run(args: argparse.Namespace) -> None:
     _run_folder.check_usable(out)
     _run_folder.refuse_another_run(path, out)
     state, data = experiment.start()
+    validate = _validation(experiment)
 
     out.mkdir(parents=True, exist_ok=True)
     kept = out / _run_folder.CONFIG
@@ -62,15 +63,20 @@ def run(args: argparse.Namespace) -> None:
 
     label = path.stem if folder is None else folder.name
     try:
-        result = _fit(experiment, state, data, out, label)
+        result = _fit(experiment, state, data, validate, out, label)
     except ValueError as e:
         # Fewer steps than are done, or another seed than that of the checkpoints.
         raise ConfigError(f"{path}: {str(e).replace('num_steps', 'steps')}") from e
-    _keep(result, out)
+    _save(result, out)
 
 
 def _fit(
-    experiment: _config.Experiment, state: TrainState, data: Any, out: Path, label: str
+    experiment: _config.Experiment,
+    state: TrainState,
+    data: Any,
+    validate: mx.Validation,
+    out: Path,
+    label: str,
 ) -> mx.Fit:
     run = experiment.run
     return mx.fit(
@@ -78,7 +84,7 @@ def _fit(
         state,
         data,
         num_steps=run.steps,
-        validate=_validation(experiment),
+        validate=validate,
         checkpoint=mx.checkpoints(out / "checkpoints", every=run.checkpoint_every),
         callbacks=[mx.log(out / "metrics.csv")],
         progress=label,
@@ -104,7 +110,7 @@ def _validation(experiment: _config.Experiment) -> mx.Validation:
     )
 
 
-def _keep(result: mx.Fit, out: Path) -> None:
+def _save(result: mx.Fit, out: Path) -> None:
     losses = result.validation["loss"]
     if not np.isfinite(losses).any():
         raise FloatingPointError(

@@ -83,7 +83,7 @@ def _as_one_of(kinds: list[Any], value: Any) -> Any:
 
 def _check_range(value: Any) -> None:
     if isinstance(value, int) and abs(value) > _LARGEST_INT:
-        raise ValueError(f"must be at most {_LARGEST_INT}")
+        raise ValueError(f"must lie within ±{_LARGEST_INT}")
     if isinstance(value, float) and not abs(value) <= _LARGEST_FLOAT:
         raise ValueError("must be finite and fit float32")
     if isinstance(value, str) and "\0" in value:
