@@ -1,4 +1,4 @@
-"""Learners that learn in their activations: predict an example, take its label in, predict the next."""
+"""Learners that learn in their activations: predict, take the label in, predict the next."""
 
 from collections.abc import Callable
 

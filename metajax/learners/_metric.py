@@ -1,6 +1,4 @@
-"""Few-shot classification without gradient steps: an embedding is meta-learned, and its
-classifier is computed.
-"""
+"""Few-shot classification without gradient steps, by an embedding that is meta-learned."""
 
 from collections.abc import Callable
 from typing import NamedTuple
