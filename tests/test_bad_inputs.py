@@ -403,12 +403,12 @@ CASES = {
         "optimizers",
     ),
     "compare: rates negative": (
-        lambda: mx.compare(mx.BASELINES, MLP, TASKS, KEY, DATA, steps=2, rates=[-1.0]),
+        lambda: mx.compare(mx.BASELINES, MLP, TASKS, KEY, DATA, steps=2, search=mx.RateSearch([-1.0])),
         ValueError,
         "rates",
     ),
     "compare: no rates": (
-        lambda: mx.compare(mx.BASELINES, MLP, TASKS, KEY, DATA, steps=2, rates=[]),
+        lambda: mx.compare(mx.BASELINES, MLP, TASKS, KEY, DATA, steps=2, search=mx.RateSearch([])),
         ValueError,
         "rates",
     ),
