@@ -403,7 +403,9 @@ CASES = {
         "optimizers",
     ),
     "compare: rates negative": (
-        lambda: mx.compare(mx.BASELINES, MLP, TASKS, KEY, DATA, steps=2, search=mx.RateSearch([-1.0])),
+        lambda: mx.compare(
+            mx.BASELINES, MLP, TASKS, KEY, DATA, steps=2, search=mx.RateSearch([-1.0])
+        ),
         ValueError,
         "rates",
     ),

@@ -54,9 +54,7 @@ def message_by_hand(params, h):
     return x
 
 
-def network_by_hand(
-    sizes, params, cells, images, labels, *, ticks, slots, reduce, backward_pass
-):
+def network_by_hand(sizes, params, cells, images, labels, *, ticks, slots, reduce, backward_pass):
     """Kirsch & Schmidhuber 2021, eq. 7, one cell at a time. ``cells[k][a][b] = (c, h)``."""
     layers, classes = len(sizes) - 1, sizes[-1]
     error = np.zeros(classes)

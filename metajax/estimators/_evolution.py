@@ -101,10 +101,10 @@ def noise_reuse_es(
 ) -> Estimator:
     """Noise-reuse evolution strategies (Li et al. 2023): one perturbation for a whole episode.
 
-    It is reused in each window. Truncated and unbiased for the smoothed meta-loss of `metajax.es`, in the mean over the windows
-    of an episode. The variance does not grow with the number of windows as that of `metajax.pes`
-    may. The episodes are staggered, so that an estimate is a mean over phases from the second
-    episode of each pair on.
+    It is reused in each window. Truncated and unbiased for the smoothed meta-loss of `metajax.es`,
+    in the mean over the windows of an episode. The variance does not grow with the number of
+    windows as that of `metajax.pes` may. The episodes are staggered, so that an estimate is a mean
+    over phases from the second episode of each pair on.
 
     Args:
       inner: the inner loop; its meta-loss must be ``"online"`` if truncated.

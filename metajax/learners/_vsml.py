@@ -8,6 +8,7 @@ recurrent state.
 """
 
 from collections.abc import Sequence
+from functools import partial
 from itertools import pairwise
 from typing import NamedTuple
 
@@ -91,12 +92,8 @@ def vsml(
 
     def init(key, meta_params, task):
         del meta_params, task
-        keys = jax.random.split(key, len(net.layers))
-        states = [
-            _initial_cells(cell, k, layer, batch_size)
-            for k, layer in zip(keys, net.layers, strict=True)
-        ]
-        return VSMLState(tuple(states), jnp.zeros((batch_size, net.classes, 1)))
+        feedback = jnp.zeros((batch_size, net.classes, 1))
+        return VSMLState(net.initial_cells(key, batch_size), feedback)
 
     def step(key, meta_params, state, batch):
         del key
@@ -116,14 +113,12 @@ def vsml(
 
     def predict(key, meta_params, state, inputs):
         del key
-        one_replica = jax.tree.map(
-            lambda x: x[:1], VSMLState(_merge_replicas(state.cells), state.feedback)
-        )
+        merged = VSMLState(_merge_replicas(state.cells), state.feedback)
+        replica = jax.tree.map(lambda x: x[:1], merged)
 
         def logits_of(image):
-            _, _, logits = net.sweep_up(
-                meta_params, one_replica.cells, image[None], one_replica.feedback
-            )
+            sweep = net.sweep_up(meta_params, replica.cells, image[None], replica.feedback)
+            _, _, logits = sweep
             return logits[0]
 
         # A few at a time: each example has a grid of its own.
@@ -152,6 +147,16 @@ class _Network(NamedTuple):
     @property
     def logit_slot(self) -> int:
         return min(1, self.cell.slots - 1)
+
+    def initial_cells(self, key: Array, replicas: int) -> tuple[PyTree, ...]:
+        """States that are the same for all replicas and positions."""
+        keys = jax.random.split(key, len(self.layers))
+        states = []
+        for k, layer in zip(keys, self.layers, strict=True):
+            state = self.cell.state(k, (1, 1, layer.inputs, layer.outputs))
+            lead = (replicas, layer.positions)
+            states.append(jax.tree.map(partial(_repeat, lead), state))
+        return tuple(states)
 
     def sweep_up(
         self, meta_params: MetaParams, states: Sequence[PyTree], image: Array, feedback: Array
@@ -234,14 +239,8 @@ def _chain(layers: Sequence[int | Layer]) -> tuple[Layer, ...]:
     return tuple(chain)
 
 
-def _initial_cells(cell: Cell, key: Array, layer: Layer, replicas: int) -> PyTree:
-    """States that are the same for all replicas and positions."""
-    state = cell.state(key, (1, 1, layer.inputs, layer.outputs))
-
-    def repeat(x):
-        return jnp.broadcast_to(x, (replicas, layer.positions, *x.shape[2:]))
-
-    return jax.tree.map(repeat, state)
+def _repeat(lead: tuple[int, int], x: Array) -> Array:
+    return jnp.broadcast_to(x, (*lead, *x.shape[2:]))
 
 
 def _merge_replicas(states: tuple[PyTree, ...]) -> tuple[PyTree, ...]:

@@ -84,6 +84,13 @@ class Network(NamedTuple):
     activation: Array
 
 
+def _check_activations(activations: Sequence[Callable]) -> None:
+    if not activations:
+        raise ValueError("activations is empty: give at least one, e.g. (jax.nn.relu,)")
+    for i, activation in enumerate(activations):
+        _checks.function(**{f"activations[{i}]": activation})
+
+
 def random_mlp(
     tasks: Tasks,
     inputs: int,
@@ -119,10 +126,7 @@ def random_mlp(
     _checks.positive_int(inputs=inputs, classes=classes)
     narrowest, widest = _checks.increasing_pair("widths", widths, like=(8, 32))
     shallowest, deepest = _checks.increasing_pair("depths", depths, like=(1, 2))
-    if not activations:
-        raise ValueError("activations is empty: give at least one, e.g. (jax.nn.relu,)")
-    for i, activation in enumerate(activations):
-        _checks.function(**{f"activations[{i}]": activation})
+    _check_activations(activations)
 
     def draw(keys, data, task):
         k_width, k_depth, k_activation = keys
