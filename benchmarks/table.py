@@ -189,7 +189,12 @@ def chart(rows: Sequence[Row], path: Path) -> None:
         for target in row.targets:
             if target.field == "ratio":
                 ends = [place - 0.4, place + 0.4]
-                ax.plot([target.bound] * 2, ends, color=COLOURS[4], linewidth=2)
+                ax.plot(
+                    [target.bound] * 2,
+                    ends,
+                    color=COLOURS[4],
+                    linewidth=2,
+                )
     ax.axvline(1.0, color=COLOURS[0], linewidth=0.8)
     ax.set(
         yticks=range(len(bars)),

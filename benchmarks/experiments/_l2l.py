@@ -205,7 +205,12 @@ def draw(
         )
         steps = range(curves.shape[1])
         band = {"color": colour, "alpha": 0.15, "linewidth": 0}
-        ax.fill_between(steps, curves.min(0), curves.max(0), **band)
+        ax.fill_between(
+            steps,
+            curves.min(0),
+            curves.max(0),
+            **band,
+        )
     ax.set(
         title=case,
         xlabel="step",
