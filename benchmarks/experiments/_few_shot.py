@@ -99,8 +99,8 @@ def meta_trained(
     """
     options = trial.options
     shape = data["train"]["image"].shape[1:]
-    meta_params = None
-    test_loop = None
+    meta_params: Any = None
+    test_loop: Any = None
     for i, phase in enumerate(options.get("phases", [{"share": 1}])):
         options = options | phase
         learner = build(

@@ -26,9 +26,9 @@ class Probed(NamedTuple):
       label: ``[runs, steps]``, its class.
     """
 
-    before: np.ndarray
-    after: np.ndarray
-    label: np.ndarray
+    before: Any
+    after: Any
+    label: Any
 
 
 def run(seed: int, settings: Settings, folder: Path) -> Result:
