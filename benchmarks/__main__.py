@@ -156,7 +156,14 @@ def reproduce(args: argparse.Namespace) -> int:
     if args.devices > 1:
         jax.config.update("jax_num_cpu_devices", args.devices)
     try:
-        harness.reproduce(args.name, args.scale, args.out, args.seeds, args.first, args.resume)
+        harness.reproduce(
+            args.name,
+            args.scale,
+            args.out,
+            args.seeds,
+            args.first,
+            args.resume,
+        )
     except (FileNotFoundError, ValueError) as e:
         print(f"{args.name}: {e}", file=sys.stderr)
         return 1

@@ -54,15 +54,28 @@ def race(
             for process in processes.values():
                 process.step()
 
+    rows = _rows(work, processes, target)
+    for name, note in notes.items():
+        rows.append(
+            Row(
+                work.kind,
+                _what(work),
+                against=name,
+                note=note,
+            )
+        )
+    return rows
+
+
+def _rows(work: Workload, processes: dict[str, "_Process"], target: Target) -> list[Row]:
     found = {name: process.result() for name, process in processes.items()}
-    what = f"{work.steps} steps, one thread"
     ours = found.pop("ours")
     rows = []
     for name in sorted(found, key=lambda name: found[name].seconds):
         theirs = found[name]
         row = Row(
             work.kind,
-            what,
+            _what(work),
             unit="ms",
             ours=1e3 * ours.seconds,
             other=1e3 * theirs.seconds,
@@ -76,7 +89,11 @@ def race(
             },
         )
         rows.append(row)
-    return rows + [Row(work.kind, what, against=name, note=note) for name, note in notes.items()]
+    return rows
+
+
+def _what(work: Workload) -> str:
+    return f"{work.steps} steps, one thread"
 
 
 @contextlib.contextmanager

@@ -21,7 +21,8 @@ from benchmarks.measure import peak_resident, reset_peak
 
 SCALES = ("smoke", "small", "full")
 Settings = dict[str, Any]
-Results = Sequence[dict[str, np.ndarray]]
+Result = dict[str, np.ndarray]
+Results = Sequence[Result]  # of the seeds
 
 
 class Claim(NamedTuple):
@@ -64,13 +65,15 @@ def claim(
     if not x.size:
         return Claim(text, source, published, None, None, 0, None, 0)
 
-    alone = sum(bool(holds(float(value))) for value in x if np.isfinite(value))
+    finite = x[np.isfinite(x)].tolist()
+    alone = sum(bool(holds(value)) for value in finite)
     if not np.isfinite(x).all():
         return Claim(text, source, published, None, None, x.size, False, alone)
 
     mean = float(x.mean())
     spread = float(x.std(ddof=1)) if x.size > 1 else None
-    return Claim(text, source, published, mean, spread, x.size, bool(holds(mean)), alone)
+    mean_holds = bool(holds(mean))
+    return Claim(text, source, published, mean, spread, x.size, mean_holds, alone)
 
 
 def below(bound: float) -> Callable[[float], bool]:
@@ -110,7 +113,7 @@ class Experiment(NamedTuple):
     title: str
     source: str
     settings: dict[str, Settings]
-    run: Callable[[int, Settings, Path], dict[str, np.ndarray]]
+    run: Callable[[int, Settings, Path], Result]
     claims: Callable[[Results, Settings], list[Claim]]
     picture: Callable[[Results, Settings, Any], None]
     seeds: int = 3
@@ -228,14 +231,20 @@ def _check_settings(file: Path, there: Settings, here: Settings) -> None:
         raise ValueError(f"{file} was made with other settings: {there}; give another --out")
 
 
-def _arrays(result: dict[str, Any]) -> dict[str, np.ndarray]:
+def _arrays(result: dict[str, Any]) -> Result:
     return {name: np.asarray(value) for name, value in result.items()}
 
 
-def _rounded(result: dict[str, np.ndarray]) -> dict[str, Any]:
+def _rounded(result: Result) -> dict[str, Any]:
     """As lists of numbers of five significant digits: they are enough, and keep the files small."""
-    five_digits = np.vectorize(lambda x: float(f"{x:.5g}"), otypes=[float])
-    return {name: five_digits(x).tolist() if x.size else [] for name, x in result.items()}
+    return {name: _five_digits(x) for name, x in result.items()}
+
+
+def _five_digits(x: np.ndarray) -> Any:
+    if not x.size:
+        return []
+    rounded = np.vectorize(lambda value: float(f"{value:.5g}"), otypes=[float])
+    return rounded(x).tolist()
 
 
 def _only_finite(x: Any) -> Any:
@@ -316,7 +325,13 @@ def _section(path: Path, stored: dict[str, Any]) -> str:
     for one in stored["claims"]:
         measured = _measured(one)
         verdict = _verdict(one)
-        claims += _markdown_row(one["source"], one["claim"], one["published"], measured, verdict)
+        claims += _markdown_row(
+            one["source"],
+            one["claim"],
+            one["published"],
+            measured,
+            verdict,
+        )
     return f"## {title}\n\n{made}\n\n![{title}]({picture})\n\n{claims}"
 
 

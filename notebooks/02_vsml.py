@@ -44,7 +44,13 @@ digits = mx.data.by_class(digits)
 # One example a step, labels permuted at random in each task.
 tasks = mx.tasks.classification(num_classes=10)
 loop = mx.inner(net, tasks, horizon=STEPS)
-vsml = mx.evaluate(loop, jax.random.key(1), meta_params, digits, num_tasks=RUNS)
+vsml = mx.evaluate(
+    loop,
+    jax.random.key(1),
+    meta_params,
+    digits,
+    num_tasks=RUNS,
+)
 
 # %% [markdown]
 # ## Beside gradient descent
@@ -73,7 +79,13 @@ for name, (tx, rates) in baselines.items():
     online = mx.inner(mx.l2l(tx, mx.problems.mlp((64, 10))), tasks, STEPS)
     every_rate = []
     for rate in rates:
-        curves = mx.evaluate(online, jax.random.key(1), rate, digits, num_tasks=RUNS)
+        curves = mx.evaluate(
+            online,
+            jax.random.key(1),
+            rate,
+            digits,
+            num_tasks=RUNS,
+        )
         every_rate.append(accuracy(curves))
     shown[name] = max(every_rate, key=last)
 ax = mx.plot.curves(shown, xlabel="examples seen", ylabel="accuracy so far", log=False)
@@ -141,6 +153,11 @@ mx.plot.curves(history, xlabel="meta-step", ylabel="loss (nats)").figure
 
 # %%
 params = mx.cells.rnn(2).init(jax.random.key(5))
-matrix = mx.cells.shared_matrix(params["W"], params["C"], inputs=3, outputs=2)
+matrix = mx.cells.shared_matrix(
+    params["W"],
+    params["C"],
+    inputs=3,
+    outputs=2,
+)
 not_zero = int((matrix != 0).sum())
 print(f"3 x 2 cells of 2 features: {matrix.shape} with {not_zero} entries that are not zero")

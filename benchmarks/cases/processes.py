@@ -160,7 +160,8 @@ def example(heading: str, blocks: int | None = None) -> str:
     if section is None:
         raise ValueError(f"the README has no heading that begins with {heading!r}")
     sources = []
-    for block in re.findall(r"^```python\n(.*?)^```", section[0], re.S | re.M)[:blocks]:
+    found = re.findall(r"^```python\n(.*?)^```", section[0], re.S | re.M)
+    for block in found[:blocks]:
         examples = doctest.DocTestParser().get_examples(block)
         sources += [one.source for one in examples]
     return "".join(sources)

@@ -9,11 +9,9 @@ import csv
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 import metajax as mx
 from benchmarks.experiments import _few_shot
-from benchmarks.reproduce import Claim, Experiment, Results, Settings
+from benchmarks.reproduce import Claim, Experiment, Result, Results, Settings
 
 SOURCE = "Rajeswaran et al. 2019, table 3"
 PUBLISHED: _few_shot.Published = {
@@ -49,7 +47,7 @@ def make(folder: Path, pictures: int) -> None:
             csv.writer(f).writerows(rows)
 
 
-def run(seed: int, settings: Settings, folder: Path) -> dict[str, np.ndarray]:
+def run(seed: int, settings: Settings, folder: Path) -> Result:
     directory = None
     if "made" in settings:
         directory = folder

@@ -7,11 +7,9 @@ import math
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 import metajax as mx
 from benchmarks.experiments import _few_shot
-from benchmarks.reproduce import Claim, Experiment, Results, Settings, above, claim
+from benchmarks.reproduce import Claim, Experiment, Result, Results, Settings, above, claim
 
 SOURCE = "Rajeswaran et al. 2019, table 2"
 PUBLISHED: _few_shot.Published = {
@@ -52,7 +50,7 @@ SOURCES = dict.fromkeys(PUBLISHED["5-way 1-shot"], SOURCE)
 SOURCES["ProtoNet"] = "Snell et al. 2017, table 1"  # who test in another way
 
 
-def run(seed: int, settings: Settings, folder: Path) -> dict[str, np.ndarray]:
+def run(seed: int, settings: Settings, folder: Path) -> Result:
     def load(part):
         return mx.data.rotations(mx.data.few_shot(settings["data"], part))
 

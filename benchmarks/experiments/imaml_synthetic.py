@@ -12,12 +12,12 @@ import numpy as np
 import optax
 
 import metajax as mx
-from benchmarks.reproduce import Claim, Experiment, Results, Settings, above, below, claim
+from benchmarks.reproduce import Claim, Experiment, Result, Results, Settings, above, below, claim
 
 SOURCE = "Rajeswaran et al. 2019, section 4, figure 2a"
 
 
-def run(seed: int, settings: Settings, folder: Path) -> dict[str, np.ndarray]:
+def run(seed: int, settings: Settings, folder: Path) -> Result:
     with jax.enable_x64(True):  # errors of 1e-12 are told apart
         return errors(seed, settings)
 
@@ -41,7 +41,12 @@ def errors(seed: int, settings: Settings) -> dict[str, np.ndarray]:
         noise=settings["noise"],
     )
     drawn = drawn_tasks(problem, tasks, keys, theta)
-    exact, steepest = closed_form(drawn["support"], drawn["query"], np.asarray(theta), lam)
+    exact, steepest = closed_form(
+        drawn["support"],
+        drawn["query"],
+        np.asarray(theta),
+        lam,
+    )
     rate = 1 / steepest
 
     def error(learner, steps=1):
@@ -95,7 +100,13 @@ def meta_gradient(
     def mean_loss(theta):
         def loss(key):
             start = loop.init(key, theta, ())
-            _, meta_loss, _ = mx.unroll(loop, theta, start, (), steps)
+            _, meta_loss, _ = mx.unroll(
+                loop,
+                theta,
+                start,
+                (),
+                steps,
+            )
             return meta_loss
 
         return jax.vmap(loss)(keys).mean()
@@ -111,7 +122,12 @@ def proximal_descent(problem: mx.Problem, rate: float, lam: float) -> mx.Learner
 
     def make_tx(theta):
         def pull(grads, params):
-            return jax.tree.map(lambda g, p, t: g + lam * (p - t), grads, params, theta)
+            return jax.tree.map(
+                lambda g, p, t: g + lam * (p - t),
+                grads,
+                params,
+                theta,
+            )
 
         return optax.chain(optax.stateless(pull), optax.sgd(rate))
 

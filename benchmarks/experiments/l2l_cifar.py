@@ -14,7 +14,7 @@ import optax
 
 import metajax as mx
 from benchmarks.experiments import _l2l
-from benchmarks.reproduce import Claim, Experiment, Results, Settings
+from benchmarks.reproduce import Claim, Experiment, Result, Results, Settings
 
 SOURCE = "Andrychowicz et al. 2016, section 3.3, figure 7"
 CASES = {"CIFAR-10": tuple(range(10)), "CIFAR-5": (0, 1, 2, 3, 4), "CIFAR-2": (0, 1)}
@@ -65,7 +65,7 @@ def network(settings: Settings, classes: tuple[int, ...]) -> mx.Problem:
     )
 
 
-def run(seed: int, settings: Settings, folder: Path) -> dict[str, np.ndarray]:
+def run(seed: int, settings: Settings, folder: Path) -> Result:
     tasks = mx.tasks.minibatches(settings["batch"])
     lstm = mx.optim.lstm(**settings["preset"])
     nadam = mx.optim.nadam(rate=0.005, knots=(1, 10, 100, 300, 600, 850, 1000))
@@ -111,7 +111,15 @@ def claims(results: Results, settings: Settings) -> list[Claim]:
     for case in cases(settings):
         for name in NAMES[:2]:
             found.append(_l2l.against_baselines(results, case, name, SOURCE, "below all baselines"))
-        found.append(_l2l.against_baselines(results, case, NAMES[2], f"beyond {SOURCE}", None))
+        found.append(
+            _l2l.against_baselines(
+                results,
+                case,
+                NAMES[2],
+                f"beyond {SOURCE}",
+                None,
+            )
+        )
     return found
 
 

@@ -20,7 +20,7 @@ import numpy as np
 
 import metajax as mx
 from benchmarks.experiments import _l2l
-from benchmarks.reproduce import Claim, Experiment, Results, Settings
+from benchmarks.reproduce import Claim, Experiment, Result, Results, Settings
 
 SOURCE = "Andrychowicz et al. 2016, section 3.2"
 PLAIN = "LSTM"
@@ -47,10 +47,20 @@ class Case(NamedTuple):
 
 CASES = {
     "20 units": Case((20,), jax.nn.sigmoid, figure=4),
-    "twice the steps": Case((20,), jax.nn.sigmoid, figure=4, factor=2),
+    "twice the steps": Case(
+        (20,),
+        jax.nn.sigmoid,
+        figure=4,
+        factor=2,
+    ),
     "40 units": Case((40,), jax.nn.sigmoid, figure=5),
     "2 layers": Case((20, 20), jax.nn.sigmoid, figure=5),
-    "ReLU": Case((20,), jax.nn.relu, figure=5, wins=False),
+    "ReLU": Case(
+        (20,),
+        jax.nn.relu,
+        figure=5,
+        wins=False,
+    ),
 }
 
 
@@ -88,15 +98,30 @@ def _standing_for_many(problem: mx.Problem) -> mx.Problem:
 
     def loss(key, params, model_state, batch_and_factors):
         batch, factors = batch_and_factors
-        return problem.loss(key, _scaled(jnp.multiply, params, factors), model_state, batch)
+        return problem.loss(
+            key,
+            _scaled(jnp.multiply, params, factors),
+            model_state,
+            batch,
+        )
 
     def test(key, params, model_state, batch_and_factors):
         batch, factors = batch_and_factors
-        return problem.test(key, _scaled(jnp.multiply, params, factors), model_state, batch)
+        return problem.test(
+            key,
+            _scaled(jnp.multiply, params, factors),
+            model_state,
+            batch,
+        )
 
     def predict(key, params, model_state, inputs_and_factors):
         inputs, factors = inputs_and_factors
-        return problem.predict(key, _scaled(jnp.multiply, params, factors), model_state, inputs)
+        return problem.predict(
+            key,
+            _scaled(jnp.multiply, params, factors),
+            model_state,
+            inputs,
+        )
 
     return mx.Problem(init, loss, test, predict)
 
@@ -127,7 +152,7 @@ def _with_factors(problem: mx.Problem, tasks: mx.Tasks, most: tuple[float, float
     return mx.Tasks(sample, train, test)
 
 
-def run(seed: int, settings: Settings, folder: Path) -> dict[str, np.ndarray]:
+def run(seed: int, settings: Settings, folder: Path) -> Result:
     tasks = mx.tasks.minibatches(settings["batch"])
     optimizers = {
         PLAIN: mx.optim.lstm(**settings["preset"]),
@@ -178,7 +203,13 @@ def _pose(settings: Settings, tasks: mx.Tasks, phase: _l2l.Phase) -> _l2l.Posed:
     if phase["network"] == "family":
         widths = phase.get("widths", (hidden // 2, hidden))
         depths = phase.get("depths", (1, 2))
-        problem, tasks = mx.problems.random_mlp(tasks, inputs, 10, widths=widths, depths=depths)
+        problem, tasks = mx.problems.random_mlp(
+            tasks,
+            inputs,
+            10,
+            widths=widths,
+            depths=depths,
+        )
     else:
         problem = mx.problems.mlp((inputs, hidden, 10))
     problem, tasks = many(problem, tasks, phase["stands_for"])
@@ -190,7 +221,16 @@ def claims(results: Results, settings: Settings) -> list[Claim]:
     for name, case in cases(settings).items():
         source = f"{SOURCE}, figure {case.figure}"
         published = "below all baselines" if case.wins else "fails"
-        found.append(_l2l.against_baselines(results, name, PLAIN, source, published, case.wins))
+        found.append(
+            _l2l.against_baselines(
+                results,
+                name,
+                PLAIN,
+                source,
+                published,
+                case.wins,
+            )
+        )
     for optimizer in FAMILY:
         for name in cases(settings):
             source = f"beyond {SOURCE}"

@@ -17,6 +17,7 @@ from benchmarks.experiments._training import Run, clipped_adam, meta_train
 from benchmarks.reproduce import (
     Claim,
     Experiment,
+    Result,
     Results,
     Settings,
     at_least,
@@ -59,12 +60,22 @@ def clone_errors(seed: int, settings: Settings, meta_params: Any) -> dict[str, n
     learner = mx.clone_backprop(cell_of(settings), settings["rate"])
     spread = settings["spread"]
     loop = mx.inner(learner, mx.tasks.signals(settings["cells"], spread), 500)
-    curves = mx.evaluate(loop, jax.random.key(2000 + seed), meta_params, num_tasks=4)
+    curves = mx.evaluate(
+        loop,
+        jax.random.key(2000 + seed),
+        meta_params,
+        num_tasks=4,
+    )
     drift = curves.metrics["drift"].mean(0)
 
     tasks = mx.tasks.signals(4096, spread)
     single = mx.inner(learner, tasks, 1)
-    one = mx.evaluate(single, jax.random.key(3000 + seed), meta_params, num_tasks=1)
+    one = mx.evaluate(
+        single,
+        jax.random.key(3000 + seed),
+        meta_params,
+        num_tasks=1,
+    )
 
     # The size of an update in units of the rate: e tanh(x) and e, as drawn by the tasks.
     task = tasks.sample(jax.random.key(0), ())
@@ -100,7 +111,7 @@ def same_network(net: mx.Learner) -> mx.Problem:
     return mx.problems.classifier(init, apply)
 
 
-def run(seed: int, settings: Settings, folder: Path) -> dict[str, np.ndarray]:
+def run(seed: int, settings: Settings, folder: Path) -> Result:
     meta_params = clone(seed, settings, folder)
     results = clone_errors(seed, settings, meta_params)
     for name in settings["data"]:
@@ -117,7 +128,12 @@ def run(seed: int, settings: Settings, folder: Path) -> dict[str, np.ndarray]:
                 key = jax.random.key(4000 + seed)
                 curves = mx.evaluate(loop, key, params, train, num_tasks=1)
                 learned = jax.tree.map(lambda x: x[0], curves.state.learner)
-                _, metrics = jax.jit(learner.test)(key, params, learned, test)
+                _, metrics = jax.jit(learner.test)(
+                    key,
+                    params,
+                    learned,
+                    test,
+                )
                 tested = 100 * np.asarray(metrics["accuracy"])
                 online = np.asarray(curves.metrics["accuracy"][0])
 
@@ -166,7 +182,12 @@ def _accuracy_claims(results: Results, name: str, hidden: int) -> list[Claim]:
 
 
 def picture(results: Results, settings: Settings, figure: Any) -> None:
-    axes = figure.subplots(1, len(settings["data"]), sharey=True, squeeze=False)[0]
+    axes = figure.subplots(
+        1,
+        len(settings["data"]),
+        sharey=True,
+        squeeze=False,
+    )[0]
     for ax, name in zip(axes, settings["data"], strict=True):
         for hidden in (0, 1):
             _draw(results, settings, name, hidden, ax)

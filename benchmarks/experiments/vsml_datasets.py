@@ -11,7 +11,7 @@ import metajax as mx
 from benchmarks import _data
 from benchmarks.experiments import _vsml
 from benchmarks.experiments._training import Run, clipped_adam, meta_train
-from benchmarks.reproduce import Claim, Experiment, Results, Settings, above, claim
+from benchmarks.reproduce import Claim, Experiment, Result, Results, Settings, above, claim
 
 SOURCE = "Kirsch & Schmidhuber 2021, section 4.4"
 
@@ -40,7 +40,12 @@ def sources(settings: Settings) -> dict[str, Source]:
     for name in settings["sets"]:
         train, test = map(mx.data.by_class, _data.standardised(name, size))
         classes = min(most_classes, len(train["start"]) - 1)
-        found[name] = Source(mx.tasks.classification(classes), classes, train, test)
+        found[name] = Source(
+            mx.tasks.classification(classes),
+            classes,
+            train,
+            test,
+        )
 
     shape = (size * size,)
     random_images = mx.tasks.random_images(shape, num_classes=most_classes)
@@ -79,7 +84,7 @@ def train_on(
     )
 
 
-def run(seed: int, settings: Settings, folder: Path) -> dict[str, np.ndarray]:
+def run(seed: int, settings: Settings, folder: Path) -> Result:
     every = sources(settings)
     trainable = [name for name in every if name != "Sum Sign"]  # never trained on
     mixtures = {name: [name] for name in trainable}

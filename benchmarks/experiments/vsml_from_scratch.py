@@ -10,7 +10,7 @@ import metajax as mx
 from benchmarks import _data
 from benchmarks.experiments import _vsml
 from benchmarks.experiments._training import Run, clipped_adam, meta_train
-from benchmarks.reproduce import Claim, Experiment, Results, Settings, above, claim
+from benchmarks.reproduce import Claim, Experiment, Result, Results, Settings, above, claim
 
 SOURCE = "Kirsch & Schmidhuber 2021, section 4.2"
 AT = (50, 100, 300, 500, 1000, 2000)
@@ -41,7 +41,7 @@ def train_rnn(
     return rnn, meta_params
 
 
-def run(seed: int, settings: Settings, folder: Path) -> dict[str, np.ndarray]:
+def run(seed: int, settings: Settings, folder: Path) -> Result:
     size = settings["size"]
     train = mx.data.by_class(_data.standardised(settings["train"], size)[0])
     vsml = _vsml.network(train["image"].shape[1], 10)
@@ -71,7 +71,12 @@ def run(seed: int, settings: Settings, folder: Path) -> dict[str, np.ndarray]:
                 runs=runs,
             )
             results |= learned_results(f"{name}, {method}", accuracy)
-        for method, accuracy in _vsml.baselines(seed, test, steps=steps, runs=runs).items():
+        for method, accuracy in _vsml.baselines(
+            seed,
+            test,
+            steps=steps,
+            runs=runs,
+        ).items():
             rates = _vsml.RATES[method.split(",")[0]]
             results |= searched_results(f"{name}, {method}", accuracy, rates)
     return results
@@ -138,7 +143,12 @@ def claims(results: Results, settings: Settings) -> list[Claim]:
 
 def picture(results: Results, settings: Settings, figure: Any) -> None:
     points = _vsml.points(settings["steps"])
-    axes = figure.subplots(1, len(settings["test"]), sharey=True, squeeze=False)[0]
+    axes = figure.subplots(
+        1,
+        len(settings["test"]),
+        sharey=True,
+        squeeze=False,
+    )[0]
     for ax, name in zip(axes, settings["test"], strict=True):
         for i, method in enumerate((*VSML, *ONLINE, "Meta RNN")):
             curves = [result[f"{name}, {method}"] for result in results]

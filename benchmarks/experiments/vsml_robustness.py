@@ -14,7 +14,7 @@ import metajax as mx
 from benchmarks import _data
 from benchmarks.experiments import _vsml
 from benchmarks.experiments.vsml_from_scratch import EXPERIMENT as FROM_SCRATCH
-from benchmarks.reproduce import Claim, Experiment, Results, Settings, above, below, claim
+from benchmarks.reproduce import Claim, Experiment, Result, Results, Settings, above, below, claim
 
 SOURCE = "Kirsch & Schmidhuber 2021, section 4.3"
 PLAIN = "plain"  # the usual size, not transformed; meta-training transformed all that it saw
@@ -58,7 +58,7 @@ def trained_on(settings: Settings) -> set[str]:
     return {"projected"} | {f"{size}x{size}" for size in mixed}
 
 
-def run(seed: int, settings: Settings, folder: Path) -> dict[str, np.ndarray]:
+def run(seed: int, settings: Settings, folder: Path) -> Result:
     train = mx.data.by_class(_data.standardised(settings["train"], settings["size"])[0])
     varied = _vsml.train_phases(seed, train, settings["bptt"], folder)
     # This one was meta-trained on the images of the one size and its ten classes alone.
@@ -107,8 +107,22 @@ def picture(results: Results, settings: Settings, figure: Any) -> None:
     ax = figure.subplots()
     names = list(conditions(settings))
     places = np.arange(len(names))
-    _draw_bars(results, "varied", names, ax, places - 0.2, _label(settings, "varied"))
-    _draw_bars(results, "narrow", names, ax, places + 0.2, _label(settings, "narrow"))
+    _draw_bars(
+        results,
+        "varied",
+        names,
+        ax,
+        places - 0.2,
+        _label(settings, "varied"),
+    )
+    _draw_bars(
+        results,
+        "narrow",
+        names,
+        ax,
+        places + 0.2,
+        _label(settings, "narrow"),
+    )
     ax.set(
         xticks=places,
         ylabel=f"accuracy over {settings['steps']} examples (%)",
