@@ -222,7 +222,8 @@ def unused_names(who: str, metrics: dict[str, Any], own: tuple[str, ...]) -> Non
     for name in own:
         if name in metrics:
             raise ValueError(
-                f"the metric {name!r} has the name of one that {who} reports itself; give it another"
+                f"the metric {name!r} has the name of one that {who} reports itself; give it "
+                f"another"
             )
 
 

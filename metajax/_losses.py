@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from metajax.types import Array, Metrics
+from metajax.types import Array, Batch, Metrics
 
 
 def masked_mean(values: Array, mask: Array | None = None) -> Array:
@@ -27,9 +27,8 @@ def cross_entropy_and_accuracy(
     A ``label [B]`` that is out of range is an error or, where it is traced, a loss of NaN.
     """
     num_classes = logits.shape[-1]
+    _check_labels(label, mask, num_classes)
     in_range = (label >= 0) & (label < num_classes)
-    counts = jnp.ones_like(in_range) if mask is None else mask
-    _check_labels(label, in_range | ~counts, num_classes)
 
     safe = jnp.where(in_range, label, 0)
     losses = optax.softmax_cross_entropy_with_integer_labels(logits, safe)
@@ -38,9 +37,27 @@ def cross_entropy_and_accuracy(
     return masked_mean(losses, mask), {"accuracy": masked_mean(hits, mask)}
 
 
-def _check_labels(label: Array, fits: Array, num_classes: int) -> None:
-    if isinstance(fits, jax.core.Tracer):
+def _check_labels(label: Array, mask: Array | None, num_classes: int) -> None:
+    if isinstance(label, jax.core.Tracer) or isinstance(mask, jax.core.Tracer):
         return
-    wrong = np.unique(np.asarray(label)[~np.asarray(fits)])  # on the host, also under jit
+    counted = np.asarray(label)  # on the host, also under jit
+    if mask is not None:
+        counted = counted[np.asarray(mask)]
+    wrong = np.unique(counted[(counted < 0) | (counted >= num_classes)])
     if wrong.size:
         raise ValueError(f"label must be in 0..{num_classes - 1}, got {wrong.tolist()}")
+
+
+def blank_masked(batch: Batch) -> Batch:
+    """The batch with zeros in the place of the examples whose ``mask [B]`` is False.
+
+    Those may hold anything. A NaN would spoil what is differentiated: 0 times NaN is NaN.
+    """
+    if "mask" not in batch:
+        return batch
+
+    def blank(x):
+        counts = batch["mask"].reshape(-1, *[1] * (x.ndim - 1))
+        return jnp.where(counts, x, 0)
+
+    return {name: x if name == "mask" else blank(x) for name, x in batch.items()}

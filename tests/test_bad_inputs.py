@@ -37,6 +37,13 @@ def custom(**changes):
     return mx.unroll(inner, META, inner.init(KEY, META, DATA), DATA, 1)
 
 
+def evaluated(*found):
+    """The evaluation of a learner whose test gives what was ``found``."""
+    result = found if len(found) > 1 else found[0]
+    inner = mx.inner(LEARNER._replace(test=lambda *_: result), TASKS, 1)
+    return mx.evaluate(inner, KEY, META, DATA)
+
+
 def trained(step, estimator=mx.bptt, **kwargs):
     """One meta-step over a learner with that step."""
     estimator = estimator(mx.inner(LEARNER._replace(step=step), TASKS, 4), 2, **kwargs)
@@ -86,11 +93,19 @@ CASES = {
         r"the metric 'accuracy' returned by learner.step must be a scalar, got float32\[3\]; reduce it",
     ),
     "inner: a metric without a name": (
-        lambda: mx.evaluate(
-            mx.inner(LEARNER._replace(metrics=lambda *_: jnp.float32(0)), TASKS, 1), KEY, META, DATA
-        ),
+        lambda: evaluated(jnp.float32(0), jnp.float32(0)),
         TypeError,
-        "the metrics returned by learner.metrics must be a dict of scalars",
+        "the metrics returned by learner.test must be a dict of scalars",
+    ),
+    "inner: a test without metrics": (
+        lambda: evaluated(jnp.float32(0)),
+        TypeError,
+        r"learner.test must return \(loss, metrics\), got float32\[\]",
+    ),
+    "inner: a test loss for each example": (
+        lambda: evaluated(jnp.zeros(3), {}),
+        ValueError,
+        "the loss returned by learner.test must be a floating-point scalar",
     ),
     **{
         f"{name}: {what}": (
@@ -112,17 +127,23 @@ CASES = {
                 "a loss without metrics",
                 jnp.float32(0),
                 TypeError,
-                r"problem.loss must return \(loss, metrics\)",
+                r"problem.loss must return \(loss, \(metrics, model_state\)\)",
+            ),
+            (
+                "a loss with metrics alone",
+                (jnp.float32(0), {}),
+                TypeError,
+                r"problem.loss must return \(metrics, model_state\), got dict",
             ),
             (
                 "a loss for each example",
-                (jnp.zeros(3), {}),
+                (jnp.zeros(3), ({}, ())),
                 ValueError,
                 "the loss returned by problem.loss",
             ),
             (
                 "a metric for each example",
-                (jnp.float32(0), {"hit": jnp.zeros(3)}),
+                (jnp.float32(0), ({"hit": jnp.zeros(3)}, ())),
                 ValueError,
                 "the metric 'hit'",
             ),
@@ -237,8 +258,8 @@ CASES = {
         r"sizes\[0\] is 4",
     ),
     "classifier: logits of another shape": (
-        lambda: mx.problems.classifier(lambda k: jnp.zeros(()), lambda p, x: p).loss(
-            KEY, jnp.zeros(()), DATA
+        lambda: mx.problems.classifier(lambda k: jnp.zeros(()), lambda p, x: p).test(
+            KEY, jnp.zeros(()), (), DATA
         ),
         ValueError,
         "net_apply",
@@ -249,11 +270,20 @@ CASES = {
         "net_init",
     ),
     # l2l
-    "l2l: the learned optimizer itself": (lambda: mx.l2l(OPT, MLP), TypeError, "make_tx"),
     "l2l: a transformation, not a function of parameters": (
         lambda: mx.l2l(optax.adam(0.1), MLP),
         TypeError,
-        "make_tx",
+        "optimizer must be a metajax.LearnedOptimizer or a function of the meta-parameters",
+    ),
+    "l2l: a function that gives a learned optimizer": (
+        lambda: mx.l2l(lambda m: OPT, MLP).init(KEY, META, ()),
+        TypeError,
+        "of a learned optimizer give it itself",
+    ),
+    "l2l: the meta-parameters of a function of them": (
+        lambda: mx.l2l(optax.adam, MLP).meta(KEY),
+        TypeError,
+        "give its optimizer as a metajax.LearnedOptimizer, or take learner._replace.meta=",
     ),
     "l2l: a function that gives no transformation": (
         lambda: mx.l2l(lambda m: 0.1, MLP).init(KEY, META, ()),
@@ -355,8 +385,8 @@ CASES = {
         "state",
     ),
     "fit: no steps": (lambda: mx.fit(TRAINER, STATE, DATA, num_steps=0), ValueError, "num_steps"),
-    "fit: chunk of none": (
-        lambda: mx.fit(TRAINER, STATE, DATA, num_steps=1, chunk=0),
+    "trainer: chunk of none": (
+        lambda: mx.trainer(mx.bptt(INNER, 2), optax.adam(1e-3), chunk=0),
         ValueError,
         "chunk",
     ),
@@ -373,12 +403,14 @@ CASES = {
         "optimizers",
     ),
     "compare: rates negative": (
-        lambda: mx.compare(mx.BASELINES, MLP, TASKS, KEY, DATA, steps=2, rates=[-1.0]),
+        lambda: mx.compare(
+            mx.BASELINES, MLP, TASKS, KEY, DATA, steps=2, search=mx.RateSearch([-1.0])
+        ),
         ValueError,
         "rates",
     ),
     "compare: no rates": (
-        lambda: mx.compare(mx.BASELINES, MLP, TASKS, KEY, DATA, steps=2, rates=[]),
+        lambda: mx.compare(mx.BASELINES, MLP, TASKS, KEY, DATA, steps=2, search=mx.RateSearch([])),
         ValueError,
         "rates",
     ),

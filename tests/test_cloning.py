@@ -11,7 +11,6 @@ import pytest
 import metajax as mx
 from metajax.cells import Cell, recall, store, with_weights
 from metajax.cells import lstm as lstm_cell
-from metajax.learners import clone_backprop
 
 RATE = 0.05
 
@@ -41,11 +40,11 @@ def ideal_cell():
 
 
 def test_the_ideal_cell_has_no_loss_and_another_rate_has_one(x64):
-    loop = mx.inner(clone_backprop(ideal_cell(), RATE).learner, mx.tasks.signals(16), 5)
+    loop = mx.inner(mx.clone_backprop(ideal_cell(), RATE), mx.tasks.signals(16), 5)
     curves = mx.evaluate(loop, jax.random.key(0), (), num_tasks=2)
     assert np.max(curves.loss) < 1e-25
     assert np.max(curves.metrics["drift"]) < 1e-12
-    loop = mx.inner(clone_backprop(ideal_cell(), 2 * RATE).learner, mx.tasks.signals(16), 1)
+    loop = mx.inner(mx.clone_backprop(ideal_cell(), 2 * RATE), mx.tasks.signals(16), 1)
     # Half of every update is missing: the error is that of 0.5 e tanh(x) and 0.5 e.
     state = loop.init(jax.random.key(1), (), ())
     state, _, metrics = mx.unroll(loop, (), state, (), 1)
@@ -107,20 +106,20 @@ def test_only_weights_outlast_an_example():
 
 @pytest.mark.slow
 def test_fitting_an_lstm_brings_the_error_down():
-    clone = clone_backprop(lstm_cell(8, slots=1, reduce="sum"), RATE)
+    clone = mx.clone_backprop(lstm_cell(8, slots=1, reduce="sum"), RATE)
     loop = mx.inner(clone, mx.tasks.signals(64), 1)
-    trainer = mx.trainer(mx.bptt(loop, 1), optax.adam(1e-2))
+    trainer = mx.trainer(mx.bptt(loop, 1), optax.adam(1e-2), chunk=400)
     state = trainer.init(jax.random.key(0), clone.meta(jax.random.key(1)))
-    loss = mx.fit(trainer, state, num_steps=400, chunk=400, progress=False).history["loss"]
+    loss = mx.fit(trainer, state, num_steps=400, progress=None).history["loss"]
     assert np.mean(loss[-20:]) < 0.1 * np.mean(loss[:5])
 
 
 def test_bad_input():
     with pytest.raises(ValueError, match="messages of 1 slot"):
-        clone_backprop(lstm_cell(8), RATE)
+        mx.clone_backprop(lstm_cell(8), RATE)
     with pytest.raises(TypeError, match=r"metajax\.cells\.lstm"):
-        clone_backprop(mx.vsml((4, 2)), RATE)  # pyright: ignore[reportArgumentType]
+        mx.clone_backprop(mx.vsml((4, 2)), RATE)  # pyright: ignore[reportArgumentType]
     with pytest.raises(ValueError, match="rate must be finite and greater than 0"):
-        clone_backprop(ideal_cell(), 0.0)
+        mx.clone_backprop(ideal_cell(), 0.0)
     with pytest.raises(ValueError, match="num_cells must be at least 1"):
         mx.tasks.signals(0)

@@ -20,7 +20,8 @@ def one_coordinate(meta_params, grads, p, scale):
         {k: np.asarray(v, np.float64) for k, v in layer.items()} for layer in meta_params["lstm"]
     ]
     w, b = (np.asarray(meta_params["out"][k], np.float64) for k in ("w", "b"))
-    states = [(np.zeros(len(x["b"]) // 4), np.zeros(len(x["b"]) // 4)) for x in layers]
+    zeros = [np.zeros(len(x["b"]) // 4) for x in layers]
+    states = list(zip(zeros, zeros, strict=True))
     updates = []
     for g in grads:
         if p is None:
@@ -138,7 +139,8 @@ def test_in_masked():
 
 def test_in_multi_transform():
     other = OPT.init(jax.random.key(4))
-    tx = optax.multi_transform({"x": OPT.tx(META), "y": OPT.tx(other)}, {"a": "x", "b": "y"})
+    transforms = {"x": OPT.tx(META), "y": OPT.tx(other)}
+    tx = optax.multi_transform(transforms, {"a": "x", "b": "y"})
     params = {"a": jnp.ones(3), "b": jnp.ones(3)}
     got, _ = run(tx, params)
     for name, meta in (("a", META), ("b", other)):
@@ -179,18 +181,25 @@ def test_under_vmap_over_tasks_and_over_meta_params():
     both = jax.vmap(lambda m, p: run(OPT.tx(m), p, jit=False)[0])(metas, params)
     for k in range(5):
         one = {"a": params["a"][k]}
-        np.testing.assert_allclose(batched["a"][k], run(OPT.tx(META), one)[0]["a"], rtol=1e-5)
+        want, _ = run(OPT.tx(META), one)
+        np.testing.assert_allclose(batched["a"][k], want["a"], rtol=1e-5)
         meta = jax.tree.map(lambda x, k=k: x[k], metas)
-        np.testing.assert_allclose(both["a"][k], run(OPT.tx(meta), one)[0]["a"], rtol=1e-4)
+        want, _ = run(OPT.tx(meta), one)
+        np.testing.assert_allclose(both["a"][k], want["a"], rtol=1e-4)
 
 
 def test_inside_cond():
     tx = OPT.tx(META)
     params = jnp.ones(3)
     state = tx.init(params)
-    f = jax.jit(
-        lambda p, s, on: jax.lax.cond(on, lambda: tx.update(p, s), lambda: (jnp.zeros_like(p), s))
-    )
+
+    @jax.jit
+    def f(grads, state, on):
+        def skip():
+            return jnp.zeros_like(grads), state
+
+        return jax.lax.cond(on, lambda: tx.update(grads, state), skip)
+
     assert float(jnp.abs(f(params, state, True)[0]).sum()) > 0
     assert float(jnp.abs(f(params, state, False)[0]).sum()) == 0
 

@@ -61,13 +61,22 @@ def test_the_learning_algorithm_learns_images_it_never_saw():
     assert accuracy[:, -100:].mean() > 0.7
 
 
+def test_the_meta_parameters_of_a_learner_are_those_of_the_set():
+    for name, learner in (
+        ("maml-omniglot", mx.pretrained.load("maml-omniglot")),
+        ("vsml-mnist", mx.pretrained.load("vsml-mnist")(64, 10)),
+    ):
+        meta_params = learner.meta(jax.random.key(0))
+        jax.tree.map(np.testing.assert_array_equal, meta_params, mx.pretrained.params(name))
+
+
 @needs("omniglot")
 def test_the_initialisation_tells_characters_apart_that_it_never_saw():
-    learner, meta_params = mx.pretrained.load("maml-omniglot")
+    learner = mx.pretrained.load("maml-omniglot")
+    meta_params = learner.meta(jax.random.key(1))
     loop = mx.inner(learner, mx.tasks.episodes(5, 1), horizon=3)
-    curves = mx.evaluate(
-        loop, jax.random.key(0), meta_params, mx.data.few_shot("omniglot", "test"), num_tasks=100
-    )
+    data = mx.data.few_shot("omniglot", "test")
+    curves = mx.evaluate(loop, jax.random.key(0), meta_params, data, num_tasks=100)
     assert curves.test_metrics["accuracy"].mean() > 0.95
 
 

@@ -54,12 +54,10 @@ def message_by_hand(params, h):
     return x
 
 
-def network_by_hand(
-    sizes, params, cells, images, labels, *, ticks, slots, reduce, feed_label, backward_pass
-):
+def network_by_hand(sizes, params, cells, images, labels, *, ticks, slots, reduce, backward_pass):
     """Kirsch & Schmidhuber 2021, eq. 7, one cell at a time. ``cells[k][a][b] = (c, h)``."""
     layers, classes = len(sizes) - 1, sizes[-1]
-    error, label = np.zeros(classes), np.zeros(classes)
+    error = np.zeros(classes)
 
     def total(messages):
         return np.mean(messages, 0) if reduce == "mean" else np.sum(messages, 0)
@@ -68,10 +66,7 @@ def network_by_hand(
         if silent:
             slot = np.zeros((sizes[k + 1], slots))
         elif k == layers - 1:
-            slot = [
-                np.concatenate([[e, y if feed_label else 0], np.zeros(slots - 2)])
-                for e, y in zip(error, label, strict=True)
-            ]
+            slot = [np.concatenate([[e], np.zeros(slots - 1)]) for e in error]
         else:
             slot = [
                 total([message_by_hand(params["backward"], h) for _, h in cells[k + 1][a]])
@@ -100,8 +95,7 @@ def network_by_hand(
         logits = 100 * np.tanh(np.array([m[1] for m in sent[-1]]) / 100)
         p = np.exp(logits) / np.exp(logits).sum()
         losses.append(-np.log(p[y]))
-        label = np.eye(classes)[y]
-        error = p - label
+        error = p - np.eye(classes)[y]
         if backward_pass:
             for k in reversed(range(layers)):
                 update(k, sent[k])
@@ -111,8 +105,8 @@ def network_by_hand(
 CASES = [
     {"sizes": (3, 2)},
     {"sizes": (3, 2), "reduce": "sum", "ticks": 1},
-    {"sizes": (3, 2), "feed_label": True, "backward_pass": True},
-    {"sizes": (3, 4, 2), "feed_label": True, "layer_norm": True},
+    {"sizes": (3, 2), "backward_pass": True},
+    {"sizes": (3, 4, 2), "layer_norm": True},
     {"sizes": (2, 3, 2, 3), "backward_pass": True, "reduce": "sum"},
 ]
 
@@ -122,11 +116,9 @@ CASES = [
 def test_equals_a_loop_over_single_cells(case):
     with jax.enable_x64(True):
         sizes, ticks, reduce = case["sizes"], case.get("ticks", 2), case.get("reduce", "mean")
-        norm, feed, back = (
-            case.get(name, False) for name in ("layer_norm", "feed_label", "backward_pass")
-        )
+        norm, back = (case.get(name, False) for name in ("layer_norm", "backward_pass"))
         cell = lstm_cell(4, 3, ticks=ticks, reduce=reduce, layer_norm=norm)
-        net = mx.vsml(sizes, cell, feed_label=feed, backward_pass=back)
+        net = mx.vsml(sizes, cell, backward_pass=back)
         # Every parameter away from its initial value, so that each counts.
         params = jax.tree.map(
             lambda x: (
@@ -150,7 +142,7 @@ def test_equals_a_loop_over_single_cells(case):
         images, labels = np.asarray(images[:, 0], np.float64), np.asarray(labels[:, 0])
         want = network_by_hand(
             sizes, params, cells, images, labels,
-            ticks=ticks, slots=3, reduce=reduce, feed_label=feed, backward_pass=back,
+            ticks=ticks, slots=3, reduce=reduce, backward_pass=back,
         )  # fmt: skip
         np.testing.assert_allclose(losses, want, rtol=1e-10)
         assert np.std(want) > 0.01
@@ -192,7 +184,7 @@ def test_the_minimal_cell_runs_eq_4():
 
 NETS = {
     "headline": lambda a, b: mx.vsml((a, b)),
-    "label": lambda a, b: mx.vsml((a, b), feed_label=True, backward_pass=True),
+    "two sweeps": lambda a, b: mx.vsml((a, b), backward_pass=True),
     "deep": lambda a, b: mx.vsml((a, 5, b), lstm_cell(6, 4, layer_norm=True)),
     "minimal": lambda a, b: mx.vsml((a, b), rnn_cell(4)),
 }
@@ -224,7 +216,7 @@ def test_a_permutation_of_inputs_and_outputs_changes_nothing(name):
 @pytest.mark.parametrize("name", NETS)
 @pytest.mark.slow
 def test_one_set_of_parameters_for_every_size(name):
-    params = NETS[name](6, 4).init(jax.random.key(0))
+    params = NETS[name](6, 4).meta(jax.random.key(0))
     for inputs, outputs in ((3, 2), (9, 7)):
         net = NETS[name](inputs, outputs)
         chex.assert_trees_all_equal_shapes(params, net.meta(jax.random.key(1)))
@@ -233,7 +225,7 @@ def test_one_set_of_parameters_for_every_size(name):
 
 
 def test_the_headline_configuration_has_2384_parameters():
-    params = mx.vsml((784, 10)).init(jax.random.key(0))
+    params = mx.vsml((784, 10)).meta(jax.random.key(0))
     assert sum(x.size for x in jax.tree.leaves(params)) == 2384
     gates = np.concatenate(
         [np.asarray(params["gates"][name]) for name in ("forward", "backward", "hidden")]
@@ -246,22 +238,11 @@ def test_the_headline_configuration_has_2384_parameters():
 
 
 def test_the_initial_state_is_noise_in_the_first_half_of_the_memory():
-    state = mx.vsml((100, 20)).learner.init(jax.random.key(0), (), ())
+    state = mx.vsml((100, 20)).init(jax.random.key(0), (), ())
     ((c, h),) = state.cells
     np.testing.assert_allclose(np.std(c[..., :8]), 0.8796 / 100**0.5, rtol=0.03)
     assert not c[..., 8:].any()
     assert not h.any()
-
-
-def test_a_set_of_parameters_for_each_layer():
-    shared, own = mx.vsml((3, 4, 2)), mx.vsml((3, 4, 2), layerwise=True)
-    params = shared.init(jax.random.key(0))
-    images, labels = stream(jax.random.key(1), 4, 1, 3, 2)
-    np.testing.assert_array_equal(
-        run(shared, params, images, labels)[1][0], run(own, (params, params), images, labels)[1][0]
-    )
-    first, second = own.init(jax.random.key(0))
-    assert not np.array_equal(first["gates"]["hidden"], second["gates"]["hidden"])
 
 
 def test_a_convolution_with_one_position_is_dense():
@@ -296,11 +277,8 @@ def test_the_wiring_of_a_convolution_is_that_of_lax(shape, kernel, stride):
 
 
 def test_equal_replicas_that_see_equal_examples_are_one():
-    one, two = (
-        mx.vsml((4, 5, 3), feed_label=True),
-        mx.vsml((4, 5, 3), feed_label=True, batch_size=2),
-    )
-    params = one.init(jax.random.key(0))
+    one, two = mx.vsml((4, 5, 3)), mx.vsml((4, 5, 3), batch_size=2)
+    params = one.meta(jax.random.key(0))
     images, labels = stream(jax.random.key(1), 6, 1, 4, 3)
     want = run(one, params, images, labels)[1]
     got = run(two, params, jnp.repeat(images, 2, 1), jnp.repeat(labels, 2, 1))[1]
@@ -351,20 +329,17 @@ def test_the_loss_of_a_batch_is_that_of_the_next_prediction():
     ]
     batch = {"image": images[:, 0], "label": labels[:, 0]}
     losses, metrics = zip(*each, strict=True)
-    np.testing.assert_allclose(
-        net.learner.loss(jax.random.key(0), params, state, batch), np.mean(losses), rtol=1e-5
-    )
-    got = net.learner.metrics(jax.random.key(0), params, state, batch)["accuracy"]
-    np.testing.assert_allclose(got, np.mean([m["accuracy"] for m in metrics]), rtol=1e-6)
+    loss, tested = net.test(jax.random.key(0), params, state, batch)
+    np.testing.assert_allclose(loss, np.mean(losses), rtol=1e-5)
+    want = np.mean([m["accuracy"] for m in metrics])
+    np.testing.assert_allclose(tested["accuracy"], want, rtol=1e-6)
 
 
 @pytest.mark.parametrize("norm", [False, True])
 @pytest.mark.slow
 def test_the_gradient_through_an_episode(norm):
     with jax.enable_x64(True):
-        net = mx.vsml(
-            (2, 3, 2), lstm_cell(3, 2, layer_norm=norm), feed_label=True, backward_pass=True
-        )
+        net = mx.vsml((2, 3, 2), lstm_cell(3, 2, layer_norm=norm), backward_pass=True)
         params = jax.tree.map(lambda x: x.astype(jnp.float64), net.meta(jax.random.key(0)))
         images, labels = stream(jax.random.key(1), 3, 1, 2, 2)
         state = jax.tree.map(
@@ -395,18 +370,13 @@ BAD = {
     ),
     "zero units": (lambda: mx.vsml((0, 3)), ValueError, "at least 1"),
     "one class": (lambda: mx.vsml((4, 1)), ValueError, "at least 2 classes"),
-    "one slot": (
-        lambda: mx.vsml((4, 3), lstm_cell(4, 1), feed_label=True),
-        ValueError,
-        "error and label",
-    ),
     "no cell": (lambda: mx.vsml((4, 3), 16), TypeError, "metajax.cells.lstm"),
     "no ticks": (lambda: lstm_cell(ticks=0), ValueError, "ticks must be at least 1"),
     "reduce": (lambda: lstm_cell(reduce="max"), ValueError, "'mean' or 'sum'"),
     "image size": (
         lambda: run(
             mx.vsml((4, 3)),
-            mx.vsml((4, 3)).init(jax.random.key(0)),
+            mx.vsml((4, 3)).meta(jax.random.key(0)),
             jnp.ones((2, 1, 5)),
             jnp.zeros((2, 1), int),
         ),
@@ -416,14 +386,14 @@ BAD = {
     "batch size": (
         lambda: run(
             mx.vsml((4, 3)),
-            mx.vsml((4, 3)).init(jax.random.key(0)),
+            mx.vsml((4, 3)).meta(jax.random.key(0)),
             jnp.ones((2, 7, 4)),
             jnp.zeros((2, 7), int),
         ),
         ValueError,
         "batch_size is 1",
     ),
-    "image shape": (lambda: convolution((28, 28), 8), ValueError, r"\(height, width, channels\)"),
+    "image shape": (lambda: convolution((28, 28), 8), ValueError, "shape must have 3 numbers"),
     "matrix": (
         lambda: shared_matrix(jnp.ones((2, 3)), jnp.ones((2, 3)), 2, 2),
         ValueError,

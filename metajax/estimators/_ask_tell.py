@@ -15,14 +15,26 @@ from metajax.types import Estimate, Estimator, Inner, PyTree
 # What has no single mean, or wants something other than the losses of whole episodes. By name,
 # since importing evosax makes arrays, after which `jax.distributed` can no longer be initialised.
 _NOT_SERVED = {
-    "PopulationBasedAlgorithm": "keeps a population and has no mean that could follow meta_params; take e.g. "
-    "evosax.algorithms.SimpleES or CMA_ES",
-    "SV_ES": "has several means, where meta_params are one; take the strategy it is built on, CMA_ES or Open_ES",
-    "PersistentES": "is for the windows of truncated episodes; take metajax.pes(inner, num_tasks, std, truncation)",
-    "NoiseReuseES": "is for the windows of truncated episodes; take metajax.noise_reuse_es(inner, num_tasks, std, "
-    "truncation)",
-    "GuidedES": "must be given a gradient each generation; take metajax.guided_es(inner, "
-    "num_tasks, std, surrogate)",
+    "PopulationBasedAlgorithm": (
+        "keeps a population and has no mean that could follow meta_params; take e.g. "
+        "evosax.algorithms.SimpleES or CMA_ES"
+    ),
+    "SV_ES": (
+        "has several means, where meta_params are one; take the strategy it is built on, CMA_ES or "
+        "Open_ES"
+    ),
+    "PersistentES": (
+        "is for the windows of truncated episodes; take metajax.pes(inner, num_tasks, std, "
+        "truncation)"
+    ),
+    "NoiseReuseES": (
+        "is for the windows of truncated episodes; take metajax.noise_reuse_es(inner, num_tasks, "
+        "std, truncation)"
+    ),
+    "GuidedES": (
+        "must be given a gradient each generation; take metajax.guided_es(inner, num_tasks, std, "
+        "surrogate)"
+    ),
 }
 
 
@@ -58,9 +70,11 @@ def ask_tell(inner: Inner, strategy: Any, num_tasks: int, params: Any = None) ->
 
     >>> import jax, metajax as mx, optax
     >>> from evosax.algorithms import Open_ES
-    >>> loop = mx.inner(mx.l2l(optax.sgd, mx.problems.quadratic()), mx.tasks.quadratics(3), horizon=10)
+    >>> learner = mx.l2l(optax.sgd, mx.problems.quadratic())
+    >>> loop = mx.inner(learner, mx.tasks.quadratics(3), horizon=10)
     >>> rate = jax.numpy.float32(0.1)
-    >>> strategy = Open_ES(population_size=8, solution=rate, std_schedule=optax.constant_schedule(0.01))
+    >>> std = optax.constant_schedule(0.01)
+    >>> strategy = Open_ES(population_size=8, solution=rate, std_schedule=std)
     >>> trainer = mx.trainer(mx.ask_tell(loop, strategy, num_tasks=4), optax.sgd(1.0))
     >>> state = trainer.init(jax.random.key(0), rate)
     >>> state, metrics = jax.jit(trainer.step)(state)

@@ -11,7 +11,7 @@ _LENGTH = 2**31 - 2  # the fold_in tag of an episode's length: no inner step rea
 
 
 def window_length(inner: Inner, truncation: int | None) -> int:
-    """The inner steps in a window; they divide the horizon, since episodes restart between windows."""
+    """The inner steps in a window, which divide the horizon: episodes restart between windows."""
     _checks.instance(Inner, inner=inner)
     horizon = inner.horizon
     if truncation is None:

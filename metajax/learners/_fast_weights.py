@@ -1,4 +1,4 @@
-"""Networks that learn by changing weights of their own: fast weights, in place of gradient descent."""
+"""Networks that learn by changing weights of their own: fast weights, not gradient descent."""
 
 import math
 

@@ -16,9 +16,7 @@ from metajax.types import Key, Learner, MetaParams, ModelState, Params, Problem,
 
 
 class Solution(NamedTuple):
-    """The parameters, the start before the first step and the solution after it; and the state
-    of the model.
-    """
+    """The start before the first step, the solution after it, and the state of the model."""
 
     params: Params
     model_state: ModelState
@@ -159,8 +157,9 @@ def imaml_diagnosed(
 
 
 def _objective(problem: Problem, lam: Any, start: Callable) -> tuple[Callable, Callable]:
-    """The inner objective ``(phi, theta, lam, key, model_state, batch)``, and what goes into it:
-    ``meta_params -> (theta, lam)``.
+    """The inner objective ``(phi, theta, lam, key, model_state, batch)``, and what goes into it.
+
+    That is ``meta_params -> (theta, lam)``.
     """
     _checks.function(start=start)
     if not callable(lam):

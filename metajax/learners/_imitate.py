@@ -23,7 +23,7 @@ class ImitationState(NamedTuple):
 def imitate(
     optimizer: LearnedOptimizer | MakeTx, teacher: optax.GradientTransformation, problem: Problem
 ) -> Learner:
-    """Trains ``problem`` by ``teacher``; the loss is how far off the learned update would have been.
+    """Trains ``problem`` by ``teacher``; the loss is how far off the learned update is.
 
     It is the mean over all coordinates of the squared difference of the two updates, and
     ``metrics["objective"]`` is the loss of the problem. Both optimizers see the same gradients,

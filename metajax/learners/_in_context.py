@@ -1,4 +1,4 @@
-"""Learners that learn in their activations: predict an example, take its label in, predict the next."""
+"""Learners that learn in their activations: predict, take the label in, predict the next."""
 
 from collections.abc import Callable
 
@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from metajax import _checks
-from metajax._losses import cross_entropy_and_accuracy
+from metajax._losses import blank_masked, cross_entropy_and_accuracy
 from metajax.types import Array, Key, Learner, MetaParams, State
 
 Predict = Callable[[MetaParams, State, Array], tuple[Array, State]]
@@ -83,6 +83,7 @@ def in_context(
                 learned = jax.tree.map(lambda new, old: jnp.where(counts, new, old), learned, state)
             return learned, logits
 
+        batch = blank_masked(batch)
         images = _flattened(meta_params, batch["image"], num_inputs)
         labels = batch["label"]
         mask = batch.get("mask")
@@ -96,6 +97,7 @@ def in_context(
         return jax.vmap(lambda x: logits_of(meta_params, state, x)[0])(images)
 
     def test(key, meta_params, state, batch):
+        batch = blank_masked(batch)
         logits = predict_all(key, meta_params, state, batch["image"])
         return cross_entropy_and_accuracy(logits, batch["label"], batch.get("mask"))
 

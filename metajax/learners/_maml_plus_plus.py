@@ -121,7 +121,8 @@ def maml_plus_plus(
     >>> for phase, progress in enumerate([0.0, 1.0]):
     ...     weights = mx.step_weights(3, progress)
     ...     learner = mx.maml_plus_plus(problem, weights, rate=0.1, second_order=phase > 0)
-    ...     trainer = mx.trainer(mx.bptt(mx.inner(learner, tasks, 3), num_tasks=2), optax.adam(1e-3))
+    ...     loop = mx.inner(learner, tasks, 3)
+    ...     trainer = mx.trainer(mx.bptt(loop, num_tasks=2), optax.adam(1e-3))
     ...     if state is None:
     ...         state = trainer.init(jax.random.key(1), learner.meta(jax.random.key(0)), digits)
     ...     state, metrics = jax.jit(trainer.step)(state, digits)

@@ -1,6 +1,4 @@
-"""Few-shot classification without gradient steps: an embedding is meta-learned, and its
-classifier is computed.
-"""
+"""Few-shot classification without gradient steps, by an embedding that is meta-learned."""
 
 from collections.abc import Callable
 from typing import NamedTuple
@@ -10,7 +8,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from metajax import _checks
-from metajax._losses import cross_entropy_and_accuracy
+from metajax._losses import blank_masked, cross_entropy_and_accuracy
 from metajax.types import Array, Batch, Key, Learner, Params
 
 Embed = Callable[[Params, Array], Array]
@@ -155,12 +153,13 @@ def _classifier(init: Callable, learn: Callable, logits: Callable, meta: Callabl
     """A learner whose step predicts its batch and then learns from it."""
 
     def test(key, meta_params, state, batch):
+        batch = blank_masked(batch)
         outputs = logits(meta_params, state, batch["image"])
         return cross_entropy_and_accuracy(outputs, batch["label"], batch.get("mask"))
 
     def step(key, meta_params, state, batch):
         loss, metrics = test(key, meta_params, state, batch)
-        return learn(meta_params, state, batch), loss, metrics
+        return learn(meta_params, state, blank_masked(batch)), loss, metrics
 
     def predict(key, meta_params, state, inputs):
         return logits(meta_params, state, inputs)

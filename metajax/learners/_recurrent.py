@@ -15,7 +15,7 @@ Network = Callable[[MetaParams, State, Array], tuple[State, Array]]
 
 
 class RecurrentState(NamedTuple):
-    """The state of the network, and the error and one-hot label, each ``[C]``, of the last example."""
+    """The state of the network, and the last example's error and one-hot label, each ``[C]``."""
 
     network: State
     error: Array

@@ -8,15 +8,17 @@ recurrent state.
 """
 
 from collections.abc import Sequence
+from functools import partial
 from itertools import pairwise
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import optax
 from jax import lax
 
 from metajax import _checks, cells
-from metajax._losses import cross_entropy_and_accuracy
+from metajax._losses import blank_masked, cross_entropy_and_accuracy
 from metajax.cells import Cell, Layer
 from metajax.types import Array, Batch, Learner, MetaParams, PyTree
 
@@ -90,16 +92,13 @@ def vsml(
 
     def init(key, meta_params, task):
         del meta_params, task
-        keys = jax.random.split(key, len(net.layers))
-        states = [
-            _initial_cells(cell, k, layer, batch_size)
-            for k, layer in zip(keys, net.layers, strict=True)
-        ]
-        return VSMLState(tuple(states), jnp.zeros((batch_size, net.classes, 1)))
+        feedback = jnp.zeros((batch_size, net.classes, 1))
+        return VSMLState(net.initial_cells(key, batch_size), feedback)
 
     def step(key, meta_params, state, batch):
         del key
         _check_batch_size(batch, batch_size)
+        batch = blank_masked(batch)
         merged = _merge_replicas(state.cells)
         states, sent, logits = net.sweep_up(meta_params, merged, batch["image"], state.feedback)
 
@@ -110,24 +109,23 @@ def vsml(
         new = VSMLState(tuple(states), error)
 
         loss, metrics = cross_entropy_and_accuracy(logits, batch["label"], batch.get("mask"))
-        return _keep_masked(new, state, batch), loss, metrics
+        return _without_masked(new, state, batch), loss, metrics
 
     def predict(key, meta_params, state, inputs):
         del key
-        one_replica = jax.tree.map(
-            lambda x: x[:1], VSMLState(_merge_replicas(state.cells), state.feedback)
-        )
+        merged = VSMLState(_merge_replicas(state.cells), state.feedback)
+        replica = jax.tree.map(lambda x: x[:1], merged)
 
         def logits_of(image):
-            _, _, logits = net.sweep_up(
-                meta_params, one_replica.cells, image[None], one_replica.feedback
-            )
+            sweep = net.sweep_up(meta_params, replica.cells, image[None], replica.feedback)
+            _, _, logits = sweep
             return logits[0]
 
         # A few at a time: each example has a grid of its own.
         return lax.map(logits_of, inputs, batch_size=min(len(inputs), 32))
 
     def test(key, meta_params, state, batch):
+        batch = blank_masked(batch)
         logits = predict(key, meta_params, state, batch["image"])
         return cross_entropy_and_accuracy(logits, batch["label"], batch.get("mask"))
 
@@ -149,6 +147,16 @@ class _Network(NamedTuple):
     @property
     def logit_slot(self) -> int:
         return min(1, self.cell.slots - 1)
+
+    def initial_cells(self, key: Array, replicas: int) -> tuple[PyTree, ...]:
+        """States that are the same for all replicas and positions."""
+        keys = jax.random.split(key, len(self.layers))
+        states = []
+        for k, layer in zip(keys, self.layers, strict=True):
+            state = self.cell.state(k, (1, 1, layer.inputs, layer.outputs))
+            lead = (replicas, layer.positions)
+            states.append(jax.tree.map(partial(_repeat, lead), state))
+        return tuple(states)
 
     def sweep_up(
         self, meta_params: MetaParams, states: Sequence[PyTree], image: Array, feedback: Array
@@ -231,14 +239,8 @@ def _chain(layers: Sequence[int | Layer]) -> tuple[Layer, ...]:
     return tuple(chain)
 
 
-def _initial_cells(cell: Cell, key: Array, layer: Layer, replicas: int) -> PyTree:
-    """States that are the same for all replicas and positions."""
-    state = cell.state(key, (1, 1, layer.inputs, layer.outputs))
-
-    def repeat(x):
-        return jnp.broadcast_to(x, (replicas, layer.positions, *x.shape[2:]))
-
-    return jax.tree.map(repeat, state)
+def _repeat(lead: tuple[int, int], x: Array) -> Array:
+    return jnp.broadcast_to(x, (*lead, *x.shape[2:]))
 
 
 def _merge_replicas(states: tuple[PyTree, ...]) -> tuple[PyTree, ...]:
@@ -255,16 +257,30 @@ def _merge_replicas(states: tuple[PyTree, ...]) -> tuple[PyTree, ...]:
     return jax.tree.map(merge, states)
 
 
-def _keep_masked(new: VSMLState, old: VSMLState, batch: Batch) -> VSMLState:
-    """Replicas whose example does not count stay as they are."""
+def _without_masked(new: VSMLState, old: VSMLState, batch: Batch) -> VSMLState:
+    """What the step makes of all replicas where only some examples count.
+
+    The other replicas become like the first of those that do, but for what all share: that is the
+    mean of those that do. So they have no part in the next mean. If no example counts, all stay as
+    they are.
+    """
     if "mask" not in batch:
         return new
+    mask = batch["mask"]
+    num_counted = jnp.maximum(mask.sum(), 1)
+    source = jnp.where(mask, jnp.arange(len(mask)), jnp.argmax(mask))
 
-    def choose(x, y):
-        mask = batch["mask"].reshape(-1, *[1] * (x.ndim - 1))
-        return jnp.where(mask, x, y)
+    def follow(x):
+        """Of cells, ``[R, P, A, B, N]``."""
+        counts = mask[:, None, None, None, None]
+        half = (x.shape[-1] + 1) // 2
+        mean = jnp.sum(x[..., :half].mean(1, keepdims=True), 0, where=counts[:, :1], keepdims=True)
+        mean /= num_counted
+        shared = jnp.where(counts, x[..., :half], mean)
+        return jnp.concatenate([shared, x[source, ..., half:]], axis=-1)
 
-    return jax.tree.map(choose, new, old)
+    followed = VSMLState(jax.tree.map(follow, new.cells), new.feedback[source])
+    return optax.tree.where(mask.any(), followed, old)
 
 
 def _check_batch_size(batch: Batch, batch_size: int) -> None:

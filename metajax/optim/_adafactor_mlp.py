@@ -10,7 +10,7 @@ from jax import lax
 
 from metajax import _checks
 from metajax.optim import _features, _flat, _networks
-from metajax.optim._factored import Factored, init_factors, spread, update_factors
+from metajax.optim._factored import Factored, init_factors, per_coordinate, update_factors
 from metajax.optim._learned import learned_optimizer
 from metajax.types import Array, LearnedOptimizer, PyTree
 
@@ -183,7 +183,7 @@ def _make_features(
     # [F, P], without the time.
     grad, _ = _flat.ravel(updates)
     theta, _ = _flat.ravel(params)
-    factors = spread(state.factored, updates)
+    factors = per_coordinate(state.factored, updates)
     features = [
         grad[None],
         theta[None],

@@ -8,7 +8,7 @@ import optax
 from jax import lax
 
 from metajax import _checks, nets
-from metajax._losses import masked_mean
+from metajax._losses import blank_masked, masked_mean
 from metajax._random import draw_flat
 from metajax.problems._supervised import classifier, cross_entropy, stateless
 from metajax.types import Array, Params, Problem
@@ -88,6 +88,7 @@ def logistic(inputs: int, classes: int, penalty: float = 0.0) -> Problem:
 
     def loss(key, params, batch):
         del key
+        batch = blank_masked(batch)
         value, metrics = cross_entropy(apply(params, batch["image"]), batch)
         squares = jnp.sum(params[0]["w"] ** 2)
         return value + penalty / 2 * squares, metrics
@@ -124,6 +125,7 @@ def autoencoder(sizes: Sequence[int], activation: Callable = jax.nn.sigmoid) -> 
 
     def loss(key, params, batch):
         del key
+        batch = blank_masked(batch)
         flat = batch["image"].reshape(len(batch["image"]), -1)
         return masked_mean((predict(params, flat) - flat) ** 2, batch.get("mask")), {}
 
@@ -240,6 +242,7 @@ def character_gru(symbols: int, hidden: int = 64) -> Problem:
 
     def loss(key, params, batch):
         del key
+        batch = blank_masked(batch)
         logits = predict(params, batch["text"][:, :-1])
         target = batch["text"][:, 1:]
         losses = optax.softmax_cross_entropy_with_integer_labels(logits, target)

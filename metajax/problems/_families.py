@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from metajax import _checks
+from metajax._losses import blank_masked
 from metajax.problems._basic import perceptron
 from metajax.problems._supervised import cross_entropy, stateless
 from metajax.tasks._paired import paired
@@ -83,6 +84,13 @@ class Network(NamedTuple):
     activation: Array
 
 
+def _check_activations(activations: Sequence[Callable]) -> None:
+    if not activations:
+        raise ValueError("activations is empty: give at least one, e.g. (jax.nn.relu,)")
+    for i, activation in enumerate(activations):
+        _checks.function(**{f"activations[{i}]": activation})
+
+
 def random_mlp(
     tasks: Tasks,
     inputs: int,
@@ -118,10 +126,7 @@ def random_mlp(
     _checks.positive_int(inputs=inputs, classes=classes)
     narrowest, widest = _checks.increasing_pair("widths", widths, like=(8, 32))
     shallowest, deepest = _checks.increasing_pair("depths", depths, like=(1, 2))
-    if not activations:
-        raise ValueError("activations is empty: give at least one, e.g. (jax.nn.relu,)")
-    for i, activation in enumerate(activations):
-        _checks.function(**{f"activations[{i}]": activation})
+    _check_activations(activations)
 
     def draw(keys, data, task):
         k_width, k_depth, k_activation = keys
@@ -157,6 +162,7 @@ def random_mlp(
     def loss(key, params, batch_and_network):
         del key
         batch, network = batch_and_network
+        batch = blank_masked(batch)
         return cross_entropy(predict(params, (batch["image"], network)), batch)
 
     family = paired(tasks, draw, _with_own, num_keys=3)

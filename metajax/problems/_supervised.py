@@ -3,7 +3,7 @@
 from collections.abc import Callable
 
 from metajax import _checks
-from metajax._losses import cross_entropy_and_accuracy, masked_mean
+from metajax._losses import blank_masked, cross_entropy_and_accuracy, masked_mean
 from metajax.types import (
     Array,
     Batch,
@@ -105,11 +105,13 @@ def supervised(
         return init(key)
 
     def loss(key, params, model_state, batch):
+        batch = blank_masked(batch)
         outputs, model_state = apply(key, params, model_state, batch[inputs], True)
         value, metrics = objective(outputs, batch)
         return value, (metrics, model_state)
 
     def test(key, params, model_state, batch):
+        batch = blank_masked(batch)
         outputs, _ = apply(key, params, model_state, batch[inputs], False)
         return objective(outputs, batch)
 

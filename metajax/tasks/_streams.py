@@ -73,7 +73,8 @@ def prototypes(
 ) -> Tasks:
     """Gaussian clusters: each class is a standard normal image, its examples that image plus noise.
 
-    The noise is normal. It needs no data. A task is ``{"prototype": [num_classes, *shape]}``; labels are uniform.
+    The noise is normal. It needs no data. A task is ``{"prototype": [num_classes, *shape]}``;
+    labels are uniform.
 
     Args:
       num_classes: classes of a task.
