@@ -1,6 +1,7 @@
 """A tiny network on the features of Adam and Adafactor (Metz et al. 2022, arXiv 2203.11860)."""
 
 from functools import partial
+from itertools import starmap
 from typing import NamedTuple
 
 import jax
@@ -105,6 +106,7 @@ def adafactor_mlp(
             size = state.m.shape[-1]
             _flat.check_trees(size, updates=updates, params=params)
             if size == 0:
+                # Such a tree may have no leaf, and then no features to join.
                 return updates, state._replace(count=state.count + 1)
 
             _, unravel = _flat.ravel(updates)
@@ -167,11 +169,12 @@ def _update_state(
     grad, _ = _flat.ravel(updates)
     update = partial(update_factors, decays=decays["factored"])
     leaves = jax.tree.leaves(updates)
+    pairs = zip(state.factored, leaves, strict=True)
     return AdafactorState(
         count=state.count + 1,
         m=_features.update_averages(state.m, grad, decays["momentum"]),
         v=_features.update_averages(state.v, grad**2, decays["rms"]),
-        factored=tuple(map(update, state.factored, leaves)),
+        factored=tuple(starmap(update, pairs)),
     )
 
 
