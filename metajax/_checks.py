@@ -47,7 +47,9 @@ def positive_ints(
     if not isinstance(values, (tuple, list)):
         raise TypeError(f"{name} must be a tuple such as {like}, got {_shown(values)}")
     any_length = any_length or len(like) == 1
-    if not values or (len(values) != len(like) and not any_length):
+    if not values:
+        raise ValueError(f"{name} is empty; give numbers such as {like}")
+    if len(values) != len(like) and not any_length:
         raise ValueError(f"{name} must have {len(like)} numbers, such as {like}, got {values}")
     for value in values:
         positive_int(**{name: value})

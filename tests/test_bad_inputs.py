@@ -310,7 +310,7 @@ CASES = {
         "layer_norm needs slots of at least 2",
     ),
     "lstm: hidden an int": (lambda: mx.optim.lstm(hidden=20), TypeError, "hidden"),
-    "lstm: hidden empty": (lambda: mx.optim.lstm(hidden=()), TypeError, "hidden"),
+    "lstm: hidden empty": (lambda: mx.optim.lstm(hidden=()), ValueError, "hidden"),
     "lstm: state dtype an integer": (
         lambda: mx.optim.lstm(state_dtype=jnp.int32),
         TypeError,

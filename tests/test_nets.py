@@ -288,7 +288,7 @@ BAD = {
     "shape without channels": (
         lambda: mx.nets.conv4(5, (28, 28)),
         ValueError,
-        r"shape must have 3 numbers such as \(28, 28, 1\)",
+        r"shape must have 3 numbers, such as \(28, 28, 1\)",
     ),
     "shape a number": (
         lambda: mx.nets.dense4(5, 784),

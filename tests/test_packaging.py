@@ -21,7 +21,7 @@ NEEDED = {
     "data/digits.npz",
     "data/omniglot.csv",
     "data/cifar_fs.csv",
-    "optim/lstm.py",
+    "optim/_lstm.py",
     "pretrained/l2l-digits.npz",
     "pretrained/l2l-digits.md",
     "pretrained/vsml-mnist.npz",
