@@ -14,7 +14,7 @@ import numpy as np
 import optax
 from evosax.algorithms import CMA_ES, Open_ES
 from jax.sharding import AxisType
-from systems import LEARNERS
+from systems import IMAGES
 
 import metajax as mx
 
@@ -95,11 +95,10 @@ def trained(name, inner, make, meta_params, data=(), devices=(4,), shapes=None):
 
 def train_all():
     FOUND["trained"] = {}
-    _, _, images = LEARNERS["l2l_lstm"]("online")
     mlp = mx.inner(
         mx.l2l(optax.sgd, mx.problems.mlp((4, 3))), mx.tasks.minibatches(5), 2, "heldout"
     )
-    trained("bptt", mlp, lambda inner: mx.bptt(inner, 8), RATE, images, (4,), ("8,4,3", "2,4,3"))
+    trained("bptt", mlp, lambda inner: mx.bptt(inner, 8), RATE, IMAGES, (4,), ("8,4,3", "2,4,3"))
     shapes = ("8,3,3", "2,3,3")
     trained(
         "truncated",

@@ -1,8 +1,21 @@
-"""Small examples of every learner and every estimator: a new one is added here and is covered by
-the contract.
+"""Small examples of every learner and every estimator, for the contract that all of them keep.
 
-A learner is a function ``meta_loss -> (inner of horizon 4, meta_params, data)``.
+A new part is not added here but in its own test file: what ``tests/test_*.py`` defines as
+``LEARNERS = {...}`` or ``ESTIMATORS = {...}``, from the beginning of a line, is found by
+`learners` and `estimators`, and the contract (``test_contract.py``) covers it:
+
+    LEARNERS = {"sign_descent": System(mx.sign_descent(MLP, 0.1), MINIBATCHES, IMAGES)}
+    ESTIMATORS = {"spsa": lambda inner, meta_params: mx.spsa(inner, 3, 1e-3)}
+
+A learner comes with tasks and their data, and its ``meta`` must work; episodes have 4 steps. An
+estimator is a function ``(inner, meta_params) -> Estimator``. Names must be new.
 """
+
+import importlib
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -12,56 +25,61 @@ from evosax.algorithms import CMA_ES, Open_ES
 
 import metajax as mx
 
+
+class System(NamedTuple):
+    """A learner, tasks for it, and what those draw from."""
+
+    learner: mx.Learner
+    tasks: mx.Tasks
+    data: Any = ()
+
+    def inner(self, meta_loss: str = "online") -> mx.Inner:
+        return mx.inner(self.learner, self.tasks, 4, meta_loss)
+
+    def meta_params(self) -> Any:
+        return self.learner.meta(jax.random.key(7))
+
+
+def learners() -> dict[str, System]:
+    """All systems, by name: those below and those of the test files."""
+    return LEARNERS | _of_test_files("LEARNERS", LEARNERS)
+
+
+def estimators() -> dict[str, Callable]:
+    """All estimators, by name: those below and those of the test files."""
+    return ESTIMATORS | _of_test_files("ESTIMATORS", ESTIMATORS)
+
+
+def _of_test_files(variable: str, known: dict) -> dict:
+    found = {}
+    for path in sorted(Path(__file__).parent.glob("test_*.py")):
+        if re.search(rf"^{variable} = {{", path.read_text(), re.MULTILINE):
+            more = getattr(importlib.import_module(path.stem), variable)
+            assert not more.keys() & (known | found).keys(), f"{path.name} has a name of others"
+            found |= more
+    return found
+
+
 IMAGES = {
     "image": np.random.default_rng(0).integers(0, 256, (32, 2, 2, 1)).astype(np.uint8),
     "label": np.arange(32, dtype=np.int32) % 3,
 }
-
-
-def l2l_lstm(meta_loss):
-    optimizer = mx.optim.lstm(hidden=(3,))
-    learner = mx.l2l(optimizer, mx.problems.mlp((4, 3)))
-    return mx.inner(learner, mx.tasks.minibatches(5), 4, meta_loss), start(learner), IMAGES
-
-
-def l2l_lstm_second_order(meta_loss):
-    optimizer = mx.optim.lstm(hidden=(2,), p=None)
-    learner = mx.l2l(optimizer, mx.problems.quadratic(), second_order=True)
-    return mx.inner(learner, mx.tasks.quadratics(2), 4, meta_loss), start(learner), ()
-
-
-def sgd_rate(meta_loss):
-    learner = mx.l2l(optax.sgd, mx.problems.quadratic())
-    return mx.inner(learner, mx.tasks.quadratics(2), 4, meta_loss), jnp.float32(0.01), ()
-
-
-def imitation(meta_loss):
-    learner = mx.imitate(mx.optim.lstm(hidden=(2,)), optax.adam(0.1), mx.problems.quadratic())
-    return mx.inner(learner, mx.tasks.quadratics(2), 4, meta_loss), start(learner), ()
-
-
-def start(learner):
-    return learner.meta(jax.random.key(7))
+MINIBATCHES = mx.tasks.minibatches(5, test_size=5)
+MLP = mx.problems.mlp((4, 3))
 
 
 def in_context(learner):
-    def example(meta_loss):
-        tasks = mx.tasks.permute_labels(mx.tasks.classification(2, test_size=4), 3)
-        inner = mx.inner(learner, tasks, 4, meta_loss)
-        return inner, start(learner), mx.data.by_class(IMAGES)
-
-    return example
+    tasks = mx.tasks.permute_labels(mx.tasks.classification(2, test_size=4), 3)
+    return System(learner, tasks, mx.data.by_class(IMAGES))
 
 
-def few_shot(make, arrange=lambda tasks: tasks, problem=mx.problems.mlp((4, 3))):  # noqa: B008
-    """A learner made from a problem, on minibatches."""
+def few_shot(learner, tasks=MINIBATCHES):
+    return System(learner, tasks, IMAGES)
 
-    def system(meta_loss):
-        learner = make(problem)
-        tasks = arrange(mx.tasks.minibatches(5, test_size=5))
-        return mx.inner(learner, tasks, 4, meta_loss), start(learner), IMAGES
 
-    return system
+def sgd_rate():
+    learner = mx.l2l(optax.sgd, mx.problems.quadratic())
+    return learner._replace(meta=lambda key: jnp.float32(0.01))
 
 
 def normalised(with_dropout):
@@ -91,50 +109,36 @@ def embedding():
     return init, apply
 
 
-def learned_penalty(problem):
-    def penalised(log_strength, key, params, model_state, batch):
-        loss, _ = problem.loss(key, params, model_state, batch)
-        return loss + jnp.exp(log_strength) * optax.tree.norm(params, squared=True)
-
-    return mx.learned_loss(
-        lambda problem: mx.maml(problem, 0.1), problem, penalised, lambda key: jnp.float32(-3.0)
-    )
-
-
 def imaml(problem):
     solver = mx.implicit.descend(optax.sgd(0.1), 2)
     return mx.imaml(problem, solver, mx.implicit.cg(2), 1.0)
 
 
 LEARNERS = {
-    "l2l_lstm": l2l_lstm,
-    "l2l_lstm_second_order": l2l_lstm_second_order,
-    "sgd_rate": sgd_rate,
-    "imitate": imitation,
+    "l2l_lstm": few_shot(mx.l2l(mx.optim.lstm(hidden=(3,)), MLP)),
+    "l2l_lstm_second_order": System(
+        mx.l2l(mx.optim.lstm(hidden=(2,), p=None), mx.problems.quadratic(), second_order=True),
+        mx.tasks.quadratics(2),
+    ),
+    "sgd_rate": System(sgd_rate(), mx.tasks.quadratics(2)),
     "vsml": in_context(mx.vsml((4, 3), mx.cells.lstm(2, 2, ticks=1))),
     "meta_rnn": in_context(mx.meta_rnn(4, 3, hidden=2, ticks=1)),
     "hebbian": in_context(mx.hebbian(4, 3)),
     "fast_weight_memory": in_context(mx.fast_weight_memory(4, 3, hidden=2, size=2)),
     "external_memory": in_context(mx.external_memory(4, 3, hidden=2, slots=2, width=2)),
-    "maml": few_shot(lambda problem: mx.maml(problem, 0.1)),
-    "maml_with_model_state": few_shot(
-        lambda problem: mx.maml(problem, 0.1), problem=normalised(with_dropout=True)
-    ),
-    "maml_ragged": few_shot(
-        lambda problem: mx.maml(problem, 0.1), lambda tasks: mx.tasks.ragged(tasks, 2)
-    ),
-    "anil": few_shot(lambda problem: mx.anil(problem, 0.1, lambda name: name == "0/b")),
-    "meta_sgd": few_shot(lambda problem: mx.meta_sgd(problem, 0.1)),
+    "maml": few_shot(mx.maml(MLP, 0.1)),
+    "maml_with_model_state": few_shot(mx.maml(normalised(with_dropout=True), 0.1)),
+    "maml_ragged": few_shot(mx.maml(MLP, 0.1), mx.tasks.ragged(MINIBATCHES, 2)),
+    "anil": few_shot(mx.anil(MLP, 0.1, lambda name: name == "0/b")),
+    "meta_sgd": few_shot(mx.meta_sgd(MLP, 0.1)),
     "maml_plus_plus": few_shot(
-        lambda problem: mx.maml_plus_plus(problem, mx.step_weights(4, 0.5), 0.1),
-        mx.tasks.with_query,
+        mx.maml_plus_plus(MLP, mx.step_weights(4, 0.5), 0.1), mx.tasks.with_query(MINIBATCHES)
     ),
-    "learned_loss": few_shot(learned_penalty),
-    "reptile": few_shot(lambda problem: mx.reptile(problem, optax.sgd(0.1))),
-    "imaml": few_shot(imaml),
-    "imaml_with_model_state": few_shot(imaml, problem=normalised(with_dropout=False)),
-    "protonet": few_shot(lambda _: mx.protonet(embedding(), 3, 3)),
-    "ridge": few_shot(lambda _: mx.ridge(embedding(), 3, 3)),
+    "reptile": few_shot(mx.reptile(MLP, optax.sgd(0.1))),
+    "imaml": few_shot(imaml(MLP)),
+    "imaml_with_model_state": few_shot(imaml(normalised(with_dropout=False))),
+    "protonet": few_shot(mx.protonet(embedding(), 3, 3)),
+    "ridge": few_shot(mx.ridge(embedding(), 3, 3)),
 }
 
 ESTIMATORS = {
@@ -151,6 +155,7 @@ ESTIMATORS = {
     "open_es": lambda inner, m: mx.ask_tell(inner, Open_ES(4, solution=m), 2),
     "cma_es": lambda inner, m: mx.ask_tell(inner, CMA_ES(4, solution=m), 2),
 }
+
 HELDOUT = {"bptt", "es", "open_es"}  # one of each kind, with the loss on the test batch
 # Every pair is traced. What is more is compiled and run: all estimators on these learners, all
 # learners with these estimators, one of each kind.

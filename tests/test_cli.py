@@ -333,7 +333,7 @@ MLP = 'name = "mlp"\nsizes = [784, 2]'
 QUADRATIC = ('name = "quadratic"', 'name = "quadratics"\nsize = 2')
 SGD = '{ name = "sgd", learning_rate = 0.1 }'
 # The arguments of a learner, its problem if it has one, tasks for it.
-LEARNERS = {
+MADE = {
     "clone_backprop": (
         'cell = { name = "lstm", slots = 1 }\nrate = 0.1',
         None,
@@ -358,9 +358,9 @@ LEARNERS = {
 }
 
 
-@pytest.mark.parametrize("name", LEARNERS)
+@pytest.mark.parametrize("name", MADE)
 def test_learners_whose_arguments_are_made(tmp_path, name):
-    arguments, problem, tasks = LEARNERS[name]
+    arguments, problem, tasks = MADE[name]
     text = SMALL.replace(
         '"l2l"\noptimizer = { name = "lstm", hidden = [2] }', f'"{name}"\n{arguments}'
     )

@@ -6,9 +6,13 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from systems import ESTIMATORS, HELDOUT, LEARNERS, RUN
+from systems import HELDOUT, RUN, estimators, learners
 
 import metajax as mx
+from metajax.types import no_predictions
+
+SYSTEMS, MAKERS = learners(), estimators()
+PREDICTING = [name for name in SYSTEMS if SYSTEMS[name].learner.predict is not no_predictions]
 
 PAIRS = [
     pytest.param(
@@ -16,17 +20,22 @@ PAIRS = [
         id=f"{learner}-{estimator}-{meta_loss}",
         marks=[] if learner == "sgd_rate" else pytest.mark.slow,
     )
-    for learner in LEARNERS
-    for estimator in ESTIMATORS
+    for learner in SYSTEMS
+    for estimator in MAKERS
     for meta_loss in ("online", "heldout")
     if meta_loss == "online" or estimator in HELDOUT
 ]
 
 
+def started(name, meta_loss="online"):
+    system = SYSTEMS[name]
+    return system.inner(meta_loss), system.meta_params(), system.data
+
+
 @pytest.mark.parametrize(("learner", "estimator", "meta_loss"), PAIRS)
 def test_contract(learner, estimator, meta_loss, key):
-    inner, meta_params, data = LEARNERS[learner](meta_loss)
-    trainer = mx.trainer(ESTIMATORS[estimator](inner, meta_params), optax.adam(1e-2))
+    inner, meta_params, data = started(learner, meta_loss)
+    trainer = mx.trainer(MAKERS[estimator](inner, meta_params), optax.adam(1e-2))
 
     # The state is a fit carry of a scan, weak types included; nothing is compiled for that.
     first = jax.eval_shape(trainer.init, key, meta_params, data)
@@ -63,11 +72,11 @@ def test_contract(learner, estimator, meta_loss, key):
     )
 
 
-@pytest.mark.parametrize("estimator", ESTIMATORS)
+@pytest.mark.parametrize("estimator", MAKERS)
 @pytest.mark.slow
 def test_scan_equals_a_loop(estimator, key):
-    inner, meta_params, data = LEARNERS["sgd_rate"]("online")
-    trainer = mx.trainer(ESTIMATORS[estimator](inner, meta_params), optax.sgd(1e-2))
+    inner, meta_params, data = started("sgd_rate")
+    trainer = mx.trainer(MAKERS[estimator](inner, meta_params), optax.sgd(1e-2))
     state = start = trainer.init(key, meta_params, data)
     step = jax.jit(trainer.step)
     for _ in range(3):
@@ -78,11 +87,11 @@ def test_scan_equals_a_loop(estimator, key):
     chex.assert_trees_all_close(scanned.meta_params, state.meta_params, rtol=1e-5)
 
 
-@pytest.mark.parametrize("estimator", ESTIMATORS)
+@pytest.mark.parametrize("estimator", MAKERS)
 @pytest.mark.slow
 def test_an_estimator_needs_no_jit(estimator, key):
-    inner, meta_params, data = LEARNERS["sgd_rate"]("online")
-    trainer = mx.trainer(ESTIMATORS[estimator](inner, meta_params), optax.sgd(1e-2))
+    inner, meta_params, data = started("sgd_rate")
+    trainer = mx.trainer(MAKERS[estimator](inner, meta_params), optax.sgd(1e-2))
     state = trainer.init(key, meta_params, data)
     with jax.disable_jit():
         plain, _ = trainer.step(state, data)
@@ -91,10 +100,10 @@ def test_an_estimator_needs_no_jit(estimator, key):
     )
 
 
-@pytest.mark.parametrize("learner", LEARNERS)
+@pytest.mark.parametrize("learner", SYSTEMS)
 @pytest.mark.slow
 def test_a_learner_needs_no_jit(learner, key):
-    inner, meta_params, data = LEARNERS[learner]("online")
+    inner, meta_params, data = started(learner)
     state = inner.init(key, meta_params, data)
     with jax.disable_jit():
         plain, (loss, _) = inner.step(meta_params, state, data)
@@ -104,10 +113,10 @@ def test_a_learner_needs_no_jit(learner, key):
     )
 
 
-@pytest.mark.parametrize("learner", LEARNERS)
+@pytest.mark.parametrize("learner", SYSTEMS)
 @pytest.mark.slow
 def test_one_unroll_equals_several(learner, key):
-    inner, meta_params, data = LEARNERS[learner]("online")
+    inner, meta_params, data = started(learner)
     start = jax.jit(inner.init)(key, meta_params, data)
     run = jax.jit(lambda s, n: mx.unroll(inner, meta_params, s, data, n)[0], static_argnums=1)
     whole, parts = run(start, 12), start
@@ -116,10 +125,10 @@ def test_one_unroll_equals_several(learner, key):
     chex.assert_trees_all_equal(jax.tree.map(_bits, whole), jax.tree.map(_bits, parts))
 
 
-@pytest.mark.parametrize("learner", LEARNERS)
+@pytest.mark.parametrize("learner", SYSTEMS)
 @pytest.mark.slow
 def test_evaluate_beyond_the_horizon(learner, key):
-    inner, meta_params, data = LEARNERS[learner]("online")
+    inner, meta_params, data = started(learner)
     curves = mx.evaluate(inner, key, meta_params, data, num_tasks=3, steps=9)
     assert curves.loss.shape == (3, 9)
     assert curves.test_loss.shape == (3,)
@@ -134,12 +143,47 @@ def test_evaluate_beyond_the_horizon(learner, key):
     np.testing.assert_allclose(losses, curves.loss[0], rtol=2e-4, atol=1e-6)
 
 
-@pytest.mark.parametrize("learner", LEARNERS)
+@pytest.mark.parametrize("learner", SYSTEMS)
 @pytest.mark.slow
 def test_evaluating_does_not_adapt(learner, key):
-    inner, meta_params, data = LEARNERS[learner]("heldout")
+    inner, meta_params, data = started(learner, "heldout")
     state, test = jax.jit(inner.init)(key, meta_params, data), jax.jit(inner.test)
     chex.assert_trees_all_equal(test(meta_params, state, data), test(meta_params, state, data))
+
+
+@pytest.mark.parametrize("learner", PREDICTING)
+@pytest.mark.slow
+def test_predictions_are_as_good_as_the_test_says(learner, key):
+    """With what `evaluate` gives, for all tasks at once: what was learned is ready to be used."""
+    system, meta_params = SYSTEMS[learner], SYSTEMS[learner].meta_params()
+    curves = mx.evaluate(system.inner(), key, meta_params, system.data, num_tasks=3)
+    k_predict, k_test = jax.random.split(key)
+
+    def draw(state):
+        return system.tasks.test(state.key, system.data, state.task)
+
+    def over_tasks(f, k, batches):
+        run = jax.jit(jax.vmap(f, (None, None, 0, 0)))
+        return jax.device_get(run(k, meta_params, curves.state.learner, batches))
+
+    batches = jax.device_get(jax.vmap(draw)(curves.state))
+    tested, metrics = over_tasks(system.learner.test, k_test, batches)
+    if "label" in batches:
+        logits = over_tasks(system.learner.predict, k_predict, batches["image"])
+        hits = logits.argmax(-1) == batches["label"]
+        np.testing.assert_allclose(metrics["accuracy"], hits.mean(1), rtol=1e-6)
+        np.testing.assert_allclose(tested, cross_entropy(logits, batches["label"]), rtol=1e-5)
+    else:  # quadratics; of what imitates, they are the objective
+        outputs = over_tasks(system.learner.predict, k_predict, batches["W"])
+        squares = np.sum((outputs - batches["y"]) ** 2, 1)
+        np.testing.assert_allclose(metrics.get("objective", tested), squares, rtol=1e-5)
+
+
+def cross_entropy(logits, labels):
+    """Of ``[tasks, B, C]`` and ``[tasks, B]``, a mean for each task."""
+    shifted = logits - logits.max(-1, keepdims=True)
+    chosen = np.take_along_axis(shifted, labels[..., None], -1)[..., 0]
+    return np.mean(np.log(np.exp(shifted).sum(-1)) - chosen, -1)
 
 
 def _bits(x):

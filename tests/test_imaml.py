@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from masks import learner_ignores
 
 import metajax as mx
 from metajax.implicit import cg, descend, newton
@@ -140,6 +141,13 @@ def test_limits(x64):
     x = np.insert(x, 3, 1.0, axis=2)
     want = np.mean([a.T @ (a @ flat(THETA) - b) / 6 for a, b in zip(x, y, strict=True)], 0)
     np.testing.assert_allclose(flat(result.updates), want, rtol=1e-6)
+
+
+@pytest.mark.slow
+def test_what_is_masked_is_not_adapted_to(x64):
+    problem = mx.problems.logistic(4, 3)
+    learner = mx.imaml(problem, newton(2, cg(15)), cg(15), 0.7)
+    learner_ignores(learner, learner.meta(jax.random.key(3)))
 
 
 def test_solving_twice_is_solving_once(x64):

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from masks import learner_ignores
 
 import metajax as mx
 from metajax._losses import cross_entropy_and_accuracy
@@ -298,6 +299,13 @@ def test_a_test_batch_is_predicted_from_one_state(name):
     ]
     loss, _ = jax.jit(learner.test)(KEY, params, state, BATCH)
     np.testing.assert_allclose(loss, np.mean(each), rtol=1e-5)
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.slow
+def test_what_is_masked_leaves_no_trace(name, x64):
+    learner = make()[name]
+    learner_ignores(learner, learner.meta(jax.random.key(3)))
 
 
 @pytest.mark.parametrize("label", [C, -1])

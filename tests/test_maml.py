@@ -9,6 +9,7 @@ import numpy as np
 import optax
 import pytest
 from jax.flatten_util import ravel_pytree
+from masks import learner_ignores
 
 import metajax as mx
 
@@ -299,6 +300,20 @@ def test_a_learner_need_not_have_metrics():
     plain = mx.Learner(learner.init, learner.step, lambda *args: (learner.test(*args)[0], {}))
     loop = mx.inner(plain, TASKS, 1)
     assert mx.evaluate(loop, jax.random.key(0), PARAMS, num_tasks=1).test_metrics == {}
+
+
+@pytest.mark.parametrize("name", ["maml", "fomaml", "meta_sgd", "anil", "finetune"])
+def test_what_is_masked_is_not_adapted_to(x64, name):
+    """The same adapted parameters, losses and meta-gradient as without those examples."""
+    mlp = mx.problems.mlp((4, 5, 3))
+    learner = {
+        "maml": lambda: mx.maml(mlp, 0.3),
+        "fomaml": lambda: mx.fomaml(mlp, 0.3),
+        "meta_sgd": lambda: mx.meta_sgd(mlp, 0.3),
+        "anil": lambda: mx.anil(mlp, 0.3, lambda name: name.startswith("1/")),
+        "finetune": lambda: mx.finetune(mlp, optax.adam(0.1)),
+    }[name]()
+    learner_ignores(learner, learner.meta(jax.random.key(3)))
 
 
 def test_the_query_batch_is_not_the_support_batch():

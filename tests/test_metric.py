@@ -5,6 +5,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from masks import learner_ignores
 
 import metajax as mx
 
@@ -118,6 +119,16 @@ def test_the_penalty_and_the_scale_begin_as_asked_for():
     np.testing.assert_array_equal(meta_params["params"], NET.astype(np.float32))
     np.testing.assert_allclose(np.exp(meta_params["log_lam"]), 0.3, rtol=1e-6)
     assert meta_params["scale"] == 5
+
+
+@pytest.mark.parametrize("make", [mx.protonet, mx.ridge])
+def test_what_is_masked_is_not_learned_from(x64, make):
+    def embedding(w, images):
+        return jnp.tanh(images @ w)
+
+    net = lambda key: jax.random.normal(key, (4, SIZE)), embedding  # noqa: E731
+    learner = make(net, WAYS, SIZE)
+    learner_ignores(learner, learner.meta(jax.random.key(3)))
 
 
 @pytest.mark.slow

@@ -4,11 +4,12 @@ from itertools import pairwise
 
 import jax
 import jax.numpy as jnp
+import masks
 import numpy as np
 import optax
 import pytest
 from jax import lax
-from systems import IMAGES
+from systems import IMAGES, System
 
 import metajax as mx
 from metajax.tasks._paired import Paired
@@ -250,6 +251,10 @@ def test_scales_are_uniform_in_the_logarithm(key):
     jax.tree.map(np.testing.assert_array_equal, again, scale)
 
 
+STUDENT = mx.imitate(mx.optim.lstm(hidden=(2,)), optax.adam(0.1), mx.problems.quadratic())
+LEARNERS = {"imitate": System(STUDENT, mx.tasks.quadratics(2))}
+
+
 def test_imitation_of_a_rate_has_a_closed_form(key):
     learner = mx.imitate(optax.sgd, optax.sgd(0.01), mx.problems.quadratic())
     inner = mx.inner(learner, mx.tasks.quadratics(3), 4)
@@ -283,6 +288,78 @@ def test_imitation_brings_a_learned_schedule_to_the_rate_of_its_teacher(key):
         lambda s: lax.scan(lambda s, _: (trainer.step(s, ())[0], None), s, None, length=150)[0]
     )(state)
     np.testing.assert_allclose(np.exp(state.meta_params), [0.1], rtol=0.05)
+
+
+def with_a_state():
+    def init(key):
+        return jax.random.normal(key, (4, 3)), {"seen": jnp.int32(0)}
+
+    def apply(key, w, state, images, training):
+        outputs = images @ w
+        return outputs, {"seen": state["seen"] + 1} if training else state
+
+    return mx.problems.supervised(init, apply, mx.problems.cross_entropy)
+
+
+def points(seed, size):
+    rng = np.random.default_rng(seed)
+    return {"x": rng.normal(size=(size, 4)), "y": rng.normal(size=(size, 2))}
+
+
+def lines(seed, size):
+    return {"text": np.random.default_rng(seed).integers(0, 5, (size, 7))}
+
+
+LINEAR = lambda key: jax.random.normal(key, (4, 2)), lambda w, x: x @ w  # noqa: E731
+MASKABLE = {
+    "mlp": (lambda: mx.problems.mlp((4, 5, 3)), masks.images),
+    "logistic": (lambda: mx.problems.logistic(4, 3, penalty=0.1), masks.images),
+    "supervised": (with_a_state, masks.images),
+    "regressor": (lambda: mx.problems.regressor(*LINEAR), points),
+    "autoencoder": (lambda: mx.problems.autoencoder((4, 2)), masks.images),
+    "character_gru": (lambda: mx.problems.character_gru(5, 3), lines),
+}
+
+
+@pytest.mark.parametrize("name", MASKABLE)
+@pytest.mark.parametrize("mode", ["loss", "test"])
+def test_what_is_masked_does_not_count(x64, name, mode, key):
+    """The loss, its metrics and its gradient, of which nothing becomes NaN."""
+    make, draw = MASKABLE[name]
+    problem = make()
+    params, model_state = problem.init(key, ())
+    mask = np.array([False, True, True, False, True])
+
+    def run(params, batch):
+        return getattr(problem, mode)(key, params, model_state, batch)
+
+    masks.same(run, params, (draw(0, 5), mask))
+
+
+def test_what_is_masked_does_not_count_in_families(x64, key):
+    """The same of problems whose batches are pairs."""
+    mask = np.array([True, False, True])
+    scaled, _ = mx.problems.random_scaling(mx.problems.mlp((4, 3)), mx.tasks.minibatches(3))
+    family, _ = mx.problems.random_mlp(mx.tasks.minibatches(3), 4, 3, widths=(4, 4))
+    network = mx.problems.Network(jnp.int32(4), jnp.int32(1), jnp.int32(0))
+    ones = jax.tree.map(jnp.ones_like, mx.problems.mlp((4, 3)).init(key, ())[0])
+    for problem, own in ((scaled, ones), (family, network)):
+        params, model_state = problem.init(key, Paired((), own))
+
+        def run(params, batch, problem=problem, own=own, state=model_state):
+            return problem.loss(key, params, state, (batch, own))
+
+        masks.same(run, params, (masks.images(0, 3), mask))
+
+
+def test_a_batch_of_which_nothing_counts_has_no_loss_and_no_gradient(key):
+    problem = mx.problems.mlp((4, 3))
+    params, model_state = problem.init(key, ())
+    batch = masks.spoil(masks.images(0, 3), np.zeros(3, bool))
+    value_and_grad = jax.value_and_grad(problem.loss, 1, has_aux=True)
+    (loss, _), grads = value_and_grad(key, params, model_state, batch)
+    assert loss == 0
+    assert optax.tree.norm(grads) == 0
 
 
 def random_mlp(**settings):

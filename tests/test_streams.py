@@ -217,6 +217,47 @@ def test_unit_spread_of_constant_images_is_zero():
     np.testing.assert_array_equal(tasks.test(KEY, (), tasks.sample(KEY, ()))["image"], 0.0)
 
 
+def test_ragged_tasks_have_each_number_of_examples_as_often():
+    tasks = mx.tasks.ragged(mx.tasks.sinusoids(shots=6), fewest=3)
+    drawn = jax.jit(jax.vmap(lambda key: tasks.sample(key, ())))(jax.random.split(KEY, 8000))
+    mask = np.asarray(drawn.own)
+    count = np.bincount(mask.sum(1), minlength=7)
+    assert (count[:3] == 0).all()
+    assert (np.abs(count[3:] - 2000) < 5 * (2000 * 0.75) ** 0.5).all()
+    # Which they are, has no preference: each is there in 4.5 of 6 tasks.
+    there = mask.mean(0)
+    assert (np.abs(there - 0.75) < 5 * (0.75 * 0.25 / 8000) ** 0.5).all()
+    # And those of one number are all its subsets.
+    assert len(np.unique(mask[mask.sum(1) == 3], axis=0)) == 20
+
+
+def test_ragged_batches_keep_their_mask_and_test_batches_are_whole():
+    base = mx.tasks.sinusoids(shots=6, queries=4)
+    tasks = mx.tasks.ragged(base, fewest=1)
+    task = tasks.sample(KEY, ())
+    for seed in range(3):
+        batch = tasks.train(jax.random.key(seed), (), task)
+        np.testing.assert_array_equal(batch["mask"], task.own)
+        np.testing.assert_array_equal(batch["x"], base.train(KEY, (), task.task)["x"])
+    assert tasks.test(KEY, (), task).keys() == {"x", "y"}
+
+
+def test_an_episode_adapts_to_the_examples_that_count(x64):
+    problem = mx.problems.regressor(lambda key: jnp.zeros((1, 1)), lambda w, x: x @ w)
+    tasks = mx.tasks.ragged(mx.tasks.sinusoids(shots=6), fewest=2)
+    loop = mx.inner(mx.maml(problem, 0.01), tasks, 3)
+    curves = mx.evaluate(loop, KEY, jnp.ones((1, 1)), num_tasks=8)
+    for i in range(8):
+        task = jax.tree.map(lambda x, i=i: np.asarray(x[i]), curves.state.task)
+        x, y = (task.task["support"][name][task.own, 0] for name in "xy")
+        w = 1.0
+        for t in range(3):
+            np.testing.assert_allclose(curves.loss[i, t], np.mean((w * x - y) ** 2), rtol=1e-10)
+            w -= 0.01 * np.mean(2 * (w * x - y) * x)
+        np.testing.assert_allclose(curves.state.learner.params[i, 0, 0], w, rtol=1e-10)
+    assert len(set(curves.state.task.own.sum(1).tolist())) > 1
+
+
 def test_augmentations_compose_and_differ_between_tasks():
     tasks = mx.tasks.permute_labels(
         mx.tasks.unit_spread(mx.tasks.project(mx.tasks.classification(3), 4)), 3
@@ -287,6 +328,12 @@ CASES = {
         lambda: mx.tasks.permute_labels(BASE, 0),
         ValueError,
         "num_classes",
+    ),
+    "ragged: fewest zero": (lambda: mx.tasks.ragged(BASE, 0), ValueError, "fewest"),
+    "ragged: fewest above the batch": (
+        lambda: mx.tasks.ragged(BASE, 6).sample(KEY, ()),
+        ValueError,
+        "fewest is 6, but a training batch has 5 examples",
     ),
     "standardize: no spread": (lambda: mx.tasks.standardize(BASE, 0.0, 0.0), ValueError, "std"),
     "standardize: NaN": (lambda: mx.tasks.standardize(BASE, float("nan"), 1.0), ValueError, "mean"),

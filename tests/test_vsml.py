@@ -3,7 +3,9 @@
 import chex
 import jax
 import jax.numpy as jnp
+import masks
 import numpy as np
+import optax
 import pytest
 from jax.test_util import check_grads
 
@@ -315,6 +317,63 @@ def test_replicas_share_the_first_half_and_keep_the_other():
             jax.tree.map(lambda x, r=r: x[r : r + 1], got), want, rtol=1e-5, atol=1e-6
         )
     assert np.abs(np.asarray(c[0, ..., 8:] - c[1, ..., 8:])).max() > 1e-4
+
+
+@pytest.mark.parametrize("name", ["headline", "two sweeps", "convolution"])
+@pytest.mark.slow
+def test_what_is_masked_is_not_learned_from(x64, name):
+    """Three replicas, the first of which never counts, are two."""
+
+    def make(batch_size):
+        cell = lstm_cell(6, 4)
+        if name == "convolution":
+            layers = [convolution((3, 3, 1), 2, kernel=2, stride=2), dense(8, 3)]
+            return mx.vsml(layers, cell, batch_size=batch_size)
+        return mx.vsml((9, 5, 3), cell, batch_size=batch_size, backward_pass=name == "two sweeps")
+
+    three, two = make(3), make(2)
+    params = three.meta(jax.random.key(0))
+    mask = np.array([False, True, True])
+    query_mask = np.array([True, False, True, True])
+    train = [masks.images(seed, 3, (9,)) for seed in range(3)]
+    query = masks.images(9, 4, (9,))
+
+    def outcome(net, edit):
+        def run(params):
+            key = jax.random.key(5)
+            state, losses = net.init(key, params, ()), []
+            for batch in train:
+                state, loss, metrics = net.step(key, params, state, edit(batch, mask))
+                losses.append((loss, metrics))
+            tested = net.test(key, params, state, edit(query, query_mask))
+            return sum(loss for loss, _ in losses) + tested[0], (state, losses, tested)
+
+        return jax.jit(jax.value_and_grad(run, has_aux=True))(params)
+
+    (loss, (state, *others)), grads = outcome(three, masks.spoil)
+    want_of_two = outcome(two, masks.keep)
+    counted = jax.tree.map(lambda x: x[1:], state)
+    got = (loss, (counted, *others)), grads
+    chex.assert_tree_all_finite(got)
+    chex.assert_trees_all_close(got, want_of_two, rtol=1e-8, atol=1e-10)
+
+
+def test_a_step_without_an_example_changes_nothing(key):
+    net = mx.vsml((4, 3), lstm_cell(4, 2), batch_size=2)
+    params = net.meta(key)
+    images, labels = stream(jax.random.key(1), 1, 2, 4, 3)
+    state, _ = run(net, params, images, labels)
+    batch = masks.spoil({"image": images[0], "label": labels[0]}, np.zeros(2, bool))
+
+    def loss_after(params):
+        new, loss, _ = net.step(key, params, state, batch)
+        return loss + net.step(key, params, new, batch)[1], new
+
+    value_and_grad = jax.jit(jax.value_and_grad(loss_after, has_aux=True))
+    (loss, new), grads = value_and_grad(params)
+    chex.assert_trees_all_equal(new, state)
+    assert loss == 0
+    assert optax.tree.norm(grads) == 0
 
 
 @pytest.mark.slow
