@@ -109,7 +109,9 @@ def by_jaxopt(work: Workload) -> Callable[..., Any]:
         acceleration=False,
         unroll=not is_implicit,
         implicit_diff=is_implicit,
-        implicit_diff_solve=partial(jaxopt.linear_solve.solve_cg, maxiter=work.cg, tol=0.0),
+        implicit_diff_solve=partial(
+            jaxopt.linear_solve.solve_cg, maxiter=work.cg, tol=0.0
+        ),
     )
 
     def meta_gradient(params, *batches):
@@ -137,7 +139,9 @@ def by_torch(name: str, work: Workload) -> tuple[Step, Read]:
         param = torch.from_numpy(_torch_layout(np.array(leaf)))
         params.append(param.requires_grad_())
 
-    x, y, x_query, y_query = (torch.from_numpy(np.array(batch)) for batch in work.batches)
+    x, y, x_query, y_query = (
+        torch.from_numpy(np.array(batch)) for batch in work.batches
+    )
     tasks = (_channels_first(x), y.long(), _channels_first(x_query), y_query.long())
 
     def read(gradients):
@@ -334,7 +338,10 @@ def by_higher(
     def step():
         sgd.zero_grad()
         for x, y, x_query, y_query in zip(*tasks, strict=True):
-            with higher.innerloop_ctx(net, sgd, copy_initial_weights=False) as (inner, optimizer):
+            with higher.innerloop_ctx(net, sgd, copy_initial_weights=False) as (
+                inner,
+                optimizer,
+            ):
                 for _ in range(work.steps):
                     optimizer.step(inner(x, y))
                 (inner(x_query, y_query) / len(tasks[0])).backward()

@@ -179,7 +179,9 @@ def compiled(program: Program, limits: Limits) -> tuple[Callable[[], Any], Measu
         moved_bytes=moved,
         xla_flop=float(by_xla.get("flops", 0.0)),
         xla_bytes=float(by_xla.get("bytes accessed", 0.0)),
-        limit_seconds=max(flop / limits.flop_per_second, moved / limits.bytes_per_second),
+        limit_seconds=max(
+            flop / limits.flop_per_second, moved / limits.bytes_per_second
+        ),
     )
     return lambda: run(*args), measured
 
@@ -220,8 +222,31 @@ def flop_of(jaxpr: Any) -> float:
 
 
 _ELEMENTWISE = {
-    *("add", "add_any", "sub", "mul", "div", "max", "min", "neg", "abs", "sign", "square"),
-    *("integer_pow", "pow", "sqrt", "rsqrt", "exp", "log", "log1p", "expm1", "tanh", "logistic"),
+    *(
+        "add",
+        "add_any",
+        "sub",
+        "mul",
+        "div",
+        "max",
+        "min",
+        "neg",
+        "abs",
+        "sign",
+        "square",
+    ),
+    *(
+        "integer_pow",
+        "pow",
+        "sqrt",
+        "rsqrt",
+        "exp",
+        "log",
+        "log1p",
+        "expm1",
+        "tanh",
+        "logistic",
+    ),
     *("erf", "sin", "cos"),
 }
 
@@ -281,7 +306,9 @@ def agree(
     shapes = [x.shape for x in ours]
     wanted = [x.shape for x in reference]
     if shapes != wanted:
-        raise ValueError(f"{name} computes something else: shapes {shapes}, not {wanted}")
+        raise ValueError(
+            f"{name} computes something else: shapes {shapes}, not {wanted}"
+        )
 
     norms = [np.linalg.norm(x) for x in reference]
     floor = max(1e-2 * np.linalg.norm(norms), 1e-30)

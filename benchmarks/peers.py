@@ -19,7 +19,12 @@ from benchmarks.measure import Measured, agree, with_times
 from benchmarks.table import Row, Setting, Target
 from benchmarks.workloads import Workload
 
-PACKAGES = {"torch.func": "torch", "higher": "higher", "TorchOpt": "torchopt", "jaxopt": "jaxopt"}
+PACKAGES = {
+    "torch.func": "torch",
+    "higher": "higher",
+    "TorchOpt": "torchopt",
+    "jaxopt": "jaxopt",
+}
 
 
 def race(
@@ -67,7 +72,9 @@ def race(
     return rows
 
 
-def _rows(work: Workload, processes: dict[str, "_Process"], target: Target) -> list[Row]:
+def _rows(
+    work: Workload, processes: dict[str, "_Process"], target: Target
+) -> list[Row]:
     found = {name: process.result() for name, process in processes.items()}
     ours = found.pop("ours")
     rows = []
@@ -122,7 +129,14 @@ class _Process:
     ):
         self.path = folder / f"{name}.npz"
         self.errors = (folder / f"{name}.txt").open("w+")
-        command = [sys.executable, "-m", "benchmarks.contenders", kind, name, str(folder)]
+        command = [
+            sys.executable,
+            "-m",
+            "benchmarks.contenders",
+            kind,
+            name,
+            str(folder),
+        ]
         if smoke:
             command.append("smoke")
         with _one_core():
@@ -175,5 +189,7 @@ class _Process:
             self.process.wait()
             self.errors.seek(0)
             complaints = [text.strip() for text in self.errors if text.strip()]
-            raise RuntimeError(complaints[-1] if complaints else "it died without a word")
+            raise RuntimeError(
+                complaints[-1] if complaints else "it died without a word"
+            )
         return json.loads(line)

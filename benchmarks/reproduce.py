@@ -124,7 +124,9 @@ def names() -> list[str]:
     import benchmarks.experiments as package
 
     modules = [module.name for module in pkgutil.iter_modules(package.__path__)]
-    return sorted(name.replace("_", "-") for name in modules if not name.startswith("_"))
+    return sorted(
+        name.replace("_", "-") for name in modules if not name.startswith("_")
+    )
 
 
 def load(name: str) -> Experiment:
@@ -171,7 +173,9 @@ def reproduce(
         **machine(),
         "seeds": list(run_seeds),
         "seconds": [seed_stored["seconds"] for seed_stored in stored],
-        "peak_resident_mib": [seed_stored.get("peak_resident_mib") for seed_stored in stored],
+        "peak_resident_mib": [
+            seed_stored.get("peak_resident_mib") for seed_stored in stored
+        ],
         "settings": settings,
         "claims": [one._asdict() for one in claims],
         "results": [_only_finite(_rounded(result)) for result in results],
@@ -216,7 +220,9 @@ def _run_or_load(
     seconds = time.monotonic() - begin
     stored = {
         "settings": settings,
-        "seconds": None if was_interrupted else seconds,  # what went before was not timed
+        "seconds": None
+        if was_interrupted
+        else seconds,  # what went before was not timed
         "peak_resident_mib": round(peak_resident() / 2**20),
         "result": _rounded(result),
     }
@@ -228,7 +234,9 @@ def _run_or_load(
 
 def _check_settings(file: Path, there: Settings, here: Settings) -> None:
     if there != json.loads(json.dumps(here)):
-        raise ValueError(f"{file} was made with other settings: {there}; give another --out")
+        raise ValueError(
+            f"{file} was made with other settings: {there}; give another --out"
+        )
 
 
 def _arrays(result: dict[str, Any]) -> Result:
@@ -291,7 +299,9 @@ def report(root: Path, page: Path) -> str:
         paths = sorted(root.glob(f"{name}/*.json"))
         if not paths:
             experiment = load(name)
-            overview += _markdown_row(experiment.title, experiment.source, "", f"`{name}`: not run")
+            overview += _markdown_row(
+                experiment.title, experiment.source, "", f"`{name}`: not run"
+            )
         for path in paths:
             stored = json.loads(path.read_text())
             overview += _overview_row(name, path, stored)
@@ -361,7 +371,9 @@ def _verdict(one: dict[str, Any]) -> str:
         return "not run"
     verdict = "yes" if one["holds"] else "no"
     all_agree = one["alone"] == one["seeds"] * one["holds"]
-    return verdict if all_agree else f"{verdict}, {one['alone']} of {one['seeds']} seeds"
+    return (
+        verdict if all_agree else f"{verdict}, {one['alone']} of {one['seeds']} seeds"
+    )
 
 
 def _json(report: dict[str, Any]) -> str:
@@ -371,7 +383,10 @@ def _json(report: dict[str, Any]) -> str:
 
     bodies = []
     for result in report["results"]:
-        lines = [f"{json.dumps(k)}: {json.dumps(x, allow_nan=False)}" for k, x in result.items()]
+        lines = [
+            f"{json.dumps(k)}: {json.dumps(x, allow_nan=False)}"
+            for k, x in result.items()
+        ]
         bodies.append("  {" + ",\n   ".join(lines) + "}")
     body = ",\n".join(bodies)
     return head + ',\n "results": [\n' + body + "\n ]\n}\n"

@@ -90,7 +90,12 @@ class Row(NamedTuple):
     def record(self) -> dict[str, Any]:
         """For JSON."""
         targets = [str(target) for target in self.targets]
-        return {**self._asdict(), "targets": targets, "ratio": self.ratio, "met": self.met}
+        return {
+            **self._asdict(),
+            "targets": targets,
+            "ratio": self.ratio,
+            "met": self.met,
+        }
 
 
 def compared(
@@ -150,7 +155,16 @@ def markdown(rows: Sequence[Row], verdicts: bool = True) -> str:
     return "".join("| " + " | ".join(cells) + " |\n" for cells in table)
 
 
-_HEAD = ("case", "what", "ours", "other", "against", "ratio", "target", "share of limit")
+_HEAD = (
+    "case",
+    "what",
+    "ours",
+    "other",
+    "against",
+    "ratio",
+    "target",
+    "share of limit",
+)
 _VERDICTS = {True: ": met", False: ": MISSED", None: ""}
 
 

@@ -221,7 +221,9 @@ def state_map(states: Any, shape: tuple[int, int], ax: Any = None) -> Any:
     inputs = shape[0] * shape[1]
     got = list(states.shape)
     if states.ndim != 2 or got[0] != inputs:
-        raise ValueError(f"states must be [{inputs}, B] for the shape {shape}, got {got}")
+        raise ValueError(
+            f"states must be [{inputs}, B] for the shape {shape}, got {got}"
+        )
 
     outputs = states.shape[1]
     ax = _axes(ax, (0.8 * outputs + 1, 1.4))
@@ -494,7 +496,9 @@ def _figure(size: tuple[float, float]) -> Any:
     try:
         from matplotlib.figure import Figure
     except ImportError as e:
-        raise ImportError("metajax.plot needs matplotlib: pip install 'metajax[plot]'") from e
+        raise ImportError(
+            "metajax.plot needs matplotlib: pip install 'metajax[plot]'"
+        ) from e
     return Figure(figsize=size, layout="constrained")
 
 

@@ -129,7 +129,10 @@ state = trainer.init(jax.random.key(5), start, few)
 result = mx.fit(trainer, state, few, num_steps=META_STEPS)
 
 print("three of the ten digits apart after one image of each, unseen images:")
-for name, params in {"from a random start": start, "from the learned one": result.best}.items():
+for name, params in {
+    "from a random start": start,
+    "from the learned one": result.best,
+}.items():
     curves = mx.evaluate(
         loop,
         jax.random.key(7),

@@ -135,7 +135,9 @@ mx.plot.messages(np.stack(errors), name="error").figure
 
 # %%
 small = mx.vsml((16, 3), mx.cells.lstm(ticks=1), backward_pass=True)
-easy = mx.tasks.unit_spread(mx.tasks.project(mx.tasks.classification(num_classes=3), 16))
+easy = mx.tasks.unit_spread(
+    mx.tasks.project(mx.tasks.classification(num_classes=3), 16)
+)
 short = mx.inner(small, easy, horizon=40)
 outer = optax.chain(optax.clip_by_global_norm(1.0), optax.adam(1e-2))
 trainer = mx.trainer(mx.bptt(short, num_tasks=16), outer)
@@ -160,4 +162,6 @@ matrix = mx.cells.shared_matrix(
     outputs=2,
 )
 not_zero = int((matrix != 0).sum())
-print(f"3 x 2 cells of 2 features: {matrix.shape} with {not_zero} entries that are not zero")
+print(
+    f"3 x 2 cells of 2 features: {matrix.shape} with {not_zero} entries that are not zero"
+)

@@ -59,7 +59,9 @@ def train_step(state, key):
 
     def loss(params):
         logits = state.apply_fn({"params": params}, images[index])
-        return optax.softmax_cross_entropy_with_integer_labels(logits, labels[index]).mean()
+        return optax.softmax_cross_entropy_with_integer_labels(
+            logits, labels[index]
+        ).mean()
 
     value, grads = jax.value_and_grad(loss)(state.params)
     return state.apply_gradients(grads=grads), value

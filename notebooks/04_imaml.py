@@ -40,7 +40,9 @@ def task_loss(phi):
 
 
 objective = mx.implicit.proximal(task_loss)  # (phi, theta, lam) -> the sum above
-solve = mx.implicit.argmin(objective, mx.implicit.descend(optax.sgd(0.1), 200), mx.implicit.cg(2))
+solve = mx.implicit.argmin(
+    objective, mx.implicit.descend(optax.sgd(0.1), 200), mx.implicit.cg(2)
+)
 theta = jnp.array([0.3, 0.7])
 jacobian = jax.jacobian(lambda theta: solve(theta, theta, lam)[0])(theta)
 print("by implicit differentiation:\n", jacobian)
@@ -95,7 +97,9 @@ for name, learner, steps in (("MAML", maml, 5), ("iMAML", imaml, 1)):
         num_steps=META_STEPS,
         progress=name,
     ).best
-    print(f"{name}: {accuracy(loop, learned[name])}, from a random start {accuracy(loop, start)}")
+    print(
+        f"{name}: {accuracy(loop, learned[name])}, from a random start {accuracy(loop, start)}"
+    )
 
 # %% [markdown]
 # One test episode with the predictions after adaptation:

@@ -55,7 +55,9 @@ whole_episodes = {
 by_windows = {
     "bptt, windows": mx.bptt(loop, TASKS, WINDOW),
     "pes, windows": mx.pes(loop, TASKS, STD, WINDOW),
-    "noise-reuse es, windows": mx.noise_reuse_es(loop, TASKS, STD, WINDOW, stagger=False),
+    "noise-reuse es, windows": mx.noise_reuse_es(
+        loop, TASKS, STD, WINDOW, stagger=False
+    ),
 }
 found = {}
 for estimators, windows in [(whole_episodes, 1), (by_windows, HORIZON // WINDOW)]:

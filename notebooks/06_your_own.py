@@ -142,7 +142,9 @@ print("step along the gradient and along its sign:", jnp.exp(result.best))
 
 
 # %%
-def finite_differences(inner: mx.Inner, num_tasks: int, h: float = 1e-2) -> mx.Estimator:
+def finite_differences(
+    inner: mx.Inner, num_tasks: int, h: float = 1e-2
+) -> mx.Estimator:
     def estimate(key, meta_params, state, data):
         flat, unravel = ravel_pytree(meta_params)
         keys = jax.random.split(key, num_tasks)
@@ -182,7 +184,9 @@ diagnosis = mx.diagnose(
     reference=reference,
     samples=512,
 )
-print(f"bias {diagnosis.bias:.2f} ± {diagnosis.bias_error:.2f}, cosine {diagnosis.cosine:.2f}")
+print(
+    f"bias {diagnosis.bias:.2f} ± {diagnosis.bias_error:.2f}, cosine {diagnosis.cosine:.2f}"
+)
 
 # %% [markdown]
 # It works in `mx.trainer` as any other.

@@ -17,7 +17,8 @@ def sigmoid(x):
 def one_coordinate(meta_params, grads, p, scale):
     """The optimizer for a single coordinate, in NumPy float64: gradients in, updates out."""
     layers = [
-        {k: np.asarray(v, np.float64) for k, v in layer.items()} for layer in meta_params["lstm"]
+        {k: np.asarray(v, np.float64) for k, v in layer.items()}
+        for layer in meta_params["lstm"]
     ]
     w, b = (np.asarray(meta_params["out"][k], np.float64) for k in ("w", "b"))
     zeros = [np.zeros(len(x["b"]) // 4) for x in layers]
@@ -54,7 +55,9 @@ def test_equals_a_loop_over_coordinates(preset):
     for g in grads:
         updates, state = tx.update(jnp.asarray(g, jnp.float32), state)
         got.append(updates)
-    want = np.stack([one_coordinate(meta_params, grads[:, k], **settings) for k in range(6)], 1)
+    want = np.stack(
+        [one_coordinate(meta_params, grads[:, k], **settings) for k in range(6)], 1
+    )
     np.testing.assert_allclose(np.stack(got), want, rtol=2e-4, atol=1e-6)
 
 
@@ -220,9 +223,13 @@ def test_as_the_optimizer_of_a_train_state():
     model = linen.Dense(2)
     x = jnp.ones((4, 3))
     state = TrainState.create(
-        apply_fn=model.apply, params=model.init(jax.random.key(0), x)["params"], tx=OPT.tx(META)
+        apply_fn=model.apply,
+        params=model.init(jax.random.key(0), x)["params"],
+        tx=OPT.tx(META),
     )
-    grads = jax.grad(lambda p: (state.apply_fn({"params": p}, x) ** 2).mean())(state.params)
+    grads = jax.grad(lambda p: (state.apply_fn({"params": p}, x) ** 2).mean())(
+        state.params
+    )
     new = jax.jit(lambda s, g: s.apply_gradients(grads=g))(state, grads)
     assert int(new.step) == 1
     assert not np.allclose(new.params["kernel"], state.params["kernel"])
@@ -230,7 +237,9 @@ def test_as_the_optimizer_of_a_train_state():
 
 def test_many_coordinates_side_by_side_are_those_one_by_one():
     meta_params = mx.optim.lstm(hidden=(4,)).init(jax.random.key(1))
-    grads = jax.random.normal(jax.random.key(2), (3, 5, 200))  # tasks, steps, coordinates
+    grads = jax.random.normal(
+        jax.random.key(2), (3, 5, 200)
+    )  # tasks, steps, coordinates
     weights = jax.random.normal(jax.random.key(3), (200,))
 
     def total(meta_params, grads):
@@ -245,7 +254,10 @@ def test_many_coordinates_side_by_side_are_those_one_by_one():
     together = jax.value_and_grad(lambda m, g: jax.vmap(total, (None, 0))(m, g).sum())
     alone = [jax.value_and_grad(total)(meta_params, g) for g in grads]
     chex.assert_trees_all_close(
-        together(meta_params, grads), jax.tree.map(lambda *x: sum(x), *alone), rtol=1e-4, atol=1e-5
+        together(meta_params, grads),
+        jax.tree.map(lambda *x: sum(x), *alone),
+        rtol=1e-4,
+        atol=1e-5,
     )
     spoilt = jax.vmap(total, (None, 0))(meta_params, grads.at[0, 0, 0].set(jnp.nan))
     np.testing.assert_allclose(spoilt[1:], [value for value, _ in alone[1:]], rtol=1e-4)

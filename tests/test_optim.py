@@ -38,10 +38,14 @@ OPTS = {
     "rnnprop": mx.optim.rnnprop(hidden=(4, 3)),
     "ntm_bfgs": mx.optim.ntm_bfgs(hidden=(4, 3), averaged=2, reads=2, p=None),
     "ntm_lbfgs": mx.optim.ntm_bfgs(hidden=(4,), memory=2),
-    "mlp": mx.optim.mlp(hidden=(5, 4), momentum_decays=(0.5, 0.99), rms_decays=(0.9, 0.999)),
+    "mlp": mx.optim.mlp(
+        hidden=(5, 4), momentum_decays=(0.5, 0.99), rms_decays=(0.9, 0.999)
+    ),
     "adafactor_mlp": mx.optim.adafactor_mlp(),
     "nadam": mx.optim.nadam(rate=0.1, knots=(1, 3, 10)),
-    "piecewise_schedule": mx.optim.piecewise_schedule(optax.trace(0.9), knots=(1, 3, 10), rate=0.1),
+    "piecewise_schedule": mx.optim.piecewise_schedule(
+        optax.trace(0.9), knots=(1, 3, 10), rate=0.1
+    ),
     "mlp_schedule": mx.optim.mlp_schedule(optax.trace(0.9), hidden=(3,), rate=0.1),
     "rates": mx.optim.rates(optax.trace(0.9), {**PARAMS, "t": 0.0}, rate=0.1),
 }
@@ -78,7 +82,9 @@ def made(name):
     def perturbed(key):
         leaves, treedef = jax.tree.flatten(OPTS[name].init(key))
         keys = jax.random.split(jax.random.fold_in(key, 1), len(leaves))
-        noise = [jax.random.normal(k, x.shape) for k, x in zip(keys, leaves, strict=True)]
+        noise = [
+            jax.random.normal(k, x.shape) for k, x in zip(keys, leaves, strict=True)
+        ]
         moved = [x + 0.05 * y for x, y in zip(leaves, noise, strict=True)]
         return jax.tree.unflatten(treedef, moved)
 
@@ -345,7 +351,11 @@ def test_equals_a_loop_over_coordinates(name):
     got, _, _ = run(tx, PARAMS, tx.init(PARAMS), gradients())
     meta = jax.tree.map(lambda x: np.asarray(x, np.float64), meta_params)
     want = np.stack(
-        list(ORACLES[name](meta, gradients().astype(np.float64), flat(PARAMS).astype(np.float64)))
+        list(
+            ORACLES[name](
+                meta, gradients().astype(np.float64), flat(PARAMS).astype(np.float64)
+            )
+        )
     )
     np.testing.assert_allclose(got, want, rtol=1e-3, atol=2e-6)
     assert np.ptp(want) > 1e-4, "the updates differ enough to tell right from wrong"
@@ -357,7 +367,9 @@ def test_a_half_trained_state_can_be_saved_and_restored(name, tmp_path):
     grads = gradients()
     _, params, half = run(tx, PARAMS, tx.init(PARAMS), grads[:2])
     mx.save(tmp_path / "state.npz", (params, half))
-    again = mx.load(tmp_path / "state.npz", like=jax.eval_shape(lambda: (PARAMS, tx.init(PARAMS))))
+    again = mx.load(
+        tmp_path / "state.npz", like=jax.eval_shape(lambda: (PARAMS, tx.init(PARAMS)))
+    )
     chex.assert_trees_all_equal_shapes_and_dtypes(again, (params, half))
     np.testing.assert_array_equal(
         run(tx, *again, grads[2:])[0], run(tx, params, half, grads[2:])[0]
@@ -369,12 +381,16 @@ def test_in_a_chain_in_a_train_state(name):
     _, tx = made(name)
     want, _, _ = run(tx, PARAMS, tx.init(PARAMS), gradients())
     state = TrainState.create(
-        apply_fn=None, params=PARAMS, tx=optax.chain(optax.identity(), tx, optax.scale(1.0))
+        apply_fn=None,
+        params=PARAMS,
+        tx=optax.chain(optax.identity(), tx, optax.scale(1.0)),
     )
     for g, update in zip(gradients(), want, strict=True):
         before = state.params
         state = state.apply_gradients(grads=tree(g))
-        np.testing.assert_allclose(flat(state.params), flat(before) + update, rtol=1e-5, atol=1e-6)
+        np.testing.assert_allclose(
+            flat(state.params), flat(before) + update, rtol=1e-5, atol=1e-6
+        )
     assert int(state.step) == STEPS
 
 
@@ -398,7 +414,9 @@ def test_scan_and_vmap_over_tasks_equal_loops(name):
     for k in range(2):
         want, _, _ = run(tx, PARAMS, tx.init(PARAMS), grads[k])
         leaves = [np.reshape(x[k], (STEPS, -1)) for x in jax.tree.leaves(got)]
-        np.testing.assert_allclose(np.concatenate(leaves, 1), want, rtol=1e-4, atol=1e-6)
+        np.testing.assert_allclose(
+            np.concatenate(leaves, 1), want, rtol=1e-4, atol=1e-6
+        )
 
 
 ODD = {
@@ -411,7 +429,9 @@ ODD |= {"empty": jnp.zeros((0, 4)), "nothing": jnp.zeros(0)}
 
 
 @pytest.mark.parametrize("name", OPTS)
-@pytest.mark.parametrize("params", [ODD, {"none": None}, {}], ids=["odd", "none", "empty"])
+@pytest.mark.parametrize(
+    "params", [ODD, {"none": None}, {}], ids=["odd", "none", "empty"]
+)
 def test_trees_of_all_kinds_keep_shapes_dtypes_and_state(name, params):
     opt = OPTS[name] if name != "rates" else mx.optim.rates(optax.trace(0.9), params)
     keeps_shapes_dtypes_and_state(opt, params)
@@ -436,11 +456,14 @@ def keeps_shapes_dtypes_and_state(opt, params):
     updates, state, new = jax.eval_shape(update, params)
     chex.assert_trees_all_equal_shapes_and_dtypes(updates, params)
     chex.assert_trees_all_equal_shapes_and_dtypes(state, new)
-    assert not any(x.weak_type for x in jax.tree.leaves(new)), "a weak type compiles twice"
+    assert not any(x.weak_type for x in jax.tree.leaves(new)), (
+        "a weak type compiles twice"
+    )
 
 
 @pytest.mark.parametrize(
-    "name", ["averaged", "rnnprop", "ntm_bfgs", "ntm_lbfgs", "mlp", "adafactor_mlp", "nadam"]
+    "name",
+    ["averaged", "rnnprop", "ntm_bfgs", "ntm_lbfgs", "mlp", "adafactor_mlp", "nadam"],
 )
 def test_a_tree_with_a_mask_and_an_empty_leaf_is_treated_as_without(name):
     params = {
@@ -451,7 +474,8 @@ def test_a_tree_with_a_mask_and_an_empty_leaf_is_treated_as_without(name):
     }
     grads = {**params, "w": tree(gradients()[0])["w"]}
     tx = optax.masked(
-        OPTS[name].tx(made(name)[0]), {"w": True, "empty": True, "frozen": False, "none": None}
+        OPTS[name].tx(made(name)[0]),
+        {"w": True, "empty": True, "frozen": False, "none": None},
     )
     alone = OPTS[name].tx(made(name)[0])
 
@@ -473,8 +497,12 @@ def test_meta_gradients_are_finite_where_gradients_are_zero(name):
     def loss(meta_params, params):
         tx = OPTS[name].tx(meta_params)
         state = tx.init(params)
-        for _ in range(2):  # second order: the gradient itself depends on the parameters
-            updates, state = tx.update(jax.tree.map(lambda x: x * (x > 0), params), state, params)
+        for _ in range(
+            2
+        ):  # second order: the gradient itself depends on the parameters
+            updates, state = tx.update(
+                jax.tree.map(lambda x: x * (x > 0), params), state, params
+            )
             params = optax.apply_updates(params, updates)
         return sum(jnp.sum(x**2) for x in jax.tree.leaves(params))
 
@@ -488,7 +516,10 @@ STATEFUL = {
     "rnnprop": partial(mx.optim.rnnprop, hidden=(4, 3)),
     "ntm_bfgs": partial(mx.optim.ntm_bfgs, hidden=(4, 3), averaged=2, reads=2, p=None),
     "mlp": partial(
-        mx.optim.mlp, hidden=(5, 4), momentum_decays=(0.5, 0.99), rms_decays=(0.9, 0.999)
+        mx.optim.mlp,
+        hidden=(5, 4),
+        momentum_decays=(0.5, 0.99),
+        rms_decays=(0.9, 0.999),
     ),
     "adafactor_mlp": mx.optim.adafactor_mlp,
 }
@@ -503,7 +534,10 @@ def test_a_bfloat16_state_is_smaller_and_close(name):
         x.nbytes for x in jax.tree.leaves(tx.init(PARAMS))
     )
     got, _, after = run(
-        optax.GradientTransformation(small.init, jit(small.update)), PARAMS, state, gradients()
+        optax.GradientTransformation(small.init, jit(small.update)),
+        PARAMS,
+        state,
+        gradients(),
     )
     want, _, _ = run(tx, PARAMS, tx.init(PARAMS), gradients())
     chex.assert_trees_all_equal_shapes_and_dtypes(state, after)
@@ -578,13 +612,19 @@ def test_a_memory_of_writes_is_the_matrix_until_it_forgets():
                 read(memory, address), read(matrix, address), rtol=1e-5, atol=1e-5
             )
     later = write(write(jnp.eye(5), left[1], right[1]), left[2], right[2])
-    np.testing.assert_allclose(read(memory, address), read(later, address), rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(
+        read(memory, address), read(later, address), rtol=1e-5, atol=1e-5
+    )
 
 
 def test_numbers_of_meta_parameters():
-    count = lambda opt: sum(x.size for x in jax.tree.leaves(jax.eval_shape(opt.init, KEY)))  # noqa: E731
+    count = lambda opt: sum(
+        x.size for x in jax.tree.leaves(jax.eval_shape(opt.init, KEY))
+    )  # noqa: E731
     assert count(mx.optim.adafactor_mlp()) == 197
-    assert count(mx.optim.mlp(rms_decays=())) == 19 * 32 + 32 + 32 * 32 + 32 + 32 * 2 + 2
+    assert (
+        count(mx.optim.mlp(rms_decays=())) == 19 * 32 + 32 + 32 * 32 + 32 + 32 * 2 + 2
+    )
     assert count(mx.optim.lstm(averaged=5)) == 5141
     assert count(mx.optim.rnnprop()) == 60 + 2 * (40 * 80 + 80) + 21
 
@@ -613,16 +653,25 @@ def test_nadam_with_the_power_of_adam_is_nadam():
 
 @pytest.mark.slow
 def test_groups_with_optimizers_of_their_own_are_meta_trained_together(key):
-    opts = {"matrix": mx.optim.lstm(hidden=(2,)), "vector": mx.optim.rnnprop(hidden=(2,))}
-    label = lambda params: jax.tree.map(lambda x: "matrix" if x.ndim > 1 else "vector", params)  # noqa: E731
+    opts = {
+        "matrix": mx.optim.lstm(hidden=(2,)),
+        "vector": mx.optim.rnnprop(hidden=(2,)),
+    }
+    label = lambda params: jax.tree.map(
+        lambda x: "matrix" if x.ndim > 1 else "vector", params
+    )  # noqa: E731
 
     def make_tx(meta_params):
-        return optax.multi_transform({k: opt.tx(meta_params[k]) for k, opt in opts.items()}, label)
+        return optax.multi_transform(
+            {k: opt.tx(meta_params[k]) for k, opt in opts.items()}, label
+        )
 
     meta_params = {k: opt.init(key) for k, opt in opts.items()}
     problem = mx.problems.mlp((4, 3))
     params, _ = problem.init(key, ())
-    got, _ = make_tx(meta_params).update(params, make_tx(meta_params).init(params), params)
+    got, _ = make_tx(meta_params).update(
+        params, make_tx(meta_params).init(params), params
+    )
     for name, part in (("matrix", "w"), ("vector", "b")):
         tx = opts[name].tx(meta_params[name])
         want, _ = tx.update(params[0][part], tx.init(params[0][part]))
@@ -643,7 +692,11 @@ BAD = {
         "averaged must be at most",
     ),
     "averaged: a float": (lambda: mx.optim.lstm(averaged=0.5), TypeError, "averaged"),
-    "rnnprop: decay one": (lambda: mx.optim.rnnprop(b1=1.0), ValueError, "b1 must be .* below 1"),
+    "rnnprop: decay one": (
+        lambda: mx.optim.rnnprop(b1=1.0),
+        ValueError,
+        "b1 must be .* below 1",
+    ),
     "rnnprop: scale": (lambda: mx.optim.rnnprop(scale=0.0), ValueError, "scale"),
     "rnnprop: state dtype": (
         lambda: mx.optim.rnnprop(state_dtype=jnp.int8),
@@ -657,7 +710,11 @@ BAD = {
         TypeError,
         "momentum_decays",
     ),
-    "mlp: decay negative": (lambda: mx.optim.mlp(rms_decays=(-0.9,)), ValueError, "rms_decays"),
+    "mlp: decay negative": (
+        lambda: mx.optim.mlp(rms_decays=(-0.9,)),
+        ValueError,
+        "rms_decays",
+    ),
     "adafactor: decays": (
         lambda: mx.optim.adafactor_mlp(momentum_decays=(0.9,)),
         ValueError,
@@ -668,8 +725,16 @@ BAD = {
         ValueError,
         "b1 must be finite and greater than 0",
     ),
-    "nadam: the power of Adam": (lambda: mx.optim.nadam(power=0.5), ValueError, "power"),
-    "nadam: knots": (lambda: mx.optim.nadam(knots=(3, 1)), ValueError, "knots must increase"),
+    "nadam: the power of Adam": (
+        lambda: mx.optim.nadam(power=0.5),
+        ValueError,
+        "power",
+    ),
+    "nadam: knots": (
+        lambda: mx.optim.nadam(knots=(3, 1)),
+        ValueError,
+        "knots must increase",
+    ),
     "schedule: a rate for an optimizer": (
         lambda: mx.optim.piecewise_schedule(0.1),
         TypeError,
@@ -685,9 +750,17 @@ BAD = {
         TypeError,
         "knots",
     ),
-    "mlp_schedule: hidden": (lambda: mx.optim.mlp_schedule(optax.sgd(1.0), 8), TypeError, "hidden"),
+    "mlp_schedule: hidden": (
+        lambda: mx.optim.mlp_schedule(optax.sgd(1.0), 8),
+        TypeError,
+        "hidden",
+    ),
     "rates: base": (lambda: mx.optim.rates(optax.sgd, PARAMS), TypeError, "base"),
-    "leafwise: a transformation": (lambda: mx.optim.leafwise(optax.sgd(0.1)), TypeError, "opt"),
+    "leafwise: a transformation": (
+        lambda: mx.optim.leafwise(optax.sgd(0.1)),
+        TypeError,
+        "opt",
+    ),
 }
 
 
@@ -711,7 +784,9 @@ def test_bad_use(name):
         with pytest.raises(ValueError, match="updates must have the tree"):
             tx.update(jnp.ones(2), tx.init(PARAMS), jnp.ones(2))
     if "mlp" in name and "schedule" not in name:
-        with pytest.raises(ValueError, match=r"params must have the tree.*updates, state, params"):
+        with pytest.raises(
+            ValueError, match=r"params must have the tree.*updates, state, params"
+        ):
             tx.update(PARAMS, tx.init(PARAMS))
         with pytest.raises(ValueError, match="params must have the tree"):
             tx.update(PARAMS, tx.init(PARAMS), {"w": PARAMS["w"]})

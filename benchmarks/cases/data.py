@@ -59,7 +59,11 @@ def data_loading(setting: Setting) -> list[Row]:
         "NumPy gather and copy": Program(host, (), jit=False),
     }
     found = contest(programs, setting.limits, rounds=setting.rounds)
-    return [compared("data_loading", f"{num_tasks} episodes, {WAYS} ways, 6 images each", found)]
+    return [
+        compared(
+            "data_loading", f"{num_tasks} episodes, {WAYS} ways, 6 images each", found
+        )
+    ]
 
 
 CASES = (data_loading,)

@@ -76,7 +76,9 @@ def _antithetic(setting: Setting, case: str, truncation: int | None) -> Row:
 
 
 def _open_es(setting: Setting, case: str) -> Row:
-    from evosax.algorithms import Open_ES  # here, since importing it settles JAX's devices
+    from evosax.algorithms import (
+        Open_ES,  # here, since importing it settles JAX's devices
+    )
 
     population = _population(setting.smoke)
     loop, pairs, meta_params, data = population

@@ -92,7 +92,9 @@ def l2l_step(setting: Setting) -> list[Row]:
     return rows
 
 
-def _in_one_leaf(setting: Setting, optimizer: mx.LearnedOptimizer, at_work: Coordinates) -> Row:
+def _in_one_leaf(
+    setting: Setting, optimizer: mx.LearnedOptimizer, at_work: Coordinates
+) -> Row:
     meta_params, grad, h, c = at_work
     state = optimizer.tx(meta_params).init(grad)._replace(h=h, c=c)
     rows_h = [np.ascontiguousarray(x.T) for x in h]
@@ -155,11 +157,15 @@ def _in_many_leaves(
 
     programs = {
         "ours": Program(_update(optimizer), (meta_params, grads, state), ours_flat),
-        "leaf by leaf": Program(_update(leafwise), (meta_params, grads, by_leaf), by_leaf_flat),
+        "leaf by leaf": Program(
+            _update(leafwise), (meta_params, grads, by_leaf), by_leaf_flat
+        ),
     }
     found = contest(programs, setting.limits, rounds=setting.rounds)
     bound = [Target("ratio", ">=", 8)]
-    return _row(at_work, found, f", {leaves} leaves", bound if _is_small(at_work) else [])
+    return _row(
+        at_work, found, f", {leaves} leaves", bound if _is_small(at_work) else []
+    )
 
 
 def _in_bfloat16(setting: Setting, at_work: Coordinates) -> Row:
@@ -225,7 +231,9 @@ def l2l_bptt(setting: Setting) -> list[Row]:
 
         def meta_loss(meta_params):
             def episode(key, params):
-                return plain_episode(meta_params, key, params, data, problem, tasks, steps)
+                return plain_episode(
+                    meta_params, key, params, data, problem, tasks, steps
+                )
 
             return jax.vmap(episode)(starts.key, starts.learner.params).mean()
 
@@ -245,7 +253,9 @@ def l2l_bptt(setting: Setting) -> list[Row]:
             found,
             targets=[Target("ratio", ">=", 2.2)],
         ),
-        memory("l2l_bptt", f"temporary memory, {what}", found, [Target("ratio", ">=", 5)]),
+        memory(
+            "l2l_bptt", f"temporary memory, {what}", found, [Target("ratio", ">=", 5)]
+        ),
     ]
 
 

@@ -101,7 +101,9 @@ def first_call(setting: Setting) -> list[Row]:
         _, printed = python(TRAINING_STEP, **environment)
         return float(printed)
 
-    rows = _cold_and_cached("a training step with the LSTM optimizer", step, setting, limits=(5, 1))
+    rows = _cold_and_cached(
+        "a training step with the LSTM optimizer", step, setting, limits=(5, 1)
+    )
     examples = list(README.items())
     for system, heading in examples[:1] if setting.smoke else examples:
         code = PRELUDE + example(heading, blocks=1 if setting.smoke else None)

@@ -148,7 +148,13 @@ def vsml_episode(setting: Setting) -> list[Row]:
         compared("vsml_episode", f"forward, {what}", up, targets=twice),
         compared("vsml_episode", f"BPTT, {what}", down, targets=twice),
         memory("vsml_episode", f"temporary memory of BPTT, {what}", down),
-        Row("vsml_episode", "BPTT over forward", "x", bptt_over_forward, targets=at_most_four),
+        Row(
+            "vsml_episode",
+            "BPTT over forward",
+            "x",
+            bptt_over_forward,
+            targets=at_most_four,
+        ),
     ]
     if jax.default_backend() != "cpu":
         rows.append(_published(setting))

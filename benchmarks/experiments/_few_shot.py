@@ -68,10 +68,14 @@ def run(
             key = jax.random.key(300)
             num_test = settings["test_tasks"]
             at_once = settings["at_once"]
-            found = accuracies(test_loop, key, meta_params, data["test"], num_test, at_once)
+            found = accuracies(
+                test_loop, key, meta_params, data["test"], num_test, at_once
+            )
             per_cent = 100 * found
             results[name] = per_cent.mean()
-            results[f"{name}: interval"] = 1.96 * per_cent.std(ddof=1) / len(per_cent) ** 0.5
+            results[f"{name}: interval"] = (
+                1.96 * per_cent.std(ddof=1) / len(per_cent) ** 0.5
+            )
         print(table(setting, results, published), flush=True)
     return results
 
@@ -172,17 +176,23 @@ def imaml(method: str, problem: mx.Problem, options: dict[str, Any]) -> mx.Learn
     damping = options["damping"]
     cg = mx.implicit.cg(options["cg"], damping)
     if method == "iMAML, GD":
-        solver = mx.implicit.descend(optax.sgd(options["rate"]), options["solver_steps"])
+        solver = mx.implicit.descend(
+            optax.sgd(options["rate"]), options["solver_steps"]
+        )
     else:
         solver = mx.implicit.newton(options["solver_steps"], cg)
 
     linear_solver = cg
     if "lanczos" in options:
-        linear_solver = mx.implicit.lanczos(options["lanczos"], floor=lam, damping=damping)
+        linear_solver = mx.implicit.lanczos(
+            options["lanczos"], floor=lam, damping=damping
+        )
     return mx.imaml(problem, solver, linear_solver, lam)
 
 
-def loops(learner: mx.Learner, trial: Trial, options: dict[str, Any]) -> tuple[mx.Inner, mx.Inner]:
+def loops(
+    learner: mx.Learner, trial: Trial, options: dict[str, Any]
+) -> tuple[mx.Inner, mx.Inner]:
     """The inner loops of training and of the test.
 
     There are as many queries a class as shots, in the test and in training, as is published. In

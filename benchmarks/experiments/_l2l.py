@@ -49,7 +49,9 @@ def learn(
             validation_loops.append(to_the_ends)
             estimators.append(_estimator(learner, tasks, options, to_the_ends))
 
-        schedule = optax.cosine_decay_schedule(phase["rate"], phase["steps"], alpha=0.05)
+        schedule = optax.cosine_decay_schedule(
+            phase["rate"], phase["steps"], alpha=0.05
+        )
         by_gradients = phase["estimator"] == "bptt"
         loss = _mean_loss(validation_loops, validated)
         key = jax.random.key(200 + seed)

@@ -109,7 +109,10 @@ def run(seed: int, settings: Settings, folder: Path) -> Result:
             size, median = measure(trainer, state, data, settings["repeats"])
             mebibytes.append(size)
             seconds.append(median)
-            print(f"{name}, {steps} steps: {size:.1f} MiB, {1e3 * median:.0f} ms", flush=True)
+            print(
+                f"{name}, {steps} steps: {size:.1f} MiB, {1e3 * median:.0f} ms",
+                flush=True,
+            )
         results[f"{name}: MiB"] = np.array(mebibytes)
         results[f"{name}: seconds"] = np.array(seconds)
     return results
@@ -123,7 +126,9 @@ def claims(results: Results, settings: Settings) -> list[Claim]:
     def last_ratios(name, other, quantity):
         ratios = []
         for result in results:
-            ratios.append(result[f"{name}: {quantity}"][-1] / result[f"{other}: {quantity}"][-1])
+            ratios.append(
+                result[f"{name}: {quantity}"][-1] / result[f"{other}: {quantity}"][-1]
+            )
         return ratios
 
     not_flat = []
@@ -156,7 +161,9 @@ def claims(results: Results, settings: Settings) -> list[Claim]:
 
 def picture(results: Results, settings: Settings, figure: Any) -> None:
     panels = {"MiB": "temporary memory (MiB)", "seconds": "time of a meta-step (s)"}
-    for ax, (quantity, ylabel) in zip(figure.subplots(1, 2), panels.items(), strict=True):
+    for ax, (quantity, ylabel) in zip(
+        figure.subplots(1, 2), panels.items(), strict=True
+    ):
         means = {}
         for name in NAMES:
             curves = [result[f"{name}: {quantity}"] for result in results]

@@ -88,7 +88,9 @@ _SMOKE = {
     "at_once": 4,
     "validate": 1,
     "chunk": 1,
-    "budgets": {"5-way 1-shot": {"iMAML, GD": [2, 1]}},  # method: meta-steps, tasks a step
+    "budgets": {
+        "5-way 1-shot": {"iMAML, GD": [2, 1]}
+    },  # method: meta-steps, tasks a step
 }
 _FULL = {
     "methods": _METHODS,
@@ -115,7 +117,9 @@ _SMALL = {
     "at_once": 10,
     "validate": 100,
     "chunk": 20,
-    "budgets": {"5-way 1-shot": {"MAML": [500, 2], "FOMAML": [500, 2], "iMAML, GD": [1000, 2]}},
+    "budgets": {
+        "5-way 1-shot": {"MAML": [500, 2], "FOMAML": [500, 2], "iMAML, GD": [1000, 2]}
+    },
 }
 EXPERIMENT = Experiment(
     title="Mini-ImageNet, few-shot, held-out classes",

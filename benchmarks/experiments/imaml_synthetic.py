@@ -12,7 +12,16 @@ import numpy as np
 import optax
 
 import metajax as mx
-from benchmarks.reproduce import Claim, Experiment, Result, Results, Settings, above, below, claim
+from benchmarks.reproduce import (
+    Claim,
+    Experiment,
+    Result,
+    Results,
+    Settings,
+    above,
+    below,
+    claim,
+)
 
 SOURCE = "Rajeswaran et al. 2019, section 4, figure 2a"
 
@@ -29,7 +38,9 @@ def errors(seed: int, settings: Settings) -> dict[str, np.ndarray]:
     """
     size = settings["size"]
     lam = settings["lam"]
-    problem = mx.problems.regressor(lambda key: jnp.zeros((size, 1)), lambda w, x: x @ w)
+    problem = mx.problems.regressor(
+        lambda key: jnp.zeros((size, 1)), lambda w, x: x @ w
+    )
     k_theta, k_tasks = jax.random.split(jax.random.key(seed))
     theta = jax.random.normal(k_theta, (size, 1))
     keys = jax.random.split(k_tasks, settings["tasks"])
@@ -61,13 +72,17 @@ def errors(seed: int, settings: Settings) -> dict[str, np.ndarray]:
 
     maml = proximal_descent(problem, rate, lam)
     to_the_solution = mx.implicit.newton(1, mx.implicit.direct())
-    results: dict[str, Any] = {"MAML": [error(maml, steps) for steps in settings["steps"]]}
+    results: dict[str, Any] = {
+        "MAML": [error(maml, steps) for steps in settings["steps"]]
+    }
     for products in settings["cg"]:
         cg = mx.implicit.cg(products)
         name = f"iMAML, {products} CG"
         results[name] = [implicit(descend(steps), cg) for steps in settings["steps"]]
         results[f"{name}: at the solution"] = implicit(to_the_solution, cg)
-    results["converged"] = implicit(descend(settings["converged"]), mx.implicit.cg(2 * size))
+    results["converged"] = implicit(
+        descend(settings["converged"]), mx.implicit.cg(2 * size)
+    )
     results["condition number"] = steepest / lam  # at most
     return {name: np.asarray(x) for name, x in results.items()}
 

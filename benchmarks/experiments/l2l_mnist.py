@@ -131,7 +131,9 @@ def _scaled(operation, params, factors):
     return [layer | {"w": operation(layer["w"], factor)} for layer, factor in layers]
 
 
-def _with_factors(problem: mx.Problem, tasks: mx.Tasks, most: tuple[float, float]) -> mx.Tasks:
+def _with_factors(
+    problem: mx.Problem, tasks: mx.Tasks, most: tuple[float, float]
+) -> mx.Tasks:
     def sample(key, data):
         k_task, k_factor = jax.random.split(key)
         task = tasks.sample(k_task, data)
@@ -276,11 +278,23 @@ _PHASES = (
     {**_LONG, "steps": 200, "chunk": 50},
     {**_LAST, "tasks": 16, "steps": 150, "chunk": 25},
 )
-_MORE = {**_LAST, "tasks": 16, "horizon": 150, "std": 0.02, "rate": 1e-2, "steps": 150, "chunk": 25}
+_MORE = {
+    **_LAST,
+    "tasks": 16,
+    "horizon": 150,
+    "std": 0.02,
+    "rate": 1e-2,
+    "steps": 150,
+    "chunk": 25,
+}
 
 _TINY = {"size": 4, "hidden": 8, "stands_for": [2, 2]}
 _FEW = {"tasks": 2, "horizon": 6, "rate": 1e-3, "steps": 4, "chunk": 2}
-_SMALL = {"size": 10, "hidden": 16, "stands_for": [8, 3]}  # 8: about 28 x 28 / (10 x 10)
+_SMALL = {
+    "size": 10,
+    "hidden": 16,
+    "stands_for": [8, 3],
+}  # 8: about 28 x 28 / (10 x 10)
 _LARGE = {"size": 28, "hidden": 20, "stands_for": [2, 3]}
 _WHOLE = {"size": 28, "hidden": 20, "stands_for": [1, 1], "widths": (20, 20)}
 
@@ -288,7 +302,14 @@ _PARTS = [
     {"depths": (1, 1), "ends": [100, 200], "tasks": 8},
     {"depths": (2, 2), "ends": [100], "tasks": 6},
 ]
-_SEARCH = {"network": "family", "estimator": "es", "std": 0.1, "rate": 0.05, "chunk": 10, **_WHOLE}
+_SEARCH = {
+    "network": "family",
+    "estimator": "es",
+    "std": 0.1,
+    "rate": 0.05,
+    "chunk": 10,
+    **_WHOLE,
+}
 _TINY_SEARCH = {"network": "family", "estimator": "es", "std": 0.03, **_TINY, **_FEW}
 
 _MNIST = {
@@ -322,7 +343,9 @@ _TWO_CORES = {
     "validated": 16,
     "test_tasks": 32,
     "meta_training": {
-        PLAIN: [{"network": "sigmoid", **_SMALL, **phase} for phase in (*_PHASES, _MORE)],
+        PLAIN: [
+            {"network": "sigmoid", **_SMALL, **phase} for phase in (*_PHASES, _MORE)
+        ],
         FAMILY[0]: [{"network": "family", **_SMALL, **phase} for phase in _PHASES],
         FAMILY[1]: [{**_SEARCH, "parts": _PARTS, "tasks": 8, "steps": 80}],
     },

@@ -165,7 +165,9 @@ def run(seed: int, settings: Settings, folder: Path) -> Result:
         made = {"LSTM": learned["LSTM"], "Adam": adam}
         row = images_made(made, unseen, key, settings["steps"])
         for name, pixels in row.items():
-            Image.fromarray(pixels.astype(np.uint8)).save(folder / f"{case}, {name}.png")
+            Image.fromarray(pixels.astype(np.uint8)).save(
+                folder / f"{case}, {name}.png"
+            )
             if seed == 0:
                 scale = len(pixels) // size
                 results[f"{case}: image, {name}"] = pixels[::scale, ::scale]
@@ -232,7 +234,9 @@ def picture(results: Results, settings: Settings, figure: Any) -> None:
         squeeze=False,
         height_ratios=[3, 1],
     )
-    shown = next((result for result in results if f"{CASES[0]}: image, LSTM" in result), None)
+    shown = next(
+        (result for result in results if f"{CASES[0]}: image, LSTM" in result), None
+    )
     for i, case in enumerate(cases(settings)):
         _l2l.draw(
             results,
@@ -260,7 +264,13 @@ def _draw_strip(images: list[np.ndarray], ax: Any) -> None:
 
 _WEIGHTS = {"alpha": 1.0, "beta": 1.0, "gamma": 1.0}
 _NETWORK = {
-    "layers": {"conv1_1": 16, "conv1_2": 16, "conv2_1": 32, "conv2_2": 32, "conv3_1": 64},
+    "layers": {
+        "conv1_1": 16,
+        "conv1_2": 16,
+        "conv2_1": 32,
+        "conv2_2": 32,
+        "conv3_1": 64,
+    },
     "content": ["conv2_2"],
     "style": ["conv1_1", "conv2_1", "conv3_1"],
     "vgg": None,
@@ -294,7 +304,9 @@ _SMOKE = {
                 "chunk": 2,
             }
         ],
-        "Nadam, learned": [{**_SEARCH, "ends": [10], "tasks": 2, "steps": 4, "chunk": 2}],
+        "Nadam, learned": [
+            {**_SEARCH, "ends": [10], "tasks": 2, "steps": 4, "chunk": 2}
+        ],
     },
 }
 _SMALL = {
@@ -309,9 +321,18 @@ _SMALL = {
     "meta_training": {
         "LSTM": [
             {**_WINDOWS, "tasks": 4, "rate": 3e-3, "steps": 400, "chunk": 40},
-            {**_WINDOWS, "window": 128, "tasks": 4, "rate": 1e-3, "steps": 200, "chunk": 20},
+            {
+                **_WINDOWS,
+                "window": 128,
+                "tasks": 4,
+                "rate": 1e-3,
+                "steps": 200,
+                "chunk": 20,
+            },
         ],
-        "Nadam, learned": [{**_SEARCH, "ends": [128], "tasks": 12, "steps": 60, "chunk": 10}],
+        "Nadam, learned": [
+            {**_SEARCH, "ends": [128], "tasks": 12, "steps": 60, "chunk": 10}
+        ],
     },
 }
 # With a VGG, name its file in "vgg", and the layers of Gatys et al.
@@ -323,7 +344,9 @@ _FULL = {
     "test_tasks": 32,
     "meta_training": {
         "LSTM": [{**_WINDOWS, "tasks": 8, "rate": 1e-3, "steps": 10_000, "chunk": 100}],
-        "Nadam, learned": [{**_SEARCH, "ends": [128], "tasks": 64, "steps": 300, "chunk": 10}],
+        "Nadam, learned": [
+            {**_SEARCH, "ends": [128], "tasks": 64, "steps": 300, "chunk": 10}
+        ],
     },
 }
 EXPERIMENT = Experiment(

@@ -14,7 +14,16 @@ import optax
 
 import metajax as mx
 from benchmarks.experiments._training import Run, meta_train
-from benchmarks.reproduce import Claim, Experiment, Result, Results, Settings, above, below, claim
+from benchmarks.reproduce import (
+    Claim,
+    Experiment,
+    Result,
+    Results,
+    Settings,
+    above,
+    below,
+    claim,
+)
 
 SOURCE = "Finn et al. 2017, section 5.1"
 NAMES = ("MAML", "iMAML", "pretrained", "oracle")
@@ -79,7 +88,8 @@ def run(seed: int, settings: Settings, folder: Path) -> Result:
     learners = adapting(settings)
     candidates = {name: [params[name]] for name in learners}
     candidates["pretrained"] = [
-        {"params": params["pretrained"], "rate": jnp.float32(rate)} for rate in settings["rates"]
+        {"params": params["pretrained"], "rate": jnp.float32(rate)}
+        for rate in settings["rates"]
     ]
 
     num_tasks = settings["test_tasks"]
@@ -96,17 +106,23 @@ def run(seed: int, settings: Settings, folder: Path) -> Result:
             results[f"K={shots}, {name}"] = errors[best].mean(0)
             results[f"K={shots}, {name}: error"] = interval
             if name == "pretrained":
-                results[f"K={shots}, {name}: rate"] = np.asarray(settings["rates"][best])
+                results[f"K={shots}, {name}: rate"] = np.asarray(
+                    settings["rates"][best]
+                )
             if shots == settings["test"][0]:
                 example_key = jax.random.key(300 + seed)
-                results |= example(name, learner, tasks, example_key, candidates[name][best])
+                results |= example(
+                    name, learner, tasks, example_key, candidates[name][best]
+                )
 
         error = oracle_error(tasks, key, params["oracle"], num_tasks)
         results[f"K={shots}, oracle"] = np.full(STEPS + 1, error)
         for name in NAMES:
             curve = results[f"K={shots}, {name}"]
             shown = ", ".join(f"{curve[i]:.3f}" for i in (0, 1, 5, 10))
-            print(f"K={shots}, {name}: MSE after 0, 1, 5, 10 steps: {shown}", flush=True)
+            print(
+                f"K={shots}, {name}: MSE after 0, 1, 5, 10 steps: {shown}", flush=True
+            )
     return results
 
 
@@ -179,7 +195,9 @@ def query_errors(
 
     errors_of_tasks = jax.jit(jax.vmap(errors_of_task, (0, None)))
     keys = jax.random.split(key, num_tasks)
-    return [np.asarray(errors_of_tasks(keys, meta_params)) for meta_params in candidates]
+    return [
+        np.asarray(errors_of_tasks(keys, meta_params)) for meta_params in candidates
+    ]
 
 
 def oracle_error(
@@ -251,7 +269,9 @@ def _level_claims(results: Results, shots: int) -> list[Claim]:
         found.append(claim(text, table, published, errors, below(wanted)))
 
     pretrained = _errors(results, shots, "pretrained", 10)
-    text = f"Pretrained on all tasks, K = {shots}: mean squared error after 10 steps > 1.5"
+    text = (
+        f"Pretrained on all tasks, K = {shots}: mean squared error after 10 steps > 1.5"
+    )
     found.append(claim(text, table, 2.19, pretrained, above(1.5)))
     return found
 
@@ -265,7 +285,9 @@ def _comparison_claims(results: Results, shots: int) -> list[Claim]:
     over_one_step = _ratios(maml, after_one)
 
     text = f"K = {shots}: MAML's error over that of pretraining, after 10 steps, < 0.5"
-    further = f"K = {shots}: MAML goes on improving beyond the one step it was trained for"
+    further = (
+        f"K = {shots}: MAML goes on improving beyond the one step it was trained for"
+    )
     further += ": error after 10 over 1 < 1"
     return [
         claim(text, figure, "well below", over_pretraining, below(0.5)),

@@ -27,14 +27,26 @@ from benchmarks.reproduce import (
 )
 
 SOURCE = "Kirsch & Schmidhuber 2021, section 4.1"
-PUBLISHED = {("mnist", 1): 87, ("mnist", 0): 90, ("fashion_mnist", 1): 76, ("fashion_mnist", 0): 80}
-WANTED = {("mnist", 1): 85, ("mnist", 0): 88, ("fashion_mnist", 1): 74, ("fashion_mnist", 0): 78}
+PUBLISHED = {
+    ("mnist", 1): 87,
+    ("mnist", 0): 90,
+    ("fashion_mnist", 1): 76,
+    ("fashion_mnist", 0): 80,
+}
+WANTED = {
+    ("mnist", 1): 85,
+    ("mnist", 0): 88,
+    ("fashion_mnist", 1): 74,
+    ("fashion_mnist", 0): 78,
+}
 PIECES = 50  # of a stream; the accuracy of each is kept
 
 
 def cell_of(settings: Settings) -> mx.cells.Cell:
     """The cell that is fitted."""
-    return mx.cells.with_weights(mx.cells.lstm(settings["hidden"], slots=1, reduce="sum"))
+    return mx.cells.with_weights(
+        mx.cells.lstm(settings["hidden"], slots=1, reduce="sum")
+    )
 
 
 def clone(seed: int, settings: Settings, folder: Path) -> Any:
@@ -55,7 +67,9 @@ def clone(seed: int, settings: Settings, folder: Path) -> Any:
     return meta_params
 
 
-def clone_errors(seed: int, settings: Settings, meta_params: Any) -> dict[str, np.ndarray]:
+def clone_errors(
+    seed: int, settings: Settings, meta_params: Any
+) -> dict[str, np.ndarray]:
     """How far a fitted cell is from backpropagation."""
     learner = mx.clone_backprop(cell_of(settings), settings["rate"])
     spread = settings["spread"]
@@ -124,7 +138,9 @@ def run(seed: int, settings: Settings, folder: Path) -> Result:
                 "sgd": (mx.l2l(optax.sgd, same_network(net)), settings["rate"]),
             }
             for method, (learner, params) in methods.items():
-                loop = mx.inner(learner, mx.tasks.minibatches(1, test_size=1), settings["steps"])
+                loop = mx.inner(
+                    learner, mx.tasks.minibatches(1, test_size=1), settings["steps"]
+                )
                 key = jax.random.key(4000 + seed)
                 curves = mx.evaluate(loop, key, params, train, num_tasks=1)
                 learned = jax.tree.map(lambda x: x[0], curves.state.learner)
@@ -217,7 +233,9 @@ def _draw(
     colour = mx.plot.COLOURS[(4, 6)[hidden]]
     layers = f"{hidden} hidden layer" if hidden == 1 else f"{hidden} hidden layers"
     for method, shown, style in (("vsml", "cloned", "-"), ("sgd", "SGD", "--")):
-        curves = [result[f"{name}, {hidden} hidden, {method}: online"] for result in results]
+        curves = [
+            result[f"{name}, {hidden} hidden, {method}: online"] for result in results
+        ]
         mean = np.stack(curves).mean(0)
         ax.plot(
             steps,

@@ -11,7 +11,15 @@ import metajax as mx
 from benchmarks import _data
 from benchmarks.experiments import _vsml
 from benchmarks.experiments._training import Run, clipped_adam, meta_train
-from benchmarks.reproduce import Claim, Experiment, Result, Results, Settings, above, claim
+from benchmarks.reproduce import (
+    Claim,
+    Experiment,
+    Result,
+    Results,
+    Settings,
+    above,
+    claim,
+)
 
 SOURCE = "Kirsch & Schmidhuber 2021, section 4.4"
 
@@ -126,7 +134,9 @@ def claims(results: Results, settings: Settings) -> list[Claim]:
         others = f"all but {name}"
         source = others if others in results[0] else "all"
         gain = [result[source][i] - chance[name] for result in results]
-        text = f"Meta-trained on {source}, tested on {name}: points of cumulative accuracy"
+        text = (
+            f"Meta-trained on {source}, tested on {name}: points of cumulative accuracy"
+        )
         text += " above chance > 5"
         found.append(claim(text, figure, "generalises", gain, above(5)))
 

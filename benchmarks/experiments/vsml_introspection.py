@@ -12,7 +12,15 @@ import metajax as mx
 from benchmarks import _data
 from benchmarks.experiments import _vsml
 from benchmarks.experiments.vsml_from_scratch import EXPERIMENT as FROM_SCRATCH
-from benchmarks.reproduce import Claim, Experiment, Result, Results, Settings, above, claim
+from benchmarks.reproduce import (
+    Claim,
+    Experiment,
+    Result,
+    Results,
+    Settings,
+    above,
+    claim,
+)
 
 SOURCE = "Kirsch & Schmidhuber 2021, section 5"
 
@@ -161,12 +169,16 @@ def claims(results: Results, settings: Settings) -> list[Claim]:
         corrected = []
         risen = []
         for result in results:
-            corrected.append(result[f"VSML, {seen}: corrected"] - result[f"SGD, {seen}: corrected"])
+            corrected.append(
+                result[f"VSML, {seen}: corrected"] - result[f"SGD, {seen}: corrected"]
+            )
             vsml = result[f"VSML, {seen}: after"] - result[f"VSML, {seen}: before"]
             sgd = result[f"SGD, {seen}: after"] - result[f"SGD, {seen}: before"]
             risen.append(vsml - sgd)
 
-        text = f"Misclassified images that are right after one look, examples up to {seen}"
+        text = (
+            f"Misclassified images that are right after one look, examples up to {seen}"
+        )
         text += ": VSML minus SGD, in points, > 0"
         found.append(claim(text, figure, "VSML corrects at once", corrected, above(0)))
         text = f"Rise of the probability of the right class of those, examples up to {seen}"

@@ -29,7 +29,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds what the command takes."""
     parser.epilog = _what_a_config_may_say()
     parser.add_argument(
-        "source", type=Path, metavar="CONFIG.toml|FOLDER", help="a config, or the folder of a run"
+        "source",
+        type=Path,
+        metavar="CONFIG.toml|FOLDER",
+        help="a config, or the folder of a run",
     )
     parser.add_argument(
         "--steps",
@@ -97,7 +100,9 @@ def _validation(experiment: _config.Experiment) -> mx.Validation:
     inner = experiment.inner
 
     def loss(key, meta_params, data):
-        curves = mx.evaluate(inner, key, meta_params, data, num_tasks=run.validation_tasks)
+        curves = mx.evaluate(
+            inner, key, meta_params, data, num_tasks=run.validation_tasks
+        )
         losses = curves.test_loss if inner.heldout else curves.loss
         return losses.mean()
 

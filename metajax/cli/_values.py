@@ -17,7 +17,13 @@ _WORDS = {
 # Parameters that take trees of arrays too, and are annotated Any: a file gives a number.
 _NUMBERS = ("lam", "mean", "std")
 # Parameters of optax, which lets them be anything.
-_AT_LEAST_ZERO = ("learning_rate", "init_value", "peak_value", "end_value", "weight_decay")
+_AT_LEAST_ZERO = (
+    "learning_rate",
+    "init_value",
+    "peak_value",
+    "end_value",
+    "weight_decay",
+)
 
 _LARGEST_INT = 2**31 - 1  # counts and seeds are int32
 _LARGEST_FLOAT = float(np.finfo(np.float32).max)

@@ -7,4 +7,13 @@ from metajax.estimators._forward import forward
 from metajax.estimators._guided_es import guided_es
 from metajax.estimators._mix import mix
 
-__all__ = ["ask_tell", "bptt", "es", "forward", "guided_es", "mix", "noise_reuse_es", "pes"]
+__all__ = [
+    "ask_tell",
+    "bptt",
+    "es",
+    "forward",
+    "guided_es",
+    "mix",
+    "noise_reuse_es",
+    "pes",
+]

@@ -80,4 +80,6 @@ def weigh(
     updates = jax.tree.map(weighted, meta_params, weight)
     pair_means = {name: x.mean(1) for name, x in metrics.items()}
     loss = _episodes.mean_of_finite(ok, losses.mean(1))
-    return Estimate(updates, loss, _episodes.mean_metrics("an evolution strategy", pair_means, ok))
+    return Estimate(
+        updates, loss, _episodes.mean_metrics("an evolution strategy", pair_means, ok)
+    )

@@ -38,7 +38,9 @@ _NOT_SERVED = {
 }
 
 
-def ask_tell(inner: Inner, strategy: Any, num_tasks: int, params: Any = None) -> Estimator:
+def ask_tell(
+    inner: Inner, strategy: Any, num_tasks: int, params: Any = None
+) -> Estimator:
     """A distribution-based strategy of evosax (Lange 2022) over whole episodes.
 
     A generation is asked for around the present ``meta_params``. Its members all meet the same
@@ -116,14 +118,18 @@ def ask_tell(inner: Inner, strategy: Any, num_tasks: int, params: Any = None) ->
         # A member that has diverged counts as the worst of the others.
         ok = jnp.isfinite(losses)
         worst = jnp.where(ok, losses, -jnp.inf).max()
-        new, _ = strategy.tell(k_tell, population, jnp.where(ok, losses, worst), asked, params)
+        new, _ = strategy.tell(
+            k_tell, population, jnp.where(ok, losses, worst), asked, params
+        )
 
         # A strategy that has met a NaN may never recover from it.
         is_sound = ok.any() & jnp.isfinite(new.mean).all()
         state = optax.tree.where(is_sound, new, state)
         updates = unravel(jnp.where(is_sound, mean - new.mean, jnp.nan))
         loss = _episodes.mean_of_finite(ok, losses)
-        return Estimate(updates, loss, _episodes.mean_metrics("ask_tell", metrics, ok)), state
+        return Estimate(
+            updates, loss, _episodes.mean_metrics("ask_tell", metrics, ok)
+        ), state
 
     return Estimator(init, estimate)
 
@@ -152,4 +158,6 @@ def _check_solution(strategy: Any, meta_params: PyTree) -> None:
             f"strategy was made for another tree than meta_params; make it with "
             f"solution=meta_params:\n  strategy    {made_for}\n  meta_params {given}"
         )
-    _checks.same_structure("meta_params", meta_params, strategy.solution, "the strategy's solution")
+    _checks.same_structure(
+        "meta_params", meta_params, strategy.solution, "the strategy's solution"
+    )

@@ -97,7 +97,12 @@ def pes(
 
 
 def noise_reuse_es(
-    inner: Inner, num_tasks: int, std: float, truncation: int | None = None, *, stagger: bool = True
+    inner: Inner,
+    num_tasks: int,
+    std: float,
+    truncation: int | None = None,
+    *,
+    stagger: bool = True,
 ) -> Estimator:
     """Noise-reuse evolution strategies (Li et al. 2023): one perturbation for a whole episode.
 
@@ -131,7 +136,13 @@ def noise_reuse_es(
 
 
 def _pairs(
-    inner: Inner, num_tasks: int, std: float, truncation: int | None, *, stagger: bool, reuse: bool
+    inner: Inner,
+    num_tasks: int,
+    std: float,
+    truncation: int | None,
+    *,
+    stagger: bool,
+    reuse: bool,
 ) -> Estimator:
     window = _episodes.window_length(inner, truncation)
     _checks.positive_int(num_tasks=num_tasks)
@@ -150,7 +161,9 @@ def _pairs(
 
     def estimate(key, meta_params, state, data):
         k_noise, k_restart = jax.random.split(key)
-        is_over = jax.vmap(lambda s: _episodes.has_ended(inner, s, window))(state.episodes)
+        is_over = jax.vmap(lambda s: _episodes.has_ended(inner, s, window))(
+            state.episodes
+        )
 
         # Which noise a window is run with, and by which it is weighed.
         fresh_noise = _antithetic.normal(k_noise, meta_params, num_tasks, std)

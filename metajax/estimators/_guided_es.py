@@ -80,7 +80,9 @@ def guided_es(
 
     def estimate(key, meta_params, state, data):
         k_surrogate, k_all, k_subspace, k_start = jax.random.split(key, 4)
-        guess, surrogate_state = surrogate.estimate(k_surrogate, meta_params, state.surrogate, data)
+        guess, surrogate_state = surrogate.estimate(
+            k_surrogate, meta_params, state.surrogate, data
+        )
         direction, unravel = ravel_pytree(guess.updates)
         recent = _remember(state.recent, direction)
 
@@ -108,7 +110,9 @@ def guided_es(
 
 def _remember(recent: Array, direction: Array) -> Array:
     """The latest directions ``[rank, n]`` with a new one before them, if that is finite."""
-    direction /= jnp.abs(direction).max()  # whose norm may overflow; 0 / 0 drops a zero too
+    direction /= jnp.abs(
+        direction
+    ).max()  # whose norm may overflow; 0 / 0 drops a zero too
     direction /= jnp.linalg.norm(direction)
     is_direction = jnp.isfinite(direction).all()
     return jnp.where(is_direction, jnp.roll(recent, 1, 0).at[0].set(direction), recent)

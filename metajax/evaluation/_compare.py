@@ -69,7 +69,9 @@ class Comparison(NamedTuple):
     def __str__(self) -> str:
         names = sorted(self.final, key=self._rank)
         width = max(map(len, ["optimizer", *names]))
-        header = f"{'optimizer':<{width}}  {'rate':>8}  {'final loss':>18}  {'mean loss':>9}"
+        header = (
+            f"{'optimizer':<{width}}  {'rate':>8}  {'final loss':>18}  {'mean loss':>9}"
+        )
         rows = [f"{name:<{width}}  {self._figures(name)}" for name in names]
         return "\n".join([header, *rows])
 
@@ -159,7 +161,9 @@ def compare(
     return result
 
 
-def _ignore_rate(tx: optax.GradientTransformation, rate: Array) -> optax.GradientTransformation:
+def _ignore_rate(
+    tx: optax.GradientTransformation, rate: Array
+) -> optax.GradientTransformation:
     del rate
     return tx
 

@@ -72,7 +72,11 @@ def multi_step(learner: Learner, weights: Sequence[float]) -> Learner:
 
 def _vector(weights: Sequence[float]) -> np.ndarray:
     array = np.asarray(weights, float)
-    if array.ndim != 1 or not array.size or not np.all(np.isfinite(array) & (array >= 0)):
+    if (
+        array.ndim != 1
+        or not array.size
+        or not np.all(np.isfinite(array) & (array >= 0))
+    ):
         raise ValueError(
             f"weights must be a vector of finite numbers, at least 0 and one a step, got {weights}"
         )
@@ -134,7 +138,9 @@ def maml_plus_plus(
 
     def meta(key):
         params = initial_params(problem, key)
-        rates = jax.tree.map(lambda x: jnp.full(steps, rate, jnp.result_type(x)), params)
+        rates = jax.tree.map(
+            lambda x: jnp.full(steps, rate, jnp.result_type(x)), params
+        )
         return {"params": params, "rates": rates}
 
     def start(meta_params):

@@ -100,7 +100,9 @@ def vsml(
         _check_batch_size(batch, batch_size)
         batch = blank_masked(batch)
         merged = _merge_replicas(state.cells)
-        states, sent, logits = net.sweep_up(meta_params, merged, batch["image"], state.feedback)
+        states, sent, logits = net.sweep_up(
+            meta_params, merged, batch["image"], state.feedback
+        )
 
         onehot = jax.nn.one_hot(batch["label"], net.classes)
         error = (jax.nn.softmax(logits) - onehot)[..., None]
@@ -108,7 +110,9 @@ def vsml(
             states = net.sweep_down(meta_params, states, sent, error)
         new = VSMLState(tuple(states), error)
 
-        loss, metrics = cross_entropy_and_accuracy(logits, batch["label"], batch.get("mask"))
+        loss, metrics = cross_entropy_and_accuracy(
+            logits, batch["label"], batch.get("mask")
+        )
         return _without_masked(new, state, batch), loss, metrics
 
     def predict(key, meta_params, state, inputs):
@@ -117,7 +121,9 @@ def vsml(
         replica = jax.tree.map(lambda x: x[:1], merged)
 
         def logits_of(image):
-            sweep = net.sweep_up(meta_params, replica.cells, image[None], replica.feedback)
+            sweep = net.sweep_up(
+                meta_params, replica.cells, image[None], replica.feedback
+            )
             _, _, logits = sweep
             return logits[0]
 
@@ -159,7 +165,11 @@ class _Network(NamedTuple):
         return tuple(states)
 
     def sweep_up(
-        self, meta_params: MetaParams, states: Sequence[PyTree], image: Array, feedback: Array
+        self,
+        meta_params: MetaParams,
+        states: Sequence[PyTree],
+        image: Array,
+        feedback: Array,
     ) -> tuple[Cells, list[Array], Array]:
         """Sends an image ``[R, ...]`` through.
 
@@ -191,11 +201,18 @@ class _Network(NamedTuple):
         states = list(states)
         for k in reversed(range(len(self.layers))):
             downward = self._messages_down(meta_params, states, k, feedback)
-            states[k] = self._tick(meta_params, states[k], self.layers[k], sent[k], downward)
+            states[k] = self._tick(
+                meta_params, states[k], self.layers[k], sent[k], downward
+            )
         return states
 
     def _tick(
-        self, meta_params: MetaParams, state: PyTree, layer: Layer, upward: Array, downward: Array
+        self,
+        meta_params: MetaParams,
+        state: PyTree,
+        layer: Layer,
+        upward: Array,
+        downward: Array,
     ) -> PyTree:
         replicas, _, slots = downward.shape
         downward = downward.reshape(replicas, layer.positions, layer.outputs, slots)
@@ -274,7 +291,9 @@ def _without_masked(new: VSMLState, old: VSMLState, batch: Batch) -> VSMLState:
         """Of cells, ``[R, P, A, B, N]``."""
         counts = mask[:, None, None, None, None]
         half = (x.shape[-1] + 1) // 2
-        mean = jnp.sum(x[..., :half].mean(1, keepdims=True), 0, where=counts[:, :1], keepdims=True)
+        mean = jnp.sum(
+            x[..., :half].mean(1, keepdims=True), 0, where=counts[:, :1], keepdims=True
+        )
         mean /= num_counted
         shared = jnp.where(counts, x[..., :half], mean)
         return jnp.concatenate([shared, x[source, ..., half:]], axis=-1)

@@ -11,7 +11,12 @@ from jax import lax
 
 from metajax import _checks
 from metajax.optim import _features, _flat, _networks
-from metajax.optim._factored import Factored, init_factors, per_coordinate, update_factors
+from metajax.optim._factored import (
+    Factored,
+    init_factors,
+    per_coordinate,
+    update_factors,
+)
 from metajax.optim._learned import learned_optimizer
 from metajax.types import Array, LearnedOptimizer, PyTree
 
@@ -112,7 +117,9 @@ def adafactor_mlp(
             _, unravel = _flat.ravel(updates)
             new_state = _update_state(state, updates, decays)
             x = _make_features(new_state, updates, params)
-            update = _features.update_from_features(network, x, state.count, scale, exp_scale)
+            update = _features.update_from_features(
+                network, x, state.count, scale, exp_scale
+            )
             return unravel(update), optax.tree.cast_like(new_state, state)
 
         return optax.GradientTransformation(init_fn, update_fn)
@@ -125,7 +132,9 @@ def _check_decays(
     rms: tuple[float, ...],
     factored: tuple[float, ...],
 ) -> None:
-    _features.check_decays(momentum_decays=momentum, rms_decays=rms, factored_decays=factored)
+    _features.check_decays(
+        momentum_decays=momentum, rms_decays=rms, factored_decays=factored
+    )
     if len(rms) != 1 or len(momentum) != len(factored):
         raise ValueError(
             f"rms_decays must be one, and momentum_decays as many as factored_decays, got {rms}, "

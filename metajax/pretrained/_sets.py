@@ -148,7 +148,9 @@ def _set(name: str) -> _Set:
 
 def _check_name(name: str) -> None:
     if name not in _SETS:
-        raise ValueError(f"name must be one of {', '.join(sorted(_SETS))}, got {name!r}")
+        raise ValueError(
+            f"name must be one of {', '.join(sorted(_SETS))}, got {name!r}"
+        )
 
 
 def _file(name: str, suffix: str) -> Path:

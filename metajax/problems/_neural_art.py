@@ -73,7 +73,9 @@ def vgg(
     return features
 
 
-def load_vgg(path: str | os.PathLike, last: str = "conv5_1") -> dict[str, dict[str, Array]]:
+def load_vgg(
+    path: str | os.PathLike, last: str = "conv5_1"
+) -> dict[str, dict[str, Array]]:
     """The convolutions of a VGG-16 or VGG-19 from a file with the names of torchvision, for `vgg`.
 
     Such a safetensors file is made once, where PyTorch is at hand, by ``save_file(
@@ -188,7 +190,9 @@ def neural_art(
     content = tuple(content)
     style = tuple(style)
     if not content or not style:
-        raise ValueError("content and style must each name at least one of the features")
+        raise ValueError(
+            "content and style must each name at least one of the features"
+        )
 
     def sample(key, data):
         _check_images(data)
@@ -219,7 +223,11 @@ def neural_art(
             "style": _distance(_grams(_select(found, style)), batch["gram"]),
             "smoothness": jnp.mean(across**2) + jnp.mean(down**2),
         }
-        total = alpha * parts["content"] + beta * parts["style"] + gamma * parts["smoothness"]
+        total = (
+            alpha * parts["content"]
+            + beta * parts["style"]
+            + gamma * parts["smoothness"]
+        )
         return total, parts
 
     return stateless(init, loss), Tasks(sample, same_task, same_task)
@@ -279,5 +287,7 @@ def _average_pool(x: Array) -> Array:
             f"the image is too small for this network: features of {x.shape[1:3]} cannot be pooled"
         )
     window = (1, 2, 2, 1)
-    total = lax.reduce_window(x[:, :height, :width], 0.0, lax.add, window, window, "VALID")
+    total = lax.reduce_window(
+        x[:, :height, :width], 0.0, lax.add, window, window, "VALID"
+    )
     return total / 4
