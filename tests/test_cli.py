@@ -79,7 +79,7 @@ def test_training_going_on_and_evaluating(tmp_path, capsys):
     jax.tree.map(np.testing.assert_array_equal, made.meta_params(), before)
     state, data = made.start()
     assert data == ()
-    final = mx.fit(made.trainer, state, num_steps=6).state.meta_params
+    final = mx.fit(made.trainer, state, num_steps=6, progress=None).state.meta_params
     saved = mx.load(out / "final.npz", like=final)
     jax.tree.map(np.testing.assert_array_equal, saved, final)
 
