@@ -143,7 +143,8 @@ def test_character_gru_equals_a_loop(key):
     np.testing.assert_allclose(metrics["accuracy"], np.mean(right), rtol=1e-6)
 
 
-WORDS = """zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen
+WORDS = """zero one two three four five six seven eight nine ten eleven twelve thirteen
+fourteen fifteen sixteen
 seventeen eighteen nineteen twenty thirty forty fifty sixty seventy eighty ninety hundred"""
 VALUES = dict(zip(WORDS.split(), [*range(20), *range(20, 100, 10), 100], strict=True))
 
