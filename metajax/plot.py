@@ -212,8 +212,8 @@ def state_map(states: Any, shape: tuple[int, int], ax: Any = None) -> Any:
       ax: the axes to draw on; new ones by default.
 
     >>> import jax, metajax as mx
-    >>> net = mx.vsml((64, 10))
-    >>> state = net.learner.init(jax.random.key(0), net.init(jax.random.key(1)), ())
+    >>> learner, key = mx.vsml((64, 10)), jax.random.key(0)
+    >>> state = learner.init(key, learner.meta(key), ())
     >>> c, h = state.cells[0]                            # [replicas, positions, A, B, N]
     >>> ax = mx.plot.state_map(c[0, 0, :, :, 0], (8, 8))
     """
@@ -347,7 +347,7 @@ def episode(
     >>> import jax, metajax as mx
     >>> data, tasks = mx.data.few_shot("digits", "train"), mx.tasks.episodes(5, shots=2, queries=3)
     >>> task = tasks.sample(jax.random.key(0), data)
-    >>> support = tasks.train(jax.random.key(1), data, task, 0)
+    >>> support = tasks.train(jax.random.key(1), data, task)
     >>> query = tasks.test(jax.random.key(2), data, task)
     >>> ax = mx.plot.episode(support, query, predicted=query["label"])
     >>> ax.get_title()

@@ -17,7 +17,7 @@ pytestmark = pytest.mark.xdist_group("packaging")  # one worker builds, once
 
 NEEDED = {
     "py.typed",
-    "cli.py",
+    "cli/_main.py",
     "data/digits.npz",
     "data/omniglot.csv",
     "data/cifar_fs.csv",

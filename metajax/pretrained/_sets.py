@@ -96,7 +96,7 @@ def load(name: str) -> Any:
     >>> updates, state = tx.update(weights, tx.init(weights), weights)
 
     >>> learner, digits = mx.pretrained.load("vsml-mnist")(64, 10), mx.data.load("digits")
-    >>> loop = mx.inner(learner, mx.tasks.minibatches(1), horizon=200)
+    >>> loop = mx.inner(learner, mx.tasks.minibatches(1, test_size=32), horizon=50)
     >>> meta_params = learner.meta(jax.random.key(1))
     >>> curves = mx.evaluate(loop, jax.random.key(0), meta_params, digits, num_tasks=2)
 
@@ -104,8 +104,9 @@ def load(name: str) -> Any:
     >>> meta_params = learner.meta(key)
     >>> drawings = {"image": jnp.zeros((5, 28, 28, 1)), "label": jnp.arange(5)}  # ink 1 on 0
     >>> state = learner.init(key, meta_params, ())
+    >>> step = jax.jit(learner.step)
     >>> for _ in range(3):
-    ...     state, loss, metrics = learner.step(key, meta_params, state, drawings)
+    ...     state, loss, metrics = step(key, meta_params, state, drawings)
     >>> learner.predict(key, meta_params, state, drawings["image"]).shape
     (5, 5)
     """
