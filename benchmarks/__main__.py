@@ -56,7 +56,9 @@ def _add_run(commands: Any) -> None:
         type=_json_path,
         help="a file for all figures, table and chart beside it; OUT/run.json by default",
     )
-    parser.add_argument("--device", choices=("cpu", "gpu"), help="by default what JAX takes")
+    parser.add_argument(
+        "--device", choices=("cpu", "gpu"), help="by default what JAX takes"
+    )
     parser.add_argument(
         "--against",
         choices=("peers",),
@@ -113,13 +115,17 @@ def _add_reproduce(commands: Any) -> None:
         help="CPU: devices to simulate, so that meta-training fills as many cores",
     )
     parser.add_argument(
-        "--resume", action="store_true", help="keep the seeds that are done and go on with the rest"
+        "--resume",
+        action="store_true",
+        help="keep the seeds that are done and go on with the rest",
     )
     parser.set_defaults(do=reproduce)
 
 
 def _add_report(commands: Any) -> None:
-    parser = commands.add_parser("report", help="gather the results into docs/reproduced.md")
+    parser = commands.add_parser(
+        "report", help="gather the results into docs/reproduced.md"
+    )
     parser.add_argument("--results", type=Path, default=RESULTS)
     parser.add_argument("--page", type=Path, default=Path("docs/reproduced.md"))
     parser.set_defaults(do=report)
@@ -156,7 +162,14 @@ def reproduce(args: argparse.Namespace) -> int:
     if args.devices > 1:
         jax.config.update("jax_num_cpu_devices", args.devices)
     try:
-        harness.reproduce(args.name, args.scale, args.out, args.seeds, args.first, args.resume)
+        harness.reproduce(
+            args.name,
+            args.scale,
+            args.out,
+            args.seeds,
+            args.first,
+            args.resume,
+        )
     except (FileNotFoundError, ValueError) as e:
         print(f"{args.name}: {e}", file=sys.stderr)
         return 1

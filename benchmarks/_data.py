@@ -1,13 +1,13 @@
 """Images as the experiments want them."""
 
-from typing import Any
-
 import numpy as np
 
 import metajax as mx
 
+Images = dict[str, np.ndarray]
 
-def standardised(name: str, size: int) -> tuple[dict[str, Any], dict[str, Any]]:
+
+def standardised(name: str, size: int) -> tuple[Images, Images]:
     """The training and the test split, ``size`` by ``size``, flat, of zero mean and unit variance.
 
     Both are shifted and scaled by the constants of the training split.
@@ -19,8 +19,8 @@ def standardised(name: str, size: int) -> tuple[dict[str, Any], dict[str, Any]]:
     std = source.std()
 
     def prepare(data):
-        flat = data["image"].reshape(len(data["label"]), -1)
-        image = (flat / np.float32(255) - mean) / std
-        return {"image": image, "label": data["label"]}
+        label = data["label"]
+        image = data["image"].reshape(len(label), -1) / np.float32(255)
+        return {"image": (image - mean) / std, "label": label}
 
     return prepare(train), prepare(test)

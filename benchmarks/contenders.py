@@ -17,7 +17,9 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
+import optax
 
 from benchmarks.measure import (
     Limits,
@@ -90,8 +92,8 @@ def by_jaxopt(work: Workload) -> Callable[..., Any]:
     is_implicit = work.kind == "imaml"
 
     def squared_distance(phi, theta):
-        squares = jax.tree.map(lambda p, t: ((p - t) ** 2).sum(), phi, theta)
-        return sum(jax.tree.leaves(squares))
+        difference = jax.tree.map(jnp.subtract, phi, theta)
+        return optax.tree.norm(difference, squared=True)
 
     def objective(phi, theta, x, y):
         loss = plain_loss(phi, x, y)
@@ -107,7 +109,9 @@ def by_jaxopt(work: Workload) -> Callable[..., Any]:
         acceleration=False,
         unroll=not is_implicit,
         implicit_diff=is_implicit,
-        implicit_diff_solve=partial(jaxopt.linear_solve.solve_cg, maxiter=work.cg, tol=0.0),
+        implicit_diff_solve=partial(
+            jaxopt.linear_solve.solve_cg, maxiter=work.cg, tol=0.0
+        ),
     )
 
     def meta_gradient(params, *batches):
@@ -116,7 +120,8 @@ def by_jaxopt(work: Workload) -> Callable[..., Any]:
             return plain_loss(phi, x_query, y_query)
 
         def meta_loss(theta):
-            return jax.vmap(task_loss, (None, 0, 0, 0, 0))(theta, *batches).mean()
+            losses = jax.vmap(task_loss, (None, 0, 0, 0, 0))
+            return losses(theta, *batches).mean()
 
         return jax.grad(meta_loss)(params)
 
@@ -129,23 +134,18 @@ def by_torch(name: str, work: Workload) -> tuple[Step, Read]:
 
     torch.set_num_threads(1)
     leaves, treedef = jax.tree.flatten(work.params)
-    shapes = [x.shape for x in leaves]
     params = []
-    for x in leaves:
-        params.append(torch.from_numpy(_torch_layout(np.array(x))).requires_grad_())
+    for leaf in leaves:
+        param = torch.from_numpy(_torch_layout(np.array(leaf)))
+        params.append(param.requires_grad_())
 
-    images = []
-    labels = []
-    for image, label in zip(work.batches[::2], work.batches[1::2], strict=True):
-        image = torch.from_numpy(np.array(image))
-        images.append(image.permute(0, 1, 4, 2, 3).contiguous())
-        labels.append(torch.from_numpy(np.array(label)).long())
-    tasks = (images[0], labels[0], images[1], labels[1])
+    x, y, x_query, y_query = (
+        torch.from_numpy(np.array(batch)) for batch in work.batches
+    )
+    tasks = (_channels_first(x), y.long(), _channels_first(x_query), y_query.long())
 
     def read(gradients):
-        arrays = [g.detach().numpy() for g in gradients]
-        pairs = zip(arrays, shapes, strict=True)
-        return [x.transpose(2, 3, 1, 0) if len(shape) == 4 else x for x, shape in pairs]
+        return [_our_layout(g.detach().numpy()) for g in gradients]
 
     loss = torch_loss(treedef, fused=name != "torch.func")
     makers = {"torch.func": by_torch_func, "higher": by_higher, "TorchOpt": by_torchopt}
@@ -153,7 +153,17 @@ def by_torch(name: str, work: Workload) -> tuple[Step, Read]:
 
 
 def _torch_layout(x: np.ndarray) -> np.ndarray:
-    return np.ascontiguousarray(x.transpose(3, 2, 0, 1)) if x.ndim == 4 else x
+    if x.ndim != 4:
+        return x
+    return np.ascontiguousarray(x.transpose(3, 2, 0, 1))
+
+
+def _our_layout(x: np.ndarray) -> np.ndarray:
+    return x.transpose(2, 3, 1, 0) if x.ndim == 4 else x
+
+
+def _channels_first(images: Any) -> Any:
+    return images.permute(0, 1, 4, 2, 3).contiguous()
 
 
 def torch_loss(treedef: Any, fused: bool) -> Callable[..., Any]:
@@ -169,11 +179,16 @@ def torch_loss(treedef: Any, fused: bool) -> Callable[..., Any]:
     def loss(params, x, y):
         tree = jax.tree.unflatten(treedef, params)
         for layer in tree["body"]:
-            x = F.conv2d(_same_padding(x), layer["w"], layer["b"], stride=2)
+            x = F.conv2d(
+                _same_padding(x),
+                layer["w"],
+                layer["b"],
+                stride=2,
+            )
             x = F.relu(normalised(layer, x))
-        x = x.permute(0, 2, 3, 1).reshape(x.shape[0], -1)
+        features = x.permute(0, 2, 3, 1).flatten(1)
         head = tree["head"]
-        return F.cross_entropy(x @ head["w"] + head["b"], y)
+        return F.cross_entropy(features @ head["w"] + head["b"], y)
 
     return loss
 
@@ -193,21 +208,33 @@ def _same_padding(x: Any) -> Any:
 def _fused_normalisation(layer: dict[str, Any], x: Any) -> Any:
     from torch.nn import functional as F
 
-    return F.batch_norm(x, None, None, layer["scale"], layer["offset"], training=True, eps=1e-5)
+    scale = layer["scale"]
+    offset = layer["offset"]
+    return F.batch_norm(
+        x,
+        None,
+        None,
+        scale,
+        offset,
+        training=True,
+        eps=1e-5,
+    )
 
 
 def _plain_normalisation(layer: dict[str, Any], x: Any) -> Any:
     x = x - x.mean((0, 2, 3), keepdim=True)
-    x = x * (x.square().mean((0, 2, 3), keepdim=True) + 1e-5).rsqrt()
-    return x * layer["scale"][:, None, None] + layer["offset"][:, None, None]
+    variance = x.square().mean((0, 2, 3), keepdim=True)
+    scale = layer["scale"][:, None, None]
+    offset = layer["offset"][:, None, None]
+    return x * (variance + 1e-5).rsqrt() * scale + offset
 
 
 def _proximal(work: Workload, loss: Callable[..., Any]) -> Callable[..., Any]:
     """The inner objective of iMAML ``(phi, theta, x, y)``."""
 
     def objective(phi, theta, x, y):
-        squares = [((p - t) ** 2).sum() for p, t in zip(phi, theta, strict=True)]
-        return loss(phi, x, y) + work.lam / 2 * sum(squares)
+        difference = _plus(phi, -1, theta)
+        return loss(phi, x, y) + work.lam / 2 * _dot(difference, difference)
 
     return objective
 
@@ -230,7 +257,8 @@ def by_torch_func(
         return loss(phi, x_query, y_query)
 
     def meta_loss(theta):
-        return vmap(adapted_loss, (None, 0, 0, 0, 0))(theta, *tasks).mean()
+        losses = vmap(adapted_loss, (None, 0, 0, 0, 0))
+        return losses(theta, *tasks).mean()
 
     def maml():
         return grad(meta_loss)(params)
@@ -248,7 +276,8 @@ def _implicit_gradient(work, loss, params, x, y, x_query, y_query):
 
     phi = params
     for _ in range(work.steps):
-        phi = _plus(phi, -work.rate, grad(_proximal(work, loss))(phi, params, x, y))
+        gradient = grad(_proximal(work, loss))(phi, params, x, y)
+        phi = _plus(phi, -work.rate, gradient)
 
     _, hessian_product = vjp(lambda phi: grad(loss)(phi, x, y), phi)
     r = grad(loss)(phi, x_query, y_query)
@@ -309,7 +338,10 @@ def by_higher(
     def step():
         sgd.zero_grad()
         for x, y, x_query, y_query in zip(*tasks, strict=True):
-            with higher.innerloop_ctx(net, sgd, copy_initial_weights=False) as (inner, optimizer):
+            with higher.innerloop_ctx(net, sgd, copy_initial_weights=False) as (
+                inner,
+                optimizer,
+            ):
                 for _ in range(work.steps):
                     optimizer.step(inner(x, y))
                 (inner(x_query, y_query) / len(tasks[0])).backward()
@@ -381,15 +413,34 @@ def _torchopt_imaml(
     def solve(phi, theta, x, y):
         phi = tuple(p.detach().clone() for p in phi)
         for _ in range(work.steps):
-            gradients = stationary(phi, theta, x, y)
-            phi = tuple(p - work.rate * g.detach() for p, g in zip(phi, gradients, strict=True))
+            gradient = [
+                g.detach()
+                for g in stationary(
+                    phi,
+                    theta,
+                    x,
+                    y,
+                )
+            ]
+            phi = _plus(phi, -work.rate, gradient)
         return phi
 
     def step():
         theta = tuple(params)
         losses = []
         for x, y, x_query, y_query in zip(*tasks, strict=True):
-            losses.append(loss(solve(theta, theta, x, y), x_query, y_query))
+            losses.append(
+                loss(
+                    solve(
+                        theta,
+                        theta,
+                        x,
+                        y,
+                    ),
+                    x_query,
+                    y_query,
+                )
+            )
         return torch.autograd.grad(torch.stack(losses).mean(), theta)
 
     return step

@@ -19,7 +19,12 @@ from benchmarks.measure import Measured, agree, with_times
 from benchmarks.table import Row, Setting, Target
 from benchmarks.workloads import Workload
 
-PACKAGES = {"torch.func": "torch", "higher": "higher", "TorchOpt": "torchopt", "jaxopt": "jaxopt"}
+PACKAGES = {
+    "torch.func": "torch",
+    "higher": "higher",
+    "TorchOpt": "torchopt",
+    "jaxopt": "jaxopt",
+}
 
 
 def race(
@@ -54,15 +59,30 @@ def race(
             for process in processes.values():
                 process.step()
 
+    rows = _rows(work, processes, target)
+    for name, note in notes.items():
+        rows.append(
+            Row(
+                work.kind,
+                _what(work),
+                against=name,
+                note=note,
+            )
+        )
+    return rows
+
+
+def _rows(
+    work: Workload, processes: dict[str, "_Process"], target: Target
+) -> list[Row]:
     found = {name: process.result() for name, process in processes.items()}
-    what = f"{work.steps} steps, one thread"
     ours = found.pop("ours")
     rows = []
     for name in sorted(found, key=lambda name: found[name].seconds):
         theirs = found[name]
         row = Row(
             work.kind,
-            what,
+            _what(work),
             unit="ms",
             ours=1e3 * ours.seconds,
             other=1e3 * theirs.seconds,
@@ -76,7 +96,11 @@ def race(
             },
         )
         rows.append(row)
-    return rows + [Row(work.kind, what, against=name, note=note) for name, note in notes.items()]
+    return rows
+
+
+def _what(work: Workload) -> str:
+    return f"{work.steps} steps, one thread"
 
 
 @contextlib.contextmanager
@@ -105,7 +129,14 @@ class _Process:
     ):
         self.path = folder / f"{name}.npz"
         self.errors = (folder / f"{name}.txt").open("w+")
-        command = [sys.executable, "-m", "benchmarks.contenders", kind, name, str(folder)]
+        command = [
+            sys.executable,
+            "-m",
+            "benchmarks.contenders",
+            kind,
+            name,
+            str(folder),
+        ]
         if smoke:
             command.append("smoke")
         with _one_core():
@@ -158,5 +189,7 @@ class _Process:
             self.process.wait()
             self.errors.seek(0)
             complaints = [text.strip() for text in self.errors if text.strip()]
-            raise RuntimeError(complaints[-1] if complaints else "it died without a word")
+            raise RuntimeError(
+                complaints[-1] if complaints else "it died without a word"
+            )
         return json.loads(line)

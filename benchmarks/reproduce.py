@@ -21,7 +21,8 @@ from benchmarks.measure import peak_resident, reset_peak
 
 SCALES = ("smoke", "small", "full")
 Settings = dict[str, Any]
-Results = Sequence[dict[str, np.ndarray]]
+Result = dict[str, np.ndarray]
+Results = Sequence[Result]  # of the seeds
 
 
 class Claim(NamedTuple):
@@ -64,13 +65,15 @@ def claim(
     if not x.size:
         return Claim(text, source, published, None, None, 0, None, 0)
 
-    alone = sum(bool(holds(float(value))) for value in x if np.isfinite(value))
+    finite = x[np.isfinite(x)].tolist()
+    alone = sum(bool(holds(value)) for value in finite)
     if not np.isfinite(x).all():
         return Claim(text, source, published, None, None, x.size, False, alone)
 
     mean = float(x.mean())
     spread = float(x.std(ddof=1)) if x.size > 1 else None
-    return Claim(text, source, published, mean, spread, x.size, bool(holds(mean)), alone)
+    mean_holds = bool(holds(mean))
+    return Claim(text, source, published, mean, spread, x.size, mean_holds, alone)
 
 
 def below(bound: float) -> Callable[[float], bool]:
@@ -110,7 +113,7 @@ class Experiment(NamedTuple):
     title: str
     source: str
     settings: dict[str, Settings]
-    run: Callable[[int, Settings, Path], dict[str, np.ndarray]]
+    run: Callable[[int, Settings, Path], Result]
     claims: Callable[[Results, Settings], list[Claim]]
     picture: Callable[[Results, Settings, Any], None]
     seeds: int = 3
@@ -121,7 +124,9 @@ def names() -> list[str]:
     import benchmarks.experiments as package
 
     modules = [module.name for module in pkgutil.iter_modules(package.__path__)]
-    return sorted(name.replace("_", "-") for name in modules if not name.startswith("_"))
+    return sorted(
+        name.replace("_", "-") for name in modules if not name.startswith("_")
+    )
 
 
 def load(name: str) -> Experiment:
@@ -168,7 +173,9 @@ def reproduce(
         **machine(),
         "seeds": list(run_seeds),
         "seconds": [seed_stored["seconds"] for seed_stored in stored],
-        "peak_resident_mib": [seed_stored.get("peak_resident_mib") for seed_stored in stored],
+        "peak_resident_mib": [
+            seed_stored.get("peak_resident_mib") for seed_stored in stored
+        ],
         "settings": settings,
         "claims": [one._asdict() for one in claims],
         "results": [_only_finite(_rounded(result)) for result in results],
@@ -213,7 +220,9 @@ def _run_or_load(
     seconds = time.monotonic() - begin
     stored = {
         "settings": settings,
-        "seconds": None if was_interrupted else seconds,  # what went before was not timed
+        "seconds": None
+        if was_interrupted
+        else seconds,  # what went before was not timed
         "peak_resident_mib": round(peak_resident() / 2**20),
         "result": _rounded(result),
     }
@@ -225,17 +234,25 @@ def _run_or_load(
 
 def _check_settings(file: Path, there: Settings, here: Settings) -> None:
     if there != json.loads(json.dumps(here)):
-        raise ValueError(f"{file} was made with other settings: {there}; give another --out")
+        raise ValueError(
+            f"{file} was made with other settings: {there}; give another --out"
+        )
 
 
-def _arrays(result: dict[str, Any]) -> dict[str, np.ndarray]:
+def _arrays(result: dict[str, Any]) -> Result:
     return {name: np.asarray(value) for name, value in result.items()}
 
 
-def _rounded(result: dict[str, np.ndarray]) -> dict[str, Any]:
+def _rounded(result: Result) -> dict[str, Any]:
     """As lists of numbers of five significant digits: they are enough, and keep the files small."""
-    five_digits = np.vectorize(lambda x: float(f"{x:.5g}"), otypes=[float])
-    return {name: five_digits(x).tolist() if x.size else [] for name, x in result.items()}
+    return {name: _five_digits(x) for name, x in result.items()}
+
+
+def _five_digits(x: np.ndarray) -> Any:
+    if not x.size:
+        return []
+    rounded = np.vectorize(lambda value: float(f"{value:.5g}"), otypes=[float])
+    return rounded(x).tolist()
 
 
 def _only_finite(x: Any) -> Any:
@@ -282,7 +299,9 @@ def report(root: Path, page: Path) -> str:
         paths = sorted(root.glob(f"{name}/*.json"))
         if not paths:
             experiment = load(name)
-            overview += _markdown_row(experiment.title, experiment.source, "", f"`{name}`: not run")
+            overview += _markdown_row(
+                experiment.title, experiment.source, "", f"`{name}`: not run"
+            )
         for path in paths:
             stored = json.loads(path.read_text())
             overview += _overview_row(name, path, stored)
@@ -316,7 +335,13 @@ def _section(path: Path, stored: dict[str, Any]) -> str:
     for one in stored["claims"]:
         measured = _measured(one)
         verdict = _verdict(one)
-        claims += _markdown_row(one["source"], one["claim"], one["published"], measured, verdict)
+        claims += _markdown_row(
+            one["source"],
+            one["claim"],
+            one["published"],
+            measured,
+            verdict,
+        )
     return f"## {title}\n\n{made}\n\n![{title}]({picture})\n\n{claims}"
 
 
@@ -346,7 +371,9 @@ def _verdict(one: dict[str, Any]) -> str:
         return "not run"
     verdict = "yes" if one["holds"] else "no"
     all_agree = one["alone"] == one["seeds"] * one["holds"]
-    return verdict if all_agree else f"{verdict}, {one['alone']} of {one['seeds']} seeds"
+    return (
+        verdict if all_agree else f"{verdict}, {one['alone']} of {one['seeds']} seeds"
+    )
 
 
 def _json(report: dict[str, Any]) -> str:
@@ -356,7 +383,10 @@ def _json(report: dict[str, Any]) -> str:
 
     bodies = []
     for result in report["results"]:
-        lines = [f"{json.dumps(k)}: {json.dumps(x, allow_nan=False)}" for k, x in result.items()]
+        lines = [
+            f"{json.dumps(k)}: {json.dumps(x, allow_nan=False)}"
+            for k, x in result.items()
+        ]
         bodies.append("  {" + ",\n   ".join(lines) + "}")
     body = ",\n".join(bodies)
     return head + ',\n "results": [\n' + body + "\n ]\n}\n"

@@ -90,7 +90,12 @@ class Row(NamedTuple):
     def record(self) -> dict[str, Any]:
         """For JSON."""
         targets = [str(target) for target in self.targets]
-        return {**self._asdict(), "targets": targets, "ratio": self.ratio, "met": self.met}
+        return {
+            **self._asdict(),
+            "targets": targets,
+            "ratio": self.ratio,
+            "met": self.met,
+        }
 
 
 def compared(
@@ -150,7 +155,16 @@ def markdown(rows: Sequence[Row], verdicts: bool = True) -> str:
     return "".join("| " + " | ".join(cells) + " |\n" for cells in table)
 
 
-_HEAD = ("case", "what", "ours", "other", "against", "ratio", "target", "share of limit")
+_HEAD = (
+    "case",
+    "what",
+    "ours",
+    "other",
+    "against",
+    "ratio",
+    "target",
+    "share of limit",
+)
 _VERDICTS = {True: ": met", False: ": MISSED", None: ""}
 
 
@@ -180,23 +194,28 @@ def chart(rows: Sequence[Row], path: Path) -> None:
 
     from metajax.plot import COLOURS
 
-    bars = [row for row in rows if row.ratio is not None]
+    bars = [(row, row.ratio) for row in rows if row.ratio is not None]
     figure = Figure(figsize=(8, 1 + 0.3 * len(bars)), layout="constrained")
     ax = figure.add_subplot()
-    for place, row in enumerate(bars):
-        ax.barh(place, row.ratio, color=COLOURS[2])
-        ax.text(row.ratio, place, f" {row.ratio:.2g}", va="center", fontsize=7)
+    for place, (row, ratio) in enumerate(bars):
+        ax.barh(place, ratio, color=COLOURS[2])
+        ax.text(ratio, place, f" {ratio:.2g}", va="center", fontsize=7)
         for target in row.targets:
             if target.field == "ratio":
                 ends = [place - 0.4, place + 0.4]
-                ax.plot([target.bound] * 2, ends, color=COLOURS[4], linewidth=2)
+                ax.plot(
+                    [target.bound] * 2,
+                    ends,
+                    color=COLOURS[4],
+                    linewidth=2,
+                )
     ax.axvline(1.0, color=COLOURS[0], linewidth=0.8)
     ax.set(
         yticks=range(len(bars)),
         xscale="log",
         xlabel="the alternative's cost over ours (orange: target)",
     )
-    labels = [f"{row.case}, {row.what}\nagainst {row.against}" for row in bars]
+    labels = [f"{row.case}, {row.what}\nagainst {row.against}" for row, _ in bars]
     ax.set_yticklabels(labels, fontsize=6)
     ax.set_ylim(len(bars) - 0.4, -0.6)
     ax.spines[["top", "right"]].set_visible(False)

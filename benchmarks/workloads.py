@@ -9,6 +9,11 @@ import optax
 
 import metajax as mx
 
+# With the published lam of 2 the Hessian of an untrained network is indefinite, and what conjugate
+# gradients then come to is a matter of safeguards and rounding: there is nothing to compare. The
+# cost does not depend on lam.
+LAM = 1e3
+
 
 class Workload(NamedTuple):
     """A meta-gradient to compute: conv-4, 5 ways, 1 shot, 5 queries a class, 4 tasks.
@@ -78,20 +83,16 @@ def workload(
     size = _SMOKE if smoke else _Size()
     if steps is None:
         steps = 2 if smoke else {"maml": 5, "imaml": 16}[kind]
-    net = mx.nets.conv4(size.ways, (size.side, size.side, 1), size.filters)
+    shape = (size.side, size.side, 1)
+    net = mx.nets.conv4(size.ways, shape, size.filters)
     problem = mx.problems.classifier(*net)
     if kind == "imaml":
-        # With the published lam of 2 the Hessian of an untrained network is indefinite, and what
-        # conjugate gradients then come to is a matter of safeguards and rounding: there is nothing
-        # to compare. The cost does not depend on lam.
         rate = 1e-3
-        lam = 1e3
         solver = mx.implicit.descend(optax.sgd(rate), steps)
-        learner = mx.imaml(problem, solver, mx.implicit.cg(size.cg), lam)
+        learner = mx.imaml(problem, solver, mx.implicit.cg(size.cg), LAM)
         horizon = 1
     else:
         rate = 0.1
-        lam = 0.0
         learner = mx.maml(problem, rate)
         horizon = steps
 
@@ -113,7 +114,17 @@ def workload(
 
     batches = draw(jax.random.split(key, size.num_tasks))
     args = (key, params, state, data)
-    return Workload(kind, steps, rate, lam, size.cg, problem, estimator, args, batches)
+    return Workload(
+        kind,
+        steps,
+        rate,
+        LAM,
+        size.cg,
+        problem,
+        estimator,
+        args,
+        batches,
+    )
 
 
 def _blurred_classes(side: int) -> Any:
@@ -122,9 +133,18 @@ def _blurred_classes(side: int) -> Any:
     small = rng.uniform(0, 200, (20, 1, side // 4, side // 4))
     blurred = np.kron(small, np.ones((4, 4)))
     noise = rng.uniform(0, 55, (20, 10, side, side))
-    image = (blurred + noise).astype(np.uint8)
+    image = (
+        (blurred + noise)
+        .astype(np.uint8)
+        .reshape(
+            -1,
+            side,
+            side,
+            1,
+        )
+    )
     label = np.repeat(np.arange(20), 10)
-    return mx.data.by_class({"image": image.reshape(-1, side, side, 1), "label": label})
+    return mx.data.by_class({"image": image, "label": label})
 
 
 def plain_loss(params: Any, x: Any, y: Any) -> Any:
@@ -134,7 +154,9 @@ def plain_loss(params: Any, x: Any, y: Any) -> Any:
             x, layer["w"], (2, 2), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC")
         )
         x = x + layer["b"]
-        x = (x - x.mean((0, 1, 2))) / jnp.sqrt(x.var((0, 1, 2)) + 1e-5)
+        mean = x.mean((0, 1, 2))
+        deviation = jnp.sqrt(x.var((0, 1, 2)) + 1e-5)
+        x = (x - mean) / deviation
         x = jax.nn.relu(x * layer["scale"] + layer["offset"])
     head = params["head"]
     logits = x.reshape(len(x), -1) @ head["w"] + head["b"]

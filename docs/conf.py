@@ -28,16 +28,22 @@ default_role = "py:obj"  # `metajax.inner` in a docstring is a link
 myst_enable_extensions = ["dollarmath", "amsmath", "colon_fence"]
 myst_heading_anchors = 3
 nb_execution_mode = "off"  # the notebooks hold their outputs; the tests run them
-nb_mime_priority_overrides = [("html", "application/vnd.jupyter.widget-view+json", None)]
+nb_mime_priority_overrides = [
+    ("html", "application/vnd.jupyter.widget-view+json", None)
+]
 
-autodoc_typehints = "none"  # they stand in the signature of the source; shapes are in the text
+autodoc_typehints = (
+    "none"  # they stand in the signature of the source; shapes are in the text
+)
 autodoc_member_order = "bysource"
 autodoc_preserve_defaults = True
 napoleon_google_docstring = True
 napoleon_numpy_docstring = False
 napoleon_use_rtype = False
 napoleon_attr_annotations = False
-napoleon_use_ivar = True  # fields of NamedTuples are described once, in the text of their class
+napoleon_use_ivar = (
+    True  # fields of NamedTuples are described once, in the text of their class
+)
 copybutton_prompt_text = r">>> |\.\.\. |\$ "
 copybutton_prompt_is_regexp = True
 
@@ -50,7 +56,9 @@ html_static_path: list[str] = []
 def reference() -> dict[str, str]:
     """The reference, a page for each part of the package, from what the parts export."""
     flat = {name: page(getattr(mx, name)) for name in FLAT}
-    flat["types"] += "\n".join(entry(name) for name in ("inner", "unroll", "save", "load"))
+    flat["types"] += "\n".join(
+        entry(name) for name in ("inner", "unroll", "save", "load")
+    )
     modules = [name for name in mx.__all__ if inspect.ismodule(getattr(mx, name))]
     return flat | {name: module_page(name) for name in modules}
 
@@ -65,7 +73,9 @@ def page(part) -> str:
 def entry(name: str) -> str:
     """One name of the package."""
     value = getattr(mx, name)
-    kind = "class" if inspect.isclass(value) else "function" if callable(value) else "data"
+    kind = (
+        "class" if inspect.isclass(value) else "function" if callable(value) else "data"
+    )
     return f"```{{eval-rst}}\n.. currentmodule:: metajax\n.. auto{kind}:: {name}\n```\n"
 
 
@@ -91,7 +101,9 @@ def setup(app):
 
     def skip(app, what, name, obj, default, options):
         return (
-            True if str(getattr(obj, "__doc__", "")).startswith("Alias for field number") else None
+            True
+            if str(getattr(obj, "__doc__", "")).startswith("Alias for field number")
+            else None
         )
 
     app.connect("builder-inited", write_pages)

@@ -47,8 +47,12 @@ def positive_ints(
     if not isinstance(values, (tuple, list)):
         raise TypeError(f"{name} must be a tuple such as {like}, got {_shown(values)}")
     any_length = any_length or len(like) == 1
-    if not values or (len(values) != len(like) and not any_length):
-        raise ValueError(f"{name} must have {len(like)} numbers, such as {like}, got {values}")
+    if not values:
+        raise ValueError(f"{name} is empty; give numbers such as {like}")
+    if len(values) != len(like) and not any_length:
+        raise ValueError(
+            f"{name} must have {len(like)} numbers, such as {like}, got {values}"
+        )
     for value in values:
         positive_int(**{name: value})
     return tuple(map(int, values))
@@ -58,7 +62,9 @@ def increasing_pair(name: str, values: Any, like: tuple[int, int]) -> tuple[int,
     """Returns a pair ``(fewest, most)`` of ints of at least 1."""
     low, high = positive_ints(name, values, like)
     if low > high:
-        raise ValueError(f"{name} must be a pair (fewest, most), got {values}; swap them")
+        raise ValueError(
+            f"{name} must be a pair (fewest, most), got {values}; swap them"
+        )
     return low, high
 
 
@@ -207,7 +213,9 @@ def loss_and_metrics(name: str, loss: Any, metrics: Any) -> None:
 def scalar(name: str, value: Any) -> None:
     """``name`` must be a real scalar."""
     if isinstance(value, (tuple, list, dict)) or value is None:
-        raise TypeError(f"{name} must be a floating-point scalar alone, got {describe(value)}")
+        raise TypeError(
+            f"{name} must be a floating-point scalar alone, got {describe(value)}"
+        )
     shape = jnp.shape(value)
     dtype = jnp.result_type(value)
     if shape != () or not jnp.issubdtype(dtype, jnp.floating):
@@ -222,7 +230,8 @@ def unused_names(who: str, metrics: dict[str, Any], own: tuple[str, ...]) -> Non
     for name in own:
         if name in metrics:
             raise ValueError(
-                f"the metric {name!r} has the name of one that {who} reports itself; give it another"
+                f"the metric {name!r} has the name of one that {who} reports itself; give it "
+                f"another"
             )
 
 
@@ -258,7 +267,9 @@ def finite(name: str, tree: Any) -> None:
     """No leaf may hold NaN or infinity; traced leaves and those that are not floats pass."""
     for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
         at = f"{name}{jax.tree_util.keystr(path)}"
-        if not hasattr(leaf, "dtype") and not isinstance(leaf, (bool, int, float, complex)):
+        if not hasattr(leaf, "dtype") and not isinstance(
+            leaf, (bool, int, float, complex)
+        ):
             raise TypeError(f"{at} must be an array, got {leaf!r}; leave it out")
         if isinstance(leaf, jax.core.Tracer):
             continue

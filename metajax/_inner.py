@@ -11,7 +11,10 @@ _TEST = 2**31 - 1  # the fold_in tag of the test batch: no inner step reaches it
 
 
 def inner(
-    learner: Learner, tasks: Tasks, horizon: int | tuple[int, int], meta_loss: str = "online"
+    learner: Learner,
+    tasks: Tasks,
+    horizon: int | tuple[int, int],
+    meta_loss: str = "online",
 ) -> Inner:
     """Joins a learner and a task distribution into episodes of ``horizon`` steps.
 
@@ -68,7 +71,10 @@ def inner(
         new, loss, metrics = result
         _checks.loss_and_metrics("learner.step", loss, metrics)
         _checks.same_structure(
-            "the state returned by learner.step", new, state.learner, "the state it was given"
+            "the state returned by learner.step",
+            new,
+            state.learner,
+            "the state it was given",
         )
         return state._replace(t=state.t + 1, learner=new), (loss, metrics)
 

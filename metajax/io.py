@@ -142,7 +142,9 @@ def _leaves_by_name(argument: str, tree: PyTree) -> dict[str, Any]:
     for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
         name = jax.tree_util.keystr(path, simple=True, separator="/") or "."
         if name in leaves:
-            raise ValueError(f"{argument} has two leaves with the path {name}; rename one")
+            raise ValueError(
+                f"{argument} has two leaves with the path {name}; rename one"
+            )
         leaves[name] = leaf
     return leaves
 
@@ -166,20 +168,28 @@ def _cast_like(name: str, value: np.ndarray, like: Any) -> Array:
 def _cast_floats(name: str, value: np.ndarray, dtype: np.dtype) -> Array:
     kind = jnp.complexfloating if np.iscomplexobj(value) else jnp.inexact
     if not jnp.issubdtype(dtype, kind):
-        raise ValueError(f"{name} is {value.dtype}, like has {dtype}, which would cut it off")
+        raise ValueError(
+            f"{name} is {value.dtype}, like has {dtype}, which would cut it off"
+        )
     if not np.isfinite(value).all():
-        raise ValueError(f"{name} holds NaN or infinity; take an earlier file of the run")
+        raise ValueError(
+            f"{name} holds NaN or infinity; take an earlier file of the run"
+        )
 
     with np.errstate(over="ignore"):
         cast = value.astype(dtype)
     if not np.isfinite(cast).all():
-        raise ValueError(f"{name} is {value.dtype} and too large for {dtype}, which like has")
+        raise ValueError(
+            f"{name} is {value.dtype} and too large for {dtype}, which like has"
+        )
     return jnp.asarray(cast)
 
 
 def _cast_integers(name: str, value: np.ndarray, dtype: np.dtype) -> Array:
     if not jnp.issubdtype(value.dtype, jnp.integer) and value.dtype != np.bool_:
-        raise ValueError(f"{name} is {value.dtype}, which is no dtype of numbers; save it again")
+        raise ValueError(
+            f"{name} is {value.dtype}, which is no dtype of numbers; save it again"
+        )
     low, high = _exact_integers(dtype)
     smallest = int(value.min())
     largest = int(value.max())
@@ -244,7 +254,9 @@ def _with_named_dtype(x: np.ndarray) -> np.ndarray:
         [name] = x.dtype.names
         return x.view(jnp.dtype(name))
     if x.dtype == np.dtype("V2"):
-        return x.view(jnp.bfloat16)  # saved without its name, and there is no other of two bytes
+        return x.view(
+            jnp.bfloat16
+        )  # saved without its name, and there is no other of two bytes
     return x
 
 

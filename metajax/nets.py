@@ -398,7 +398,9 @@ def _net(
     def apply(params, images):
         got = tuple(images.shape[1:])
         if got != shape:
-            raise ValueError(f"shape is {shape}, but an image is {got}; give that shape to the net")
+            raise ValueError(
+                f"shape is {shape}, but an image is {got}; give that shape to the net"
+            )
         x = images
         for layer in params["body"]:
             x = body.block(layer, x)

@@ -81,7 +81,7 @@ def curves(
     ax.set(xlabel=xlabel, ylabel=ylabel)
     ax.set_yscale("log" if log else "linear")
     _legend(ax)
-    return _without_frame(ax)
+    return _hide_frame(ax)
 
 
 def _standard_error(values: np.ndarray) -> np.ndarray:
@@ -155,7 +155,7 @@ def _bars(
     ax.set_ylim(len(names) - 0.5, -0.5)
     ax.tick_params(labelsize=8)
     ax.xaxis.label.set_fontsize(8)
-    _without_frame(ax)
+    _hide_frame(ax)
 
 
 def update_rule(
@@ -198,7 +198,7 @@ def update_rule(
         ax.plot(gradient, update, label=label, **style)
     ax.set(xlabel="gradient", ylabel="update")
     _legend(ax)
-    return _without_frame(ax)
+    return _hide_frame(ax)
 
 
 def state_map(states: Any, shape: tuple[int, int], ax: Any = None) -> Any:
@@ -212,8 +212,8 @@ def state_map(states: Any, shape: tuple[int, int], ax: Any = None) -> Any:
       ax: the axes to draw on; new ones by default.
 
     >>> import jax, metajax as mx
-    >>> net = mx.vsml((64, 10))
-    >>> state = net.learner.init(jax.random.key(0), net.init(jax.random.key(1)), ())
+    >>> learner, key = mx.vsml((64, 10)), jax.random.key(0)
+    >>> state = learner.init(key, learner.meta(key), ())
     >>> c, h = state.cells[0]                            # [replicas, positions, A, B, N]
     >>> ax = mx.plot.state_map(c[0, 0, :, :, 0], (8, 8))
     """
@@ -221,7 +221,9 @@ def state_map(states: Any, shape: tuple[int, int], ax: Any = None) -> Any:
     inputs = shape[0] * shape[1]
     got = list(states.shape)
     if states.ndim != 2 or got[0] != inputs:
-        raise ValueError(f"states must be [{inputs}, B] for the shape {shape}, got {got}")
+        raise ValueError(
+            f"states must be [{inputs}, B] for the shape {shape}, got {got}"
+        )
 
     outputs = states.shape[1]
     ax = _axes(ax, (0.8 * outputs + 1, 1.4))
@@ -237,7 +239,7 @@ def state_map(states: Any, shape: tuple[int, int], ax: Any = None) -> Any:
     ax.set_xlim(0, 1.1 * outputs)
     ax.set_ylim(-0.3, 1)
     ax.set_xlabel("output")
-    _bare(ax)
+    _hide_axes(ax)
     place = {"fraction": 0.02, "pad": 0.01}
     colourbar = ax.figure.colorbar(mappable, ax=ax, **place)
     colourbar.ax.tick_params(labelsize=7)
@@ -321,7 +323,7 @@ def scaling(
     ax.set_xticks(list(x), [f"{v:g}" for v in x])
     ax.set_xticks([], minor=True)
     _legend(ax)
-    return _without_frame(ax)
+    return _hide_frame(ax)
 
 
 def episode(
@@ -345,7 +347,7 @@ def episode(
     >>> import jax, metajax as mx
     >>> data, tasks = mx.data.few_shot("digits", "train"), mx.tasks.episodes(5, shots=2, queries=3)
     >>> task = tasks.sample(jax.random.key(0), data)
-    >>> support = tasks.train(jax.random.key(1), data, task, 0)
+    >>> support = tasks.train(jax.random.key(1), data, task)
     >>> query = tasks.test(jax.random.key(2), data, task)
     >>> ax = mx.plot.episode(support, query, predicted=query["label"])
     >>> ax.get_title()
@@ -359,8 +361,8 @@ def episode(
     classes = sorted({*support_images, *query_images})
 
     # Images are squares of size 1, with a gap between support and queries.
-    shots = _most(support_images)
-    queries = _most(query_images)
+    shots = _largest_count(support_images)
+    queries = _largest_count(query_images)
     left = shots + 0.5
     right = left + queries
 
@@ -372,11 +374,11 @@ def episode(
     for row, label in enumerate(classes):
         ax.text(-0.15, row + 0.5, str(label), **name)
         for column, image in enumerate(support_images[label]):
-            _framed(ax, image.pixels, column, row)
+            _draw_image(ax, image.pixels, column, row)
         for column, image in enumerate(query_images[label]):
             answer = predicted[image.place]
             correct = answer == label
-            _answered(ax, image.pixels, left + column, row, answer, correct)
+            _draw_answer(ax, image.pixels, left + column, row, answer, correct)
 
     heading = {"ha": "center", "va": "bottom", "fontsize": 9}
     ax.text(shots / 2, -0.1, "support", **heading)
@@ -385,7 +387,7 @@ def episode(
     ax.set_title(f"{count} of {truth.size} right", fontsize=9)
     ax.set_xlim(-0.5, right)
     ax.set_ylim(len(classes), -0.4)
-    return _bare(ax)
+    return _hide_axes(ax)
 
 
 class _Image(NamedTuple):
@@ -412,7 +414,7 @@ def _by_class(name: str, batch: Mapping[str, Any]) -> _ByClass:
     return by_class
 
 
-def _most(by_class: _ByClass) -> int:
+def _largest_count(by_class: _ByClass) -> int:
     return max(map(len, by_class.values()))
 
 
@@ -435,7 +437,7 @@ def _check_images(name: str, images: np.ndarray, labels: np.ndarray) -> None:
         )
 
 
-def _answered(
+def _draw_answer(
     ax: Any,
     pixels: np.ndarray,
     x: float,
@@ -445,9 +447,9 @@ def _answered(
 ) -> None:
     """A query image in a frame that says whether the answer is correct."""
     if correct:
-        _framed(ax, pixels, x, y, COLOURS[3], 1.2)
+        _draw_image(ax, pixels, x, y, COLOURS[3], 1.2)
         return
-    _framed(ax, pixels, x, y, COLOURS[4], 3.0)
+    _draw_image(ax, pixels, x, y, COLOURS[4], 3.0)
     ax.text(
         x + 0.9,
         y + 0.9,
@@ -461,7 +463,7 @@ def _answered(
     )
 
 
-def _framed(
+def _draw_image(
     ax: Any,
     pixels: np.ndarray,
     x: float,
@@ -494,7 +496,9 @@ def _figure(size: tuple[float, float]) -> Any:
     try:
         from matplotlib.figure import Figure
     except ImportError as e:
-        raise ImportError("metajax.plot needs matplotlib: pip install 'metajax[plot]'") from e
+        raise ImportError(
+            "metajax.plot needs matplotlib: pip install 'metajax[plot]'"
+        ) from e
     return Figure(figsize=size, layout="constrained")
 
 
@@ -522,12 +526,12 @@ def _legend(ax: Any) -> None:
     ax.legend(frameon=False, fontsize=8)
 
 
-def _without_frame(ax: Any) -> Any:
+def _hide_frame(ax: Any) -> Any:
     ax.spines[["top", "right"]].set_visible(False)
     return ax
 
 
-def _bare(ax: Any) -> Any:
+def _hide_axes(ax: Any) -> Any:
     """For images side by side: no axes, and units of one length in both directions."""
     ax.set(aspect="equal", xticks=[], yticks=[])
     ax.spines[:].set_visible(False)

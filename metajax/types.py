@@ -29,10 +29,14 @@ PyTree = Any
 Key = Array  # a single typed key
 Data = PyTree  # arrays that tasks draw from
 Task = PyTree
-Batch = PyTree  # of a task; may carry a "mask" [B], False for examples that do not count
+Batch = (
+    PyTree  # of a task; may carry a "mask" [B], False for examples that do not count
+)
 Inputs = PyTree  # a batch without what is to be predicted
 Params = PyTree
-ModelState = PyTree  # of a model: what it keeps and does not train, such as running statistics
+ModelState = (
+    PyTree  # of a model: what it keeps and does not train, such as running statistics
+)
 MetaParams = PyTree
 State = PyTree  # of a learner or an estimator
 Metrics = dict[str, Array]  # scalars
@@ -58,7 +62,9 @@ class Tasks(NamedTuple):
 def no_predictions(*args: Any) -> Any:
     """The ``predict`` of what has none."""
     del args
-    raise TypeError("this learner was made of something that has no predict; give it one")
+    raise TypeError(
+        "this learner was made of something that has no predict; give it one"
+    )
 
 
 class Problem(NamedTuple):
@@ -78,7 +84,9 @@ class Problem(NamedTuple):
     """
 
     init: Callable[[Key, Task], tuple[Params, ModelState]]
-    loss: Callable[[Key, Params, ModelState, Batch], tuple[Array, tuple[Metrics, ModelState]]]
+    loss: Callable[
+        [Key, Params, ModelState, Batch], tuple[Array, tuple[Metrics, ModelState]]
+    ]
     test: Callable[[Key, Params, ModelState, Batch], tuple[Array, Metrics]]
     predict: Callable[[Key, Params, ModelState, Inputs], PyTree] = no_predictions
 
@@ -155,7 +163,9 @@ class Inner(NamedTuple):
     """
 
     init: Callable[[Key, MetaParams, Data], InnerState]
-    step: Callable[[MetaParams, InnerState, Data], tuple[InnerState, tuple[Array, Metrics]]]
+    step: Callable[
+        [MetaParams, InnerState, Data], tuple[InnerState, tuple[Array, Metrics]]
+    ]
     test: Callable[[MetaParams, InnerState, Data], tuple[Array, Metrics]]
     heldout: bool
     horizon: int

@@ -47,7 +47,13 @@ loop = mx.inner(learner, tasks, horizon=50)
 
 # %%
 start = learner.meta(jax.random.key(0))
-before = mx.evaluate(loop, jax.random.key(1), start, unseen, num_tasks=TASKS)
+before = mx.evaluate(
+    loop,
+    jax.random.key(1),
+    start,
+    unseen,
+    num_tasks=TASKS,
+)
 print("loss after 50 steps:", before.loss[:, -1].mean())
 
 # %% [markdown]
@@ -91,7 +97,15 @@ mx.plot.curves(comparison.loss, ylabel="training loss (nats)").figure
 # 2021) need no gradient of the inner loop and have no truncation bias.
 
 # %%
-trainer = mx.trainer(mx.pes(loop, num_tasks=8, std=0.01, truncation=25), optax.adam(1e-3))
+trainer = mx.trainer(
+    mx.pes(
+        loop,
+        num_tasks=8,
+        std=0.01,
+        truncation=25,
+    ),
+    optax.adam(1e-3),
+)
 state = trainer.init(jax.random.key(4), result.best, images)
 more = mx.fit(trainer, state, images, num_steps=max(2, META_STEPS // 10))
 
@@ -103,15 +117,29 @@ more = mx.fit(trainer, state, images, num_steps=max(2, META_STEPS // 10))
 few = mx.data.by_class(images)
 few_unseen = mx.data.by_class(unseen)
 maml = mx.maml(mx.problems.mlp((64, 32, 3)), rate=0.4)
-loop = mx.inner(maml, mx.tasks.episodes(ways=3, shots=1), horizon=3, meta_loss="heldout")
+loop = mx.inner(
+    maml,
+    mx.tasks.episodes(ways=3, shots=1),
+    horizon=3,
+    meta_loss="heldout",
+)
 trainer = mx.trainer(mx.bptt(loop, num_tasks=8), optax.adam(3e-3))
 start = maml.meta(jax.random.key(6))
 state = trainer.init(jax.random.key(5), start, few)
 result = mx.fit(trainer, state, few, num_steps=META_STEPS)
 
 print("three of the ten digits apart after one image of each, unseen images:")
-for name, params in {"from a random start": start, "from the learned one": result.best}.items():
-    curves = mx.evaluate(loop, jax.random.key(7), params, few_unseen, num_tasks=200)
+for name, params in {
+    "from a random start": start,
+    "from the learned one": result.best,
+}.items():
+    curves = mx.evaluate(
+        loop,
+        jax.random.key(7),
+        params,
+        few_unseen,
+        num_tasks=200,
+    )
     print(f"  {name}, accuracy {curves.test_metrics['accuracy'].mean():.3f}")
 
 # %% [markdown]

@@ -44,7 +44,13 @@ digits = mx.data.by_class(digits)
 # One example a step, labels permuted at random in each task.
 tasks = mx.tasks.classification(num_classes=10)
 loop = mx.inner(net, tasks, horizon=STEPS)
-vsml = mx.evaluate(loop, jax.random.key(1), meta_params, digits, num_tasks=RUNS)
+vsml = mx.evaluate(
+    loop,
+    jax.random.key(1),
+    meta_params,
+    digits,
+    num_tasks=RUNS,
+)
 
 # %% [markdown]
 # ## Beside gradient descent
@@ -73,7 +79,13 @@ for name, (tx, rates) in baselines.items():
     online = mx.inner(mx.l2l(tx, mx.problems.mlp((64, 10))), tasks, STEPS)
     every_rate = []
     for rate in rates:
-        curves = mx.evaluate(online, jax.random.key(1), rate, digits, num_tasks=RUNS)
+        curves = mx.evaluate(
+            online,
+            jax.random.key(1),
+            rate,
+            digits,
+            num_tasks=RUNS,
+        )
         every_rate.append(accuracy(curves))
     shown[name] = max(every_rate, key=last)
 ax = mx.plot.curves(shown, xlabel="examples seen", ylabel="accuracy so far", log=False)
@@ -123,7 +135,9 @@ mx.plot.messages(np.stack(errors), name="error").figure
 
 # %%
 small = mx.vsml((16, 3), mx.cells.lstm(ticks=1), backward_pass=True)
-easy = mx.tasks.unit_spread(mx.tasks.project(mx.tasks.classification(num_classes=3), 16))
+easy = mx.tasks.unit_spread(
+    mx.tasks.project(mx.tasks.classification(num_classes=3), 16)
+)
 short = mx.inner(small, easy, horizon=40)
 outer = optax.chain(optax.clip_by_global_norm(1.0), optax.adam(1e-2))
 trainer = mx.trainer(mx.bptt(short, num_tasks=16), outer)
@@ -141,6 +155,13 @@ mx.plot.curves(history, xlabel="meta-step", ylabel="loss (nats)").figure
 
 # %%
 params = mx.cells.rnn(2).init(jax.random.key(5))
-matrix = mx.cells.shared_matrix(params["W"], params["C"], inputs=3, outputs=2)
+matrix = mx.cells.shared_matrix(
+    params["W"],
+    params["C"],
+    inputs=3,
+    outputs=2,
+)
 not_zero = int((matrix != 0).sum())
-print(f"3 x 2 cells of 2 features: {matrix.shape} with {not_zero} entries that are not zero")
+print(
+    f"3 x 2 cells of 2 features: {matrix.shape} with {not_zero} entries that are not zero"
+)

@@ -59,7 +59,9 @@ def train_step(state, key):
 
     def loss(params):
         logits = state.apply_fn({"params": params}, images[index])
-        return optax.softmax_cross_entropy_with_integer_labels(logits, labels[index]).mean()
+        return optax.softmax_cross_entropy_with_integer_labels(
+            logits, labels[index]
+        ).mean()
 
     value, grads = jax.value_and_grad(loss)(state.params)
     return state.apply_gradients(grads=grads), value
@@ -91,7 +93,12 @@ mx.plot.update_rule(optax.adam(0.1), largest=0.2, past=(-0.1, 0.0, 0.1)).figure
 # %%
 optimizer = mx.optim.rnnprop()
 train = mx.data.load("digits", "train")
-problem, tasks = mx.problems.random_mlp(mx.tasks.minibatches(64), 64, 10, widths=(4, 16))
+problem, tasks = mx.problems.random_mlp(
+    mx.tasks.minibatches(64),
+    64,
+    10,
+    widths=(4, 16),
+)
 learner = mx.l2l(optimizer, problem)
 loop = mx.inner(learner, tasks, horizon=100)
 schedule = optax.cosine_decay_schedule(3e-3, META_STEPS)

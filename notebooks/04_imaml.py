@@ -40,7 +40,9 @@ def task_loss(phi):
 
 
 objective = mx.implicit.proximal(task_loss)  # (phi, theta, lam) -> the sum above
-solve = mx.implicit.argmin(objective, mx.implicit.descend(optax.sgd(0.1), 200), mx.implicit.cg(2))
+solve = mx.implicit.argmin(
+    objective, mx.implicit.descend(optax.sgd(0.1), 200), mx.implicit.cg(2)
+)
 theta = jnp.array([0.3, 0.7])
 jacobian = jax.jacobian(lambda theta: solve(theta, theta, lam)[0])(theta)
 print("by implicit differentiation:\n", jacobian)
@@ -61,12 +63,23 @@ tasks = mx.tasks.episodes(ways=3, shots=1, queries=5)
 problem = mx.problems.mlp((64, 32, 3), jnp.tanh)
 cg = mx.implicit.cg(5)
 maml = mx.maml(problem, rate=0.4)
-imaml = mx.imaml(problem, mx.implicit.descend(optax.sgd(0.4), 16), cg, lam=0.1)
+imaml = mx.imaml(
+    problem,
+    mx.implicit.descend(optax.sgd(0.4), 16),
+    cg,
+    lam=0.1,
+)
 start = maml.meta(jax.random.key(1))
 
 
 def accuracy(loop, params):
-    curves = mx.evaluate(loop, jax.random.key(2), params, test, num_tasks=TASKS)
+    curves = mx.evaluate(
+        loop,
+        jax.random.key(2),
+        params,
+        test,
+        num_tasks=TASKS,
+    )
     per_cent = 100 * np.asarray(curves.test_metrics["accuracy"])
     interval = 1.96 * per_cent.std() / len(per_cent) ** 0.5  # of 95 %
     return f"{per_cent.mean():.1f} ± {interval:.1f} %"
@@ -77,8 +90,16 @@ for name, learner, steps in (("MAML", maml, 5), ("iMAML", imaml, 1)):
     loop = mx.inner(learner, tasks, steps, meta_loss="heldout")
     trainer = mx.trainer(mx.bptt(loop, num_tasks=8), optax.adam(3e-3))
     state = trainer.init(jax.random.key(0), start, train)
-    learned[name] = mx.fit(trainer, state, train, num_steps=META_STEPS, progress=name).best
-    print(f"{name}: {accuracy(loop, learned[name])}, from a random start {accuracy(loop, start)}")
+    learned[name] = mx.fit(
+        trainer,
+        state,
+        train,
+        num_steps=META_STEPS,
+        progress=name,
+    ).best
+    print(
+        f"{name}: {accuracy(loop, learned[name])}, from a random start {accuracy(loop, start)}"
+    )
 
 # %% [markdown]
 # One test episode with the predictions after adaptation:
@@ -113,7 +134,12 @@ def mebibytes(learner, steps):
 
 
 def solved_in(steps):
-    return mx.imaml(problem, mx.implicit.descend(optax.sgd(0.4), steps), cg, lam=0.1)
+    return mx.imaml(
+        problem,
+        mx.implicit.descend(optax.sgd(0.4), steps),
+        cg,
+        lam=0.1,
+    )
 
 
 memory = {

@@ -35,17 +35,29 @@ meta_params = mx.fit(trainer, state, num_steps=60, progress=None).state.meta_par
 # The exact gradient, by a long average of full backpropagation; then each estimator against it.
 
 # %%
-exact = mx.mean_gradient(mx.bptt(loop, 64), jax.random.key(2), meta_params, samples=SAMPLES)
+exact = mx.mean_gradient(
+    mx.bptt(loop, 64),
+    jax.random.key(2),
+    meta_params,
+    samples=SAMPLES,
+)
 whole_episodes = {
     "bptt, whole episode": mx.bptt(loop, TASKS),
     "forward mode": mx.forward(loop, TASKS),
     "es": mx.es(loop, TASKS, STD),
-    "guided es": mx.guided_es(loop, TASKS, STD, surrogate=mx.bptt(loop, TASKS, WINDOW)),
+    "guided es": mx.guided_es(
+        loop,
+        TASKS,
+        STD,
+        surrogate=mx.bptt(loop, TASKS, WINDOW),
+    ),
 }
 by_windows = {
     "bptt, windows": mx.bptt(loop, TASKS, WINDOW),
     "pes, windows": mx.pes(loop, TASKS, STD, WINDOW),
-    "noise-reuse es, windows": mx.noise_reuse_es(loop, TASKS, STD, WINDOW, stagger=False),
+    "noise-reuse es, windows": mx.noise_reuse_es(
+        loop, TASKS, STD, WINDOW, stagger=False
+    ),
 }
 found = {}
 for estimators, windows in [(whole_episodes, 1), (by_windows, HORIZON // WINDOW)]:
@@ -80,7 +92,12 @@ strategy = Open_ES(
 trainer = mx.trainer(mx.ask_tell(loop, strategy, num_tasks=4), optax.adam(3e-3))
 state = trainer.init(jax.random.key(4), meta_params)
 result = mx.fit(trainer, state, num_steps=20, progress=None)
-print("loss", result.history["loss"][:3].mean(), "->", result.history["loss"][-3:].mean())
+print(
+    "loss",
+    result.history["loss"][:3].mean(),
+    "->",
+    result.history["loss"][-3:].mean(),
+)
 
 # %% [markdown]
 # ## Or several at once

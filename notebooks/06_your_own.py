@@ -142,7 +142,9 @@ print("step along the gradient and along its sign:", jnp.exp(result.best))
 
 
 # %%
-def finite_differences(inner: mx.Inner, num_tasks: int, h: float = 1e-2) -> mx.Estimator:
+def finite_differences(
+    inner: mx.Inner, num_tasks: int, h: float = 1e-2
+) -> mx.Estimator:
     def estimate(key, meta_params, state, data):
         flat, unravel = ravel_pytree(meta_params)
         keys = jax.random.split(key, num_tasks)
@@ -150,7 +152,13 @@ def finite_differences(inner: mx.Inner, num_tasks: int, h: float = 1e-2) -> mx.E
         def mean_loss(flat):
             def meta_loss(key):
                 start = inner.init(key, unravel(flat), data)
-                _, loss, _ = mx.unroll(inner, unravel(flat), start, data, inner.horizon)
+                _, loss, _ = mx.unroll(
+                    inner,
+                    unravel(flat),
+                    start,
+                    data,
+                    inner.horizon,
+                )
                 return loss
 
             return jax.vmap(meta_loss)(keys).mean()  # the same tasks for every point
@@ -169,8 +177,16 @@ def finite_differences(inner: mx.Inner, num_tasks: int, h: float = 1e-2) -> mx.E
 mine = finite_differences(loop, 16)
 exact = mx.bptt(loop, 16)
 reference = mx.mean_gradient(exact, jax.random.key(3), learned, samples=512)
-diagnosis = mx.diagnose(mine, jax.random.key(4), learned, reference=reference, samples=512)
-print(f"bias {diagnosis.bias:.2f} ± {diagnosis.bias_error:.2f}, cosine {diagnosis.cosine:.2f}")
+diagnosis = mx.diagnose(
+    mine,
+    jax.random.key(4),
+    learned,
+    reference=reference,
+    samples=512,
+)
+print(
+    f"bias {diagnosis.bias:.2f} ± {diagnosis.bias_error:.2f}, cosine {diagnosis.cosine:.2f}"
+)
 
 # %% [markdown]
 # It works in `mx.trainer` as any other.

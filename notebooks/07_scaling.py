@@ -59,7 +59,9 @@ def run(num_steps):
 first_half = run(META_STEPS // 2)
 resumed = run(META_STEPS)
 steps_done = META_STEPS - int(first_half.state.step)
-print(f"the second call did {steps_done} steps; {len(resumed.history['loss'])} are in its history")
+print(
+    f"the second call did {steps_done} steps; {len(resumed.history['loss'])} are in its history"
+)
 
 uninterrupted = mx.fit(trainer, state, data, num_steps=META_STEPS, progress=None)
 pairs = zip(

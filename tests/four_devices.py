@@ -35,14 +35,19 @@ def collectives(text):
     for line in text.splitlines():
         entry = line.startswith("ENTRY") if line.endswith("{") else entry
         found = re.search(
-            r"= (.*?) (all-\w+|reduce-scatter|collective-\w+|ragged-\S+)(-start)?\(", line
+            r"= (.*?) (all-\w+|reduce-scatter|collective-\w+|ragged-\S+)(-start)?\(",
+            line,
         )
         if found:
             shapes = re.findall(r"\w\d*\[([\d,]*)\]", found[1])
             out.append(
                 [
                     found[2],
-                    int(sum(np.prod([int(d) for d in s.split(",") if d]) for s in shapes)),
+                    int(
+                        sum(
+                            np.prod([int(d) for d in s.split(",") if d]) for s in shapes
+                        )
+                    ),
                     entry,
                 ]
             )
@@ -61,7 +66,9 @@ def numbers(tree):
 def difference(a, b):
     """The largest difference, relative to the size of the leaf it is in."""
     pairs = zip(numbers(a), numbers(b), strict=True)
-    return max(float(np.abs(x - y).max() / max(np.abs(x).max(), 1e-6)) for x, y in pairs)
+    return max(
+        float(np.abs(x - y).max() / max(np.abs(x).max(), 1e-6)) for x, y in pairs
+    )
 
 
 def trained(name, inner, make, meta_params, data=(), devices=(4,), shapes=None):
@@ -82,23 +89,37 @@ def trained(name, inner, make, meta_params, data=(), devices=(4,), shapes=None):
     for n in devices:
         mesh = mx.sharding.mesh(n)
         state, history, text = run(
-            mx.sharding.split(inner, mesh), lambda tree, mesh=mesh: mx.sharding.place(tree, mesh)
+            mx.sharding.split(inner, mesh),
+            lambda tree, mesh=mesh: mx.sharding.place(tree, mesh),
         )
         FOUND["trained"][f"{name}, {n} devices"] = {
             "difference": difference(want[:2], (state, history)),
             "collectives": collectives(text),
             "whole": shapes is not None and f"f32[{shapes[0]}]" in text,
             "share": shapes is None or f"f32[{shapes[1]}]" in text,
-            "specs": sorted({str(x.sharding.spec) for x in jax.tree.leaves(state.estimator)}),
+            "specs": sorted(
+                {str(x.sharding.spec) for x in jax.tree.leaves(state.estimator)}
+            ),
         }
 
 
 def train_all():
     FOUND["trained"] = {}
     mlp = mx.inner(
-        mx.l2l(optax.sgd, mx.problems.mlp((4, 3))), mx.tasks.minibatches(5), 2, "heldout"
+        mx.l2l(optax.sgd, mx.problems.mlp((4, 3))),
+        mx.tasks.minibatches(5),
+        2,
+        "heldout",
     )
-    trained("bptt", mlp, lambda inner: mx.bptt(inner, 8), RATE, IMAGES, (4,), ("8,4,3", "2,4,3"))
+    trained(
+        "bptt",
+        mlp,
+        lambda inner: mx.bptt(inner, 8),
+        RATE,
+        IMAGES,
+        (4,),
+        ("8,4,3", "2,4,3"),
+    )
     shapes = ("8,3,3", "2,3,3")
     trained(
         "truncated",
@@ -109,11 +130,29 @@ def train_all():
         (4,),
         shapes,
     )
-    trained("pes", quadratics(), lambda inner: mx.pes(inner, 8, 0.001, 2), RATE, (), (4,), shapes)
-    trained("forward", quadratics(), lambda inner: mx.forward(inner, 8), RATE, (), (4,), shapes)
+    trained(
+        "pes",
+        quadratics(),
+        lambda inner: mx.pes(inner, 8, 0.001, 2),
+        RATE,
+        (),
+        (4,),
+        shapes,
+    )
+    trained(
+        "forward",
+        quadratics(),
+        lambda inner: mx.forward(inner, 8),
+        RATE,
+        (),
+        (4,),
+        shapes,
+    )
     many, m = many_rates()
     es, shapes = CMA_ES(8, solution=m), ("8,3,3", "2,3,3")
-    trained("members", many, lambda inner: mx.ask_tell(inner, es, 3), m, (), (4,), shapes)
+    trained(
+        "members", many, lambda inner: mx.ask_tell(inner, es, 3), m, (), (4,), shapes
+    )
 
 
 def many_rates():
@@ -146,7 +185,12 @@ def fit():
         trainer, placed = trainer_and_state(mx.sharding.mesh(2))
         rows = []
         result = mx.fit(
-            trainer, placed, num_steps=6, progress=None, checkpoint=store, callbacks=[rows.extend]
+            trainer,
+            placed,
+            num_steps=6,
+            progress=None,
+            checkpoint=store,
+            callbacks=[rows.extend],
         )
     FOUND["fewer devices"] = {
         "difference": difference(state, result.state),
@@ -160,9 +204,9 @@ def evaluate():
     split = mx.sharding.split(inner, mesh)
     want = mx.evaluate(inner, KEY, RATE, num_tasks=8, steps=6)
     got = mx.evaluate(split, KEY, RATE, num_tasks=8, steps=6)
-    evaluated = jax.jit(lambda key, m: mx.evaluate(split, key, m, num_tasks=8, steps=6)).lower(
-        KEY, RATE
-    )
+    evaluated = jax.jit(
+        lambda key, m: mx.evaluate(split, key, m, num_tasks=8, steps=6)
+    ).lower(KEY, RATE)
     FOUND["evaluate"] = {
         "difference": difference(want, got),
         "collectives": collectives(evaluated.compile().as_text()),
@@ -180,9 +224,12 @@ def there_and_back():
         again = mx.sharding.gather(mx.sharding.place(again, mx.sharding.mesh(n)))
     FOUND["there and back"] = {
         "equal": all(
-            np.array_equal(x, y) for x, y in zip(numbers(state), numbers(again), strict=True)
+            np.array_equal(x, y)
+            for x, y in zip(numbers(state), numbers(again), strict=True)
         ),
-        "one device": all(len(x.sharding.device_set) == 1 for x in jax.tree.leaves(again)),
+        "one device": all(
+            len(x.sharding.device_set) == 1 for x in jax.tree.leaves(again)
+        ),
         "same types": [str(x.dtype) for x in jax.tree.leaves(state)]
         == [str(x.dtype) for x in jax.tree.leaves(again)],
     }
@@ -194,7 +241,8 @@ def mistakes():
     loop = mx.sharding.split(inner, mesh)
     many, m = many_rates()
     members = mx.trainer(
-        mx.ask_tell(mx.sharding.split(many, mesh), Open_ES(6, solution=m), 3), optax.sgd(1.0)
+        mx.ask_tell(mx.sharding.split(many, mesh), Open_ES(6, solution=m), 3),
+        optax.sgd(1.0),
     )
     two = mx.sharding.mesh(2)
     trainer = mx.trainer(mx.bptt(loop, 8), optax.sgd(0.1))
@@ -236,7 +284,9 @@ if __name__ == "__main__":
     assert jax.device_count() == 4
     jax.monitoring.register_event_duration_secs_listener(
         lambda event, _, **__: (
-            COMPILED.append(event) if event.endswith("backend_compile_duration") else None
+            COMPILED.append(event)
+            if event.endswith("backend_compile_duration")
+            else None
         )
     )
     for part in (train_all, fit, evaluate, there_and_back, mistakes):

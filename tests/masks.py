@@ -23,7 +23,10 @@ def keep(batch, mask):
 def images(seed, size, shape=(4,), classes=3):
     """A batch ``{"image": [size, *shape], "label": [size]}``."""
     rng = np.random.default_rng(seed)
-    return {"image": rng.normal(size=(size, *shape)), "label": rng.integers(0, classes, size)}
+    return {
+        "image": rng.normal(size=(size, *shape)),
+        "label": rng.integers(0, classes, size),
+    }
 
 
 def same(run, params, *batches_and_masks):

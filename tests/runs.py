@@ -13,7 +13,9 @@ from metajax.training._trainer import chunked
 
 def make(clip=1.0):
     inner = mx.inner(
-        mx.l2l(optax.sgd, mx.problems.quadratic(), second_order=True), mx.tasks.quadratics(2), 4
+        mx.l2l(optax.sgd, mx.problems.quadratic(), second_order=True),
+        mx.tasks.quadratics(2),
+        4,
     )
     tx = optax.chain(optax.clip_by_global_norm(clip), optax.adam(1e-3))
     trainer = mx.trainer(mx.bptt(inner, 2, 2, stagger=True), tx, chunk=5)
@@ -37,7 +39,9 @@ def run(folder, num_steps=60, every=7, log="log.jsonl", callbacks=()):
         STATE,
         num_steps=num_steps,
         validate=mx.validation(loss, jax.random.key(1), every=10),
-        checkpoint=mx.checkpoints(Path(folder) / "checkpoints", every=every, tag="test"),
+        checkpoint=mx.checkpoints(
+            Path(folder) / "checkpoints", every=every, tag="test"
+        ),
         callbacks=[mx.log(Path(folder) / log), *callbacks],
         progress=None,
     )
@@ -48,7 +52,9 @@ def arrays(result):
     named = {}
     for path, x in jax.tree_util.tree_leaves_with_path(result):
         is_key = jnp.issubdtype(jnp.result_type(x), jax.dtypes.prng_key)
-        named[jax.tree_util.keystr(path)] = np.asarray(jax.random.key_data(x) if is_key else x)
+        named[jax.tree_util.keystr(path)] = np.asarray(
+            jax.random.key_data(x) if is_key else x
+        )
     return named
 
 
@@ -79,7 +85,9 @@ def counter(metrics=lambda step: {}, chunk=10, max_skipped=10):
         reported = {"loss": 1.0 / new, "skipped": jnp.int32(0)} | metrics(new)
         skipped = jnp.asarray(reported["skipped"], jnp.int32)
         meta_params = jnp.where(skipped > 0, state.meta_params, new.astype(jnp.float32))
-        return state._replace(step=new, meta_params=meta_params, skipped=skipped), reported
+        return state._replace(
+            step=new, meta_params=meta_params, skipped=skipped
+        ), reported
 
     def init(key, meta_params, data=()):
         return mx.TrainState(key, jnp.int32(0), meta_params, (), (), jnp.int32(0))

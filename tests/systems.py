@@ -55,7 +55,9 @@ def _of_test_files(variable: str, known: dict) -> dict:
     for path in sorted(Path(__file__).parent.glob("test_*.py")):
         if re.search(rf"^{variable} = {{", path.read_text(), re.MULTILINE):
             more = getattr(importlib.import_module(path.stem), variable)
-            assert not more.keys() & (known | found).keys(), f"{path.name} has a name of others"
+            assert not more.keys() & (known | found).keys(), (
+                f"{path.name} has a name of others"
+            )
             found |= more
     return found
 
@@ -117,7 +119,11 @@ def imaml(problem):
 LEARNERS = {
     "l2l_lstm": few_shot(mx.l2l(mx.optim.lstm(hidden=(3,)), MLP)),
     "l2l_lstm_second_order": System(
-        mx.l2l(mx.optim.lstm(hidden=(2,), p=None), mx.problems.quadratic(), second_order=True),
+        mx.l2l(
+            mx.optim.lstm(hidden=(2,), p=None),
+            mx.problems.quadratic(),
+            second_order=True,
+        ),
         mx.tasks.quadratics(2),
     ),
     "sgd_rate": System(sgd_rate(), mx.tasks.quadratics(2)),
@@ -132,7 +138,8 @@ LEARNERS = {
     "anil": few_shot(mx.anil(MLP, 0.1, lambda name: name == "0/b")),
     "meta_sgd": few_shot(mx.meta_sgd(MLP, 0.1)),
     "maml_plus_plus": few_shot(
-        mx.maml_plus_plus(MLP, mx.step_weights(4, 0.5), 0.1), mx.tasks.with_query(MINIBATCHES)
+        mx.maml_plus_plus(MLP, mx.step_weights(4, 0.5), 0.1),
+        mx.tasks.with_query(MINIBATCHES),
     ),
     "reptile": few_shot(mx.reptile(MLP, optax.sgd(0.1))),
     "imaml": few_shot(imaml(MLP)),
@@ -150,7 +157,9 @@ ESTIMATORS = {
     "es": lambda inner, _: mx.es(inner, 3, 1e-3),
     "pes": lambda inner, _: mx.pes(inner, 3, 1e-3, 2),
     "noise_reuse_es": lambda inner, _: mx.noise_reuse_es(inner, 4, 1e-3, 2),
-    "guided_es": lambda inner, _: mx.guided_es(inner, 3, 1e-3, surrogate=mx.bptt(inner, 1)),
+    "guided_es": lambda inner, _: mx.guided_es(
+        inner, 3, 1e-3, surrogate=mx.bptt(inner, 1)
+    ),
     "mix": lambda inner, _: mx.mix([mx.bptt(inner, 2), mx.es(inner, 2, 1e-3)]),
     "open_es": lambda inner, m: mx.ask_tell(inner, Open_ES(4, solution=m), 2),
     "cma_es": lambda inner, m: mx.ask_tell(inner, CMA_ES(4, solution=m), 2),

@@ -62,14 +62,19 @@ def test_python_numbers_are_loaded_and_fractions_not_cut_off(tmp_path):
 
 
 def test_safetensors_are_what_others_read(tmp_path):
-    mx.save(tmp_path / "a.safetensors", {"a": np.arange(6.0).reshape(2, 3).T, "b": [np.float32(2)]})
+    mx.save(
+        tmp_path / "a.safetensors",
+        {"a": np.arange(6.0).reshape(2, 3).T, "b": [np.float32(2)]},
+    )
     read = safetensors.numpy.load_file(tmp_path / "a.safetensors")
     assert read["a"].tolist() == [[0.0, 3.0], [1.0, 4.0], [2.0, 5.0]]
     assert read["b/0"] == 2
 
 
 @pytest.mark.parametrize("suffix", ["npz", "safetensors"])
-def test_dtypes_and_names_that_numpy_does_not_know_or_keeps_for_itself(tmp_path, suffix):
+def test_dtypes_and_names_that_numpy_does_not_know_or_keeps_for_itself(
+    tmp_path, suffix
+):
     tree = {
         "file": jnp.arange(3.0, dtype=jnp.bfloat16),
         "allow_pickle": jnp.float16(2),
@@ -83,7 +88,8 @@ def test_dtypes_and_names_that_numpy_does_not_know_or_keeps_for_itself(tmp_path,
     eight = {"x": jnp.arange(3.0).astype(jnp.float8_e4m3fn)}
     if suffix == "safetensors":
         with pytest.raises(
-            ValueError, match=r"float8_e4m3fn, which safetensors does not read back; write"
+            ValueError,
+            match=r"float8_e4m3fn, which safetensors does not read back; write",
         ):
             mx.save(tmp_path / f"b.{suffix}", eight)
     else:
@@ -113,19 +119,35 @@ CASTS = {
     "one into bool": (np.int32(1), "bool", True),
 }
 LOSSES = {
-    "300 into uint8": (np.int32(300), "uint8", "300 to 300, like has uint8, .* from 0 to 255"),
+    "300 into uint8": (
+        np.int32(300),
+        "uint8",
+        "300 to 300, like has uint8, .* from 0 to 255",
+    ),
     "-1 into uint8": (np.int8(-1), "uint8", "-1 to -1"),
     "200 into int8": (np.uint8(200), "int8", "200 to 200"),
     "2**40 into int32": (np.int64(2**40), "int32", "1099511627776, like has int32"),
     "2**64 - 1 into int32": (np.uint64(2**64 - 1), "int32", "18446744073709551615"),
     "2 into bool": (np.int32(2), "bool", "from 0 to 1"),
     "2**24 + 1 into float32": (np.int32(2**24 + 1), "float32", "16777217"),
-    "float into int": (np.float32(1.0), "int32", "float32, like has int32, which would cut it"),
+    "float into int": (
+        np.float32(1.0),
+        "int32",
+        "float32, like has int32, which would cut it",
+    ),
     "bfloat16 into int": (jnp.bfloat16(1.0), "int32", "bfloat16, like has int32"),
     "float into bool": (np.float32(1.0), "bool", "float32, like has bool"),
     "complex into float": (np.complex64(1j), "float32", "complex64, like has float32"),
-    "1e300 into float32": (np.float64(1e300), "float32", "float64 and too large for float32"),
-    "70000 into float16": (np.float32(70000), "float16", "float32 and too large for float16"),
+    "1e300 into float32": (
+        np.float64(1e300),
+        "float32",
+        "float64 and too large for float32",
+    ),
+    "70000 into float16": (
+        np.float32(70000),
+        "float16",
+        "float32 and too large for float16",
+    ),
     "NaN": (np.float32(np.nan), "float32", "NaN or infinity"),
     "infinity": (np.float64(-np.inf), "float32", "NaN or infinity"),
     "complex NaN": (np.complex64(np.nan), "complex64", "NaN or infinity"),

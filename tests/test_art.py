@@ -21,37 +21,56 @@ def small_vgg(layers, prefix="features."):
     for block in blocks:
         for _ in range(block):
             outputs = next(widths)
-            arrays[f"{prefix}{index}.weight"] = rng.normal(size=(outputs, inputs, 3, 3)).astype(
+            arrays[f"{prefix}{index}.weight"] = rng.normal(
+                size=(outputs, inputs, 3, 3)
+            ).astype(np.float32)
+            arrays[f"{prefix}{index}.bias"] = rng.normal(size=outputs).astype(
                 np.float32
             )
-            arrays[f"{prefix}{index}.bias"] = rng.normal(size=outputs).astype(np.float32)
             inputs, index = outputs, index + 2
         index += 1
     return arrays
 
 
-@pytest.mark.parametrize(("layers", "prefix"), [(13, "features."), (16, ""), (16, "features.")])
+@pytest.mark.parametrize(
+    ("layers", "prefix"), [(13, "features."), (16, ""), (16, "features.")]
+)
 @pytest.mark.slow
 def test_vgg_is_what_lax_makes_of_the_same_file(tmp_path, layers, prefix):
     arrays = small_vgg(layers, prefix)
     more = (
-        {f"classifier.{i}.{k}": np.zeros(2, np.float32) for i in (0, 3) for k in ("weight", "bias")}
+        {
+            f"classifier.{i}.{k}": np.zeros(2, np.float32)
+            for i in (0, 3)
+            for k in ("weight", "bias")
+        }
         if prefix
         else {}
     )
     safetensors.numpy.save_file(arrays | more, tmp_path / "vgg.safetensors")
     weights = mx.problems.load_vgg(tmp_path / "vgg.safetensors", last="conv3_2")
-    assert list(weights) == ["conv1_1", "conv1_2", "conv2_1", "conv2_2", "conv3_1", "conv3_2"]
+    assert list(weights) == [
+        "conv1_1",
+        "conv1_2",
+        "conv2_1",
+        "conv2_2",
+        "conv3_1",
+        "conv3_2",
+    ]
     image = np.random.default_rng(1).random((13, 10, 3)).astype(np.float32)
     got = mx.problems.vgg(weights)(image)
-    x = jnp.asarray((image - np.array([0.485, 0.456, 0.406])) / np.array([0.229, 0.224, 0.225]))[
-        None
-    ]
-    kernels = sorted((int(n.split(".")[-2]), w) for n, w in arrays.items() if n.endswith("weight"))
+    x = jnp.asarray(
+        (image - np.array([0.485, 0.456, 0.406])) / np.array([0.229, 0.224, 0.225])
+    )[None]
+    kernels = sorted(
+        (int(n.split(".")[-2]), w) for n, w in arrays.items() if n.endswith("weight")
+    )
     for (index, w), name in zip(kernels, weights, strict=False):
         if name in ("conv2_1", "conv3_1"):
             x = x[:, : 2 * (x.shape[1] // 2), : 2 * (x.shape[2] // 2)]
-            x = (x[:, ::2, ::2] + x[:, 1::2, ::2] + x[:, ::2, 1::2] + x[:, 1::2, 1::2]) / 4
+            x = (
+                x[:, ::2, ::2] + x[:, 1::2, ::2] + x[:, ::2, 1::2] + x[:, 1::2, 1::2]
+            ) / 4
         x = lax.conv_general_dilated(
             x, w, (1, 1), "SAME", dimension_numbers=("NHWC", "OIHW", "NHWC")
         )
@@ -86,10 +105,17 @@ def test_the_loss_is_that_of_numpy(key):
         }
         return {n: np.einsum("pi,pj->ij", f, f) / len(f) for n, f in flat.items()}
 
-    have, want = features(x)["conv2_1"], features(jnp.float32(data["content"][0]))["conv2_1"]
-    content = np.mean((np.asarray(have) - np.asarray(want)) ** 2) / np.mean(np.asarray(want) ** 2)
+    have, want = (
+        features(x)["conv2_1"],
+        features(jnp.float32(data["content"][0]))["conv2_1"],
+    )
+    content = np.mean((np.asarray(have) - np.asarray(want)) ** 2) / np.mean(
+        np.asarray(want) ** 2
+    )
     ours, theirs = grams(x), grams(data["style"][0] / np.float32(255))
-    style = np.mean([np.mean((ours[n] - theirs[n]) ** 2) / np.mean(theirs[n] ** 2) for n in ours])
+    style = np.mean(
+        [np.mean((ours[n] - theirs[n]) ** 2) / np.mean(theirs[n] ** 2) for n in ours]
+    )
     smooth = np.mean((x[1:] - x[:-1]) ** 2) + np.mean((x[:, 1:] - x[:, :-1]) ** 2)
     np.testing.assert_allclose(parts["content"], content, rtol=1e-3)
     np.testing.assert_allclose(parts["style"], style, rtol=1e-3)
@@ -97,7 +123,9 @@ def test_the_loss_is_that_of_numpy(key):
     np.testing.assert_allclose(loss, 2 * content + 3 * style + 0.5 * smooth, rtol=1e-3)
 
 
-def test_an_image_of_the_content_with_the_style_of_itself_has_no_loss_but_smoothness(key):
+def test_an_image_of_the_content_with_the_style_of_itself_has_no_loss_but_smoothness(
+    key,
+):
     features = mx.problems.vgg(
         {"conv1_1": {"w": jax.random.normal(key, (3, 3, 3, 4)), "b": jnp.zeros(4)}}
     )
@@ -124,7 +152,9 @@ def test_optimisation_brings_the_image_to_both(key):
         mx.inner(mx.l2l(optax.adam, problem), tasks, 150), key, 0.03, data, num_tasks=4
     )
     for part in ("content", "style"):
-        assert (curves.metrics[part][:, -1] < 0.3 * curves.metrics[part][:, 0]).all(), part
+        assert (curves.metrics[part][:, -1] < 0.3 * curves.metrics[part][:, 0]).all(), (
+            part
+        )
 
 
 def bad_vgg(tmp_path, arrays):
@@ -150,11 +180,16 @@ def test_bad_input(tmp_path, key):
         mx.problems.vgg({"first": {}})
     with pytest.raises(ValueError, match="weights is empty"):
         mx.problems.vgg({})
-    weights = {f"conv{i}_1": {"w": jnp.ones((3, 3, 3, 3)), "b": jnp.zeros(3)} for i in (1, 2, 3)}
+    weights = {
+        f"conv{i}_1": {"w": jnp.ones((3, 3, 3, 3)), "b": jnp.zeros(3)}
+        for i in (1, 2, 3)
+    }
     with pytest.raises(ValueError, match="too small"):
         mx.problems.vgg(weights)(jnp.ones((3, 3, 3)))
     images = {"content": jnp.ones((1, 8, 8, 3)), "style": jnp.ones((1, 8, 8, 3))}
-    _, tasks = mx.problems.neural_art(mx.problems.vgg(weights), ["conv9_9"], ["conv1_1"])
+    _, tasks = mx.problems.neural_art(
+        mx.problems.vgg(weights), ["conv9_9"], ["conv1_1"]
+    )
     with pytest.raises(ValueError, match="there is no 'conv9_9'"):
         tasks.sample(key, images)
     with pytest.raises(ValueError, match="look at 'style'"):

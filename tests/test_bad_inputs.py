@@ -22,7 +22,9 @@ TRAINER = mx.trainer(mx.bptt(INNER, 2), optax.adam(1e-3))
 STATE = TRAINER.init(KEY, META, DATA)
 TX = OPT.tx(META)
 PARAMS = {"w": jnp.ones(3)}
-QUADRATIC = mx.inner(mx.l2l(optax.sgd, mx.problems.quadratic()), mx.tasks.quadratics(2), 4)
+QUADRATIC = mx.inner(
+    mx.l2l(optax.sgd, mx.problems.quadratic()), mx.tasks.quadratics(2), 4
+)
 NAN = {"image": np.full((8, 2, 2, 1), np.nan, np.float32), "label": DATA["label"]}
 
 
@@ -58,10 +60,22 @@ CASES = {
         TypeError,
         "learner",
     ),
-    "inner: tasks and learner swapped": (lambda: mx.inner(TASKS, LEARNER, 4), TypeError, "learner"),
+    "inner: tasks and learner swapped": (
+        lambda: mx.inner(TASKS, LEARNER, 4),
+        TypeError,
+        "learner",
+    ),
     "inner: horizon zero": (lambda: mx.inner(LEARNER, TASKS, 0), ValueError, "horizon"),
-    "inner: horizon a float": (lambda: mx.inner(LEARNER, TASKS, 4.0), TypeError, "horizon"),
-    "inner: horizon a bool": (lambda: mx.inner(LEARNER, TASKS, True), TypeError, "horizon"),
+    "inner: horizon a float": (
+        lambda: mx.inner(LEARNER, TASKS, 4.0),
+        TypeError,
+        "horizon",
+    ),
+    "inner: horizon a bool": (
+        lambda: mx.inner(LEARNER, TASKS, True),
+        TypeError,
+        "horizon",
+    ),
     "unroll: no step": (
         lambda: mx.unroll(QUADRATIC, 0.1, QUADRATIC.init(KEY, 0.1, ()), (), 0),
         ValueError,
@@ -88,9 +102,12 @@ CASES = {
         r"learner.step must return \(state, loss, metrics\), got tuple of 2",
     ),
     "inner: a metric for each class": (
-        lambda: custom(step=lambda k, m, s, b: (s, jnp.float32(0), {"accuracy": jnp.zeros(3)})),
+        lambda: custom(
+            step=lambda k, m, s, b: (s, jnp.float32(0), {"accuracy": jnp.zeros(3)})
+        ),
         ValueError,
-        r"the metric 'accuracy' returned by learner.step must be a scalar, got float32\[3\]; reduce it",
+        r"the metric 'accuracy' returned by learner.step must be a scalar, got "
+        r"float32\[3\]; reduce it",
     ),
     "inner: a metric without a name": (
         lambda: evaluated(jnp.float32(0), jnp.float32(0)),
@@ -110,7 +127,10 @@ CASES = {
     **{
         f"{name}: {what}": (
             lambda make=make, found=found: mx.evaluate(
-                mx.inner(make(MLP._replace(loss=lambda *_: found)), TASKS, 1), KEY, META, DATA
+                mx.inner(make(MLP._replace(loss=lambda *_: found)), TASKS, 1),
+                KEY,
+                META,
+                DATA,
             ),
             error,
             message,
@@ -166,7 +186,9 @@ CASES = {
     },
     "es: a metric called diverged": (
         lambda: trained(
-            lambda k, m, s, b: (s, jnp.float32(0), {"diverged": jnp.float32(7)}), mx.es, std=0.1
+            lambda k, m, s, b: (s, jnp.float32(0), {"diverged": jnp.float32(7)}),
+            mx.es,
+            std=0.1,
         ),
         ValueError,
         "the metric 'diverged' has the name of one that an evolution strategy reports itself",
@@ -217,7 +239,11 @@ CASES = {
         "inner",
     ),
     # tasks and data
-    "minibatches: batch of none": (lambda: mx.tasks.minibatches(0), ValueError, "batch_size"),
+    "minibatches: batch of none": (
+        lambda: mx.tasks.minibatches(0),
+        ValueError,
+        "batch_size",
+    ),
     "minibatches: data a tuple": (
         lambda: step((DATA["image"], DATA["label"])),
         TypeError,
@@ -244,16 +270,30 @@ CASES = {
         "empty",
     ),
     "quadratics: size zero": (lambda: mx.tasks.quadratics(0), ValueError, "size"),
-    "data: unknown set": (lambda: mx.data.load("imagenet"), ValueError, "one of digits, mnist"),
+    "data: unknown set": (
+        lambda: mx.data.load("imagenet"),
+        ValueError,
+        "one of digits, mnist",
+    ),
     "data: name no string": (lambda: mx.data.load(3), ValueError, "name"),
-    "data: unknown split of digits": (lambda: mx.data.load("digits", "valid"), ValueError, "split"),
+    "data: unknown split of digits": (
+        lambda: mx.data.load("digits", "valid"),
+        ValueError,
+        "split",
+    ),
     "data: split no string": (lambda: mx.data.load("digits", 3), TypeError, "split"),
     # problems
     "mlp: one size": (lambda: mx.problems.mlp((4,)), ValueError, "sizes"),
     "mlp: a size of zero": (lambda: mx.problems.mlp((4, 0, 3)), ValueError, "sizes"),
-    "mlp: activation a string": (lambda: mx.problems.mlp((4, 3), "relu"), TypeError, "activation"),
+    "mlp: activation a string": (
+        lambda: mx.problems.mlp((4, 3), "relu"),
+        TypeError,
+        "activation",
+    ),
     "mlp: images of another size": (
-        lambda: step({"image": np.zeros((8, 3, 3, 1), np.uint8), "label": DATA["label"]}),
+        lambda: step(
+            {"image": np.zeros((8, 3, 3, 1), np.uint8), "label": DATA["label"]}
+        ),
         ValueError,
         r"sizes\[0\] is 4",
     ),
@@ -293,7 +333,11 @@ CASES = {
     "l2l: problem missing": (lambda: mx.l2l(OPT, None), TypeError, "problem"),
     # the LSTM optimizer
     "lstm: scale negative": (lambda: mx.optim.lstm(scale=-1.0), ValueError, "scale"),
-    "lstm: p NaN": (lambda: mx.optim.lstm(p=float("nan")), ValueError, "p must be finite"),
+    "lstm: p NaN": (
+        lambda: mx.optim.lstm(p=float("nan")),
+        ValueError,
+        "p must be finite",
+    ),
     "lstm: p whose exponential overflows": (
         lambda: mx.optim.lstm(p=95.0),
         ValueError,
@@ -310,13 +354,17 @@ CASES = {
         "layer_norm needs slots of at least 2",
     ),
     "lstm: hidden an int": (lambda: mx.optim.lstm(hidden=20), TypeError, "hidden"),
-    "lstm: hidden empty": (lambda: mx.optim.lstm(hidden=()), TypeError, "hidden"),
+    "lstm: hidden empty": (lambda: mx.optim.lstm(hidden=()), ValueError, "hidden"),
     "lstm: state dtype an integer": (
         lambda: mx.optim.lstm(state_dtype=jnp.int32),
         TypeError,
         "state_dtype",
     ),
-    "lstm: parameters of another tree": (lambda: OPT.tx({"w": 1.0}), ValueError, "meta_params"),
+    "lstm: parameters of another tree": (
+        lambda: OPT.tx({"w": 1.0}),
+        ValueError,
+        "meta_params",
+    ),
     "lstm: parameters of another size": (
         lambda: OPT.tx(mx.optim.lstm(hidden=(4,)).init(KEY)),
         ValueError,
@@ -362,7 +410,9 @@ CASES = {
         "class Open_ES",
     ),
     "ask_tell: strategy for another tree": (
-        lambda: mx.ask_tell(INNER, Open_ES(4, solution=PARAMS), 2).init(KEY, META, DATA),
+        lambda: mx.ask_tell(INNER, Open_ES(4, solution=PARAMS), 2).init(
+            KEY, META, DATA
+        ),
         ValueError,
         "strategy",
     ),
@@ -372,19 +422,31 @@ CASES = {
         TypeError,
         "estimator",
     ),
-    "trainer: a rate for tx": (lambda: mx.trainer(mx.bptt(INNER, 2), 1e-3), TypeError, "tx"),
+    "trainer: a rate for tx": (
+        lambda: mx.trainer(mx.bptt(INNER, 2), 1e-3),
+        TypeError,
+        "tx",
+    ),
     "trainer: integer meta-parameters": (
         lambda: TRAINER.init(KEY, {"a": 1}, DATA),
         TypeError,
         r"meta_params\['a'\]",
     ),
-    "trainer: NaN in the data": (lambda: TRAINER.init(KEY, META, NAN), ValueError, "data.*NaN"),
+    "trainer: NaN in the data": (
+        lambda: TRAINER.init(KEY, META, NAN),
+        ValueError,
+        "data.*NaN",
+    ),
     "trainer: estimator state for state": (
         lambda: TRAINER.step(STATE.estimator, DATA),
         TypeError,
         "state",
     ),
-    "fit: no steps": (lambda: mx.fit(TRAINER, STATE, DATA, num_steps=0), ValueError, "num_steps"),
+    "fit: no steps": (
+        lambda: mx.fit(TRAINER, STATE, DATA, num_steps=0),
+        ValueError,
+        "num_steps",
+    ),
     "trainer: chunk of none": (
         lambda: mx.trainer(mx.bptt(INNER, 2), optax.adam(1e-3), chunk=0),
         ValueError,
@@ -395,7 +457,11 @@ CASES = {
         TypeError,
         "state",
     ),
-    "fit: NaN in the data": (lambda: mx.fit(TRAINER, STATE, NAN, num_steps=1), ValueError, "NaN"),
+    "fit: NaN in the data": (
+        lambda: mx.fit(TRAINER, STATE, NAN, num_steps=1),
+        ValueError,
+        "NaN",
+    ),
     # comparison and files
     "compare: nothing": (
         lambda: mx.compare({}, MLP, TASKS, KEY, DATA, steps=2),
@@ -403,12 +469,16 @@ CASES = {
         "optimizers",
     ),
     "compare: rates negative": (
-        lambda: mx.compare(mx.BASELINES, MLP, TASKS, KEY, DATA, steps=2, rates=[-1.0]),
+        lambda: mx.compare(
+            mx.BASELINES, MLP, TASKS, KEY, DATA, steps=2, search=mx.RateSearch([-1.0])
+        ),
         ValueError,
         "rates",
     ),
     "compare: no rates": (
-        lambda: mx.compare(mx.BASELINES, MLP, TASKS, KEY, DATA, steps=2, rates=[]),
+        lambda: mx.compare(
+            mx.BASELINES, MLP, TASKS, KEY, DATA, steps=2, search=mx.RateSearch([])
+        ),
         ValueError,
         "rates",
     ),
@@ -427,7 +497,11 @@ CASES = {
         ValueError,
         "path must end in .npz or .safetensors",
     ),
-    "save: NaN": (lambda: mx.save("never.npz", {"a": jnp.nan}), ValueError, r"tree\['a'\]"),
+    "save: NaN": (
+        lambda: mx.save("never.npz", {"a": jnp.nan}),
+        ValueError,
+        r"tree\['a'\]",
+    ),
 }
 
 

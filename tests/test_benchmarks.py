@@ -135,10 +135,14 @@ def test_contest_refuses_programs_that_differ():
     bad = measure.Program(lambda x: 2.01 * x, (X,))
     same = measure.Program(lambda x: 2 * x, (X.T,), lambda result: result.T)
     assert measure.contest({"a": good, "b": same}, LIMITS, rounds=1)["b"].rounds == 1
-    with pytest.raises(ValueError, match=r"b computes something else: relative distance 0\.005"):
+    with pytest.raises(
+        ValueError, match=r"b computes something else: relative distance 0\.005"
+    ):
         measure.contest({"a": good, "b": bad}, LIMITS, rounds=1)
     with pytest.raises(ValueError, match="shapes"):
-        measure.contest({"a": good, "b": same._replace(args=(X[:5],))}, LIMITS, rounds=1)
+        measure.contest(
+            {"a": good, "b": same._replace(args=(X[:5],))}, LIMITS, rounds=1
+        )
 
 
 def test_agree():
@@ -247,7 +251,9 @@ def test_smoke(name, tmp_path, monkeypatch, capsys):
     assert all(row["what"] in printed for row in result["rows"])
     assert (tmp_path / "run.png").stat().st_size > 1000
     body = (tmp_path / "run.md").read_text().splitlines()[2:]
-    assert [line.split(" | ")[1] for line in body] == [row["what"] for row in result["rows"]]
+    assert [line.split(" | ")[1] for line in body] == [
+        row["what"] for row in result["rows"]
+    ]
 
 
 def test_json_goes_where_it_is_asked_to(tmp_path, monkeypatch):
@@ -258,10 +264,15 @@ def test_json_goes_where_it_is_asked_to(tmp_path, monkeypatch):
     monkeypatch.setattr(command, "cases", lambda: {"one": one})
     run(monkeypatch, tmp_path, "one")
     run(monkeypatch, tmp_path, "one", "--json", str(tmp_path / "deep" / "file.json"))
-    assert json.loads((tmp_path / "deep" / "file.json").read_text())["rows"][0]["ratio"] == 2.0
+    assert (
+        json.loads((tmp_path / "deep" / "file.json").read_text())["rows"][0]["ratio"]
+        == 2.0
+    )
 
 
-@pytest.mark.parametrize("args", [("nothing",), ("--device", "abacus"), ("--against", "nobody")])
+@pytest.mark.parametrize(
+    "args", [("nothing",), ("--device", "abacus"), ("--against", "nobody")]
+)
 def test_bad_commands(args, monkeypatch, capsys):
     monkeypatch.setattr("sys.argv", ["benchmarks", "run", *args])
     with pytest.raises(SystemExit) as e:

@@ -54,7 +54,11 @@ def store(tmp_path):
     store = mx.checkpoints(tmp_path / "store", every=1)
     for step in (1, 2):
         store.save(
-            mx.Snapshot(step, TREE | {"float": jnp.float32(step)}, {"loss": np.arange(float(step))})
+            mx.Snapshot(
+                step,
+                TREE | {"float": jnp.float32(step)},
+                {"loss": np.arange(float(step))},
+            )
         )
         store.wait()
     store.close()
@@ -67,7 +71,9 @@ def test_what_is_saved_comes_back_bit_for_bit(store):
     assert step == 2
     runs.same(tree, TREE | {"float": jnp.float32(2)})
     assert jax.tree.structure(tree) == jax.tree.structure(TREE)
-    assert [x.dtype for x in jax.tree.leaves(tree)] == [x.dtype for x in jax.tree.leaves(TREE)]
+    assert [x.dtype for x in jax.tree.leaves(tree)] == [
+        x.dtype for x in jax.tree.leaves(TREE)
+    ]
     np.testing.assert_array_equal(arrays["loss"], [0.0, 1.0])
     assert mx.checkpoints(Path(store.where) / "nothing").restore(TREE) is None
 
@@ -101,7 +107,9 @@ NOT_RESTORABLE = {
 @pytest.mark.parametrize("case", NOT_RESTORABLE)
 def test_what_would_not_come_back_is_not_saved(case, tmp_path):
     store = mx.checkpoints(tmp_path)
-    with pytest.raises(TypeError, match=r"x has the dtype .* which would not come back"):
+    with pytest.raises(
+        TypeError, match=r"x has the dtype .* which would not come back"
+    ):
         store.save(mx.Snapshot(1, (), {"x": NOT_RESTORABLE[case]}))
     with pytest.raises(ValueError, match="step must be finite and at least 0"):
         store.save(mx.Snapshot(-1, (), {}))
@@ -197,22 +205,30 @@ def _forged(file, change):
 
 def _describe_otherwise(members, **fields):
     description = json.loads(members["description"].tobytes()) | fields
-    description = {name: value for name, value in description.items() if value is not None}
+    description = {
+        name: value for name, value in description.items() if value is not None
+    }
     members["description"] = np.frombuffer(json.dumps(description).encode(), np.uint8)
 
 
 FORGED = {
     "no description": lambda members: members.pop("description"),
     "no JSON": lambda members: members.update(description=np.zeros(3, np.uint8)),
-    "a list": lambda members: members.update(description=np.frombuffer(b"[]", np.uint8)),
+    "a list": lambda members: members.update(
+        description=np.frombuffer(b"[]", np.uint8)
+    ),
     "no tag": lambda members: _describe_otherwise(members, tag=None),
     "no format": lambda members: _describe_otherwise(members, format=None),
     "a field more": lambda members: _describe_otherwise(members, code="print()"),
     "no tree": lambda members: _describe_otherwise(members, tree=3),
     "no dtypes": lambda members: _describe_otherwise(members, dtypes={}),
     "no array": lambda members: members.pop("tree/half"),
-    "another shape": lambda members: members.update({"tree/half": np.zeros(4, np.int16)}),
-    "objects": lambda members: _describe_otherwise(members, dtypes={"tree/half": "object"}),
+    "another shape": lambda members: members.update(
+        {"tree/half": np.zeros(4, np.int16)}
+    ),
+    "objects": lambda members: _describe_otherwise(
+        members, dtypes={"tree/half": "object"}
+    ),
     "another step": lambda members: _describe_otherwise(members, step=7),
 }
 
@@ -220,7 +236,9 @@ FORGED = {
 @pytest.mark.parametrize("case", FORGED)
 def test_a_forged_file_is_a_damaged_file(case, store):
     _forged(Path(store.where) / "2.npz", FORGED[case])
-    with pytest.warns(RuntimeWarning, match=r"step 2 in .* is damaged .*goes on from step 1"):
+    with pytest.warns(
+        RuntimeWarning, match=r"step 2 in .* is damaged .*goes on from step 1"
+    ):
         assert store.restore(TREE).step == 1
     assert _names(Path(store.where)) == ["1.npz", "damaged-2.npz"]
 
@@ -255,7 +273,9 @@ def test_no_whole_checkpoint_is_an_error_and_nothing_is_lost(store):
     for step in (1, 2):
         file = folder / f"{step}.npz"
         file.write_bytes(file.read_bytes()[:100])
-    message = r"(?s)no checkpoint in .* is whole; move the folder away.*step 2: .*step 1: "
+    message = (
+        r"(?s)no checkpoint in .* is whole; move the folder away.*step 2: .*step 1: "
+    )
     with pytest.raises(ValueError, match=message):
         store.restore(TREE)
     assert _names(folder) == ["1.npz", "2.npz"]
@@ -267,13 +287,21 @@ REFUSED = {
         "",
         r"half: got bfloat16\[3\], want bfloat16\[4\]",
     ),
-    "a dtype": (TREE | {"half": jnp.zeros(3)}, "", r"half: got bfloat16\[3\], want float32\[3\]"),
+    "a dtype": (
+        TREE | {"half": jnp.zeros(3)},
+        "",
+        r"half: got bfloat16\[3\], want float32\[3\]",
+    ),
     "a key": (
         TREE | {"key": jnp.zeros(2, jnp.uint32)},
         "",
         r"key: got key<fry>\[\], want uint32\[2\]",
     ),
-    "a leaf more": (TREE | {"new": jnp.zeros(3)}, "", r"new: got nothing, want float32\[3\]"),
+    "a leaf more": (
+        TREE | {"new": jnp.zeros(3)},
+        "",
+        r"new: got nothing, want float32\[3\]",
+    ),
     "a leaf less": (
         {k: v for k, v in TREE.items() if k != "mask"},
         "",
@@ -294,7 +322,10 @@ def test_a_checkpoint_of_something_else_is_refused(case, store):
 
 
 def test_a_checkpoint_of_another_version_is_refused_and_left(store):
-    _forged(Path(store.where) / "2.npz", lambda members: _describe_otherwise(members, format=3))
+    _forged(
+        Path(store.where) / "2.npz",
+        lambda members: _describe_otherwise(members, format=3),
+    )
     message = "step 2 in .* has the format 3, this version of metajax reads 2"
     with pytest.raises(ValueError, match=message):
         store.restore(TREE)
@@ -328,11 +359,16 @@ def test_going_on_after_an_error_and_with_another_total(whole, tmp_path):
     with pytest.raises(OSError, match="server"):
         runs.run(tmp_path, callbacks=[fail])
     log = tmp_path / "log.jsonl"
-    assert len(log.read_text().splitlines()) == 25, "the chunk before the error is there, and saved"
+    assert len(log.read_text().splitlines()) == 25, (
+        "the chunk before the error is there, and saved"
+    )
     with log.open("a") as f:  # rows beyond the checkpoint, the last of them cut short
         f.write('{"step": 26, "loss": 99.0}\n{"step": 27, "lo')
     rows = []
-    runs.same(runs.run(tmp_path, num_steps=40, callbacks=[rows.extend]).state.step, jnp.int32(40))
+    runs.same(
+        runs.run(tmp_path, num_steps=40, callbacks=[rows.extend]).state.step,
+        jnp.int32(40),
+    )
     assert [row["step"] for row in rows] == list(range(22, 41)), (
         "those that the failed callback did not take, too"
     )
@@ -345,7 +381,8 @@ def test_a_finished_run_is_only_read(whole):
     result, folder = whole
     runs.same(runs.run(folder), result)
     with pytest.raises(
-        ValueError, match="the checkpoint is already at meta-step 60; give a larger num_steps"
+        ValueError,
+        match="the checkpoint is already at meta-step 60; give a larger num_steps",
     ):
         runs.run(folder, num_steps=50)
 
@@ -360,7 +397,9 @@ def test_a_signal_saves_and_ends(number, whole, tmp_path, capsys):
         if rows[-1]["step"] == 15:
             signal.raise_signal(number)
 
-    with pytest.raises(SystemExit if number == signal.SIGTERM else KeyboardInterrupt) as end:
+    with pytest.raises(
+        SystemExit if number == signal.SIGTERM else KeyboardInterrupt
+    ) as end:
         runs.run(tmp_path, callbacks=[send])
     message = capsys.readouterr().err if number == signal.SIGTERM else str(end.value)
     assert (
@@ -398,7 +437,13 @@ def test_fit_works_outside_the_main_thread(whole, tmp_path):
 def test_another_seed_is_refused(tmp_path, key):
     trainer = runs.counter()
     store = mx.checkpoints(tmp_path, every=5)
-    mx.fit(trainer, trainer.init(key, jnp.float32(0)), num_steps=5, checkpoint=store, progress=None)
+    mx.fit(
+        trainer,
+        trainer.init(key, jnp.float32(0)),
+        num_steps=5,
+        checkpoint=store,
+        progress=None,
+    )
     other = trainer.init(jax.random.key(1), jnp.float32(0))
     with pytest.raises(ValueError, match="began with another key"):
         mx.fit(trainer, other, num_steps=10, checkpoint=store, progress=None)
@@ -420,18 +465,35 @@ def test_another_optimizer_is_refused(whole):
 def test_a_resumed_run_reports_the_same_metrics_or_is_refused(tmp_path, key):
     store = mx.checkpoints(tmp_path, every=5)
     one, two = runs.counter(), runs.counter(lambda step: {"accuracy": 0.5 * step})
-    mx.fit(one, one.init(key, jnp.float32(0)), num_steps=5, checkpoint=store, progress=None)
+    mx.fit(
+        one, one.init(key, jnp.float32(0)), num_steps=5, checkpoint=store, progress=None
+    )
     with pytest.raises(
-        ValueError, match=r"metrics \['accuracy', 'loss', 'skipped'\].* has \['loss', 'skipped'\]"
+        ValueError,
+        match=r"metrics \['accuracy', 'loss', 'skipped'\].* has \['loss', 'skipped'\]",
     ):
-        mx.fit(two, two.init(key, jnp.float32(0)), num_steps=10, checkpoint=store, progress=None)
+        mx.fit(
+            two,
+            two.init(key, jnp.float32(0)),
+            num_steps=10,
+            checkpoint=store,
+            progress=None,
+        )
     assert _names(tmp_path) == ["5.npz"], "nothing of the other is saved"
 
 
 def test_a_state_beyond_the_last_checkpoint_is_saved_again(tmp_path, key):
     trainer, store = runs.counter(), mx.checkpoints(tmp_path, every=5)
-    state = mx.fit(trainer, trainer.init(key, jnp.float32(0)), num_steps=10, progress=None).state
-    mx.fit(trainer, trainer.init(key, jnp.float32(0)), num_steps=5, checkpoint=store, progress=None)
+    state = mx.fit(
+        trainer, trainer.init(key, jnp.float32(0)), num_steps=10, progress=None
+    ).state
+    mx.fit(
+        trainer,
+        trainer.init(key, jnp.float32(0)),
+        num_steps=5,
+        checkpoint=store,
+        progress=None,
+    )
     mx.fit(trainer, state, num_steps=10, checkpoint=store, progress=None)
     assert _names(tmp_path) == ["10.npz", "5.npz"]
 
@@ -441,7 +503,9 @@ def test_what_is_not_finite_is_never_saved(tmp_path, key):
 
     def step(state, data):
         new, metrics = healthy.step(state, data)
-        return new._replace(meta_params=jnp.where(new.step > 7, jnp.nan, new.meta_params)), metrics
+        return new._replace(
+            meta_params=jnp.where(new.step > 7, jnp.nan, new.meta_params)
+        ), metrics
 
     # A trainer of one's own, which does not skip.
     trainer = mx.Trainer(healthy.init, step, chunked(step, 10, 10), 10, 10)
@@ -458,13 +522,18 @@ def test_what_is_not_finite_is_never_saved(tmp_path, key):
         "the checkpoint of meta-step 10",
         "the checkpoint of meta-step 15",
     ]
-    assert "not finite. The run goes on; the last is of meta-step 5" in str(caught[0].message)
+    assert "not finite. The run goes on; the last is of meta-step 5" in str(
+        caught[0].message
+    )
     assert _names(tmp_path) == ["5.npz"]
 
 
 def test_a_run_that_stays_non_finite_saves_its_last_good_state(tmp_path, key):
     def skipping(step):
-        return {"loss": jnp.where(step > 12, jnp.nan, 1.0), "skipped": jnp.maximum(step - 12, 0)}
+        return {
+            "loss": jnp.where(step > 12, jnp.nan, 1.0),
+            "skipped": jnp.maximum(step - 12, 0),
+        }
 
     trainer = runs.counter(skipping, max_skipped=5)
     state = trainer.init(key, jnp.float32(0))
@@ -499,7 +568,8 @@ def test_a_failed_save_costs_a_checkpoint_and_not_the_run(whole, tmp_path, monke
         f"the checkpoint of meta-step {s}" for s in steps
     ]
     assert all(
-        "No space left on device. The run goes on; the last is of meta-step 14" in str(w.message)
+        "No space left on device. The run goes on; the last is of meta-step 14"
+        in str(w.message)
         for w in caught
     )
     runs.same(result, whole[0])
@@ -571,11 +641,15 @@ def test_a_disk_that_is_really_full(tmp_path, key):
         def fill(rows):
             if rows[-1]["step"] == 30:
                 while _names(disk / "checkpoints") != ["20.npz"]:
-                    time.sleep(0.001)  # what is still being written, and what is removed for it
+                    time.sleep(
+                        0.001
+                    )  # what is still being written, and what is removed for it
                 with ballast.open("wb", buffering=0) as f, contextlib.suppress(OSError):
                     while True:
                         f.write(bytes(10_000))
-                os.truncate(ballast, ballast.stat().st_size - 100_000)  # room for half a checkpoint
+                os.truncate(
+                    ballast, ballast.stat().st_size - 100_000
+                )  # room for half a checkpoint
             if rows[-1]["step"] == 50:
                 ballast.unlink()
 
@@ -590,7 +664,9 @@ def test_a_disk_that_is_really_full(tmp_path, key):
             )
         assert int(result.state.step) == 60
         assert caught
-        assert all("No space left on device. The run goes on" in str(w.message) for w in caught)
+        assert all(
+            "No space left on device. The run goes on" in str(w.message) for w in caught
+        )
         assert store.restore({"state": state, "best": state.meta_params}).step == 60, (
             "and once there is room it saves"
         )
@@ -639,7 +715,9 @@ def test_a_folder_is_for_one_run_at_a_time(tmp_path, key):
     with pytest.raises(Timeout):  # this process has it now, as another can see
         _try_to_lock(tmp_path)
     second = mx.checkpoints(tmp_path, every=5)  # nor for two of this process
-    with pytest.raises(RuntimeError, match=f"in use by another run, process {os.getpid()} on"):
+    with pytest.raises(
+        RuntimeError, match=f"in use by another run, process {os.getpid()} on"
+    ):
         second.restore(jnp.float32(0))
     second.close()
     with pytest.raises(Timeout):
@@ -649,7 +727,9 @@ def test_a_folder_is_for_one_run_at_a_time(tmp_path, key):
 
 
 def _try_to_lock(folder):
-    code = "import filelock, sys; filelock.FileLock(sys.argv[1]).acquire(blocking=False)"
+    code = (
+        "import filelock, sys; filelock.FileLock(sys.argv[1]).acquire(blocking=False)"
+    )
     command = [sys.executable, "-c", code, folder / ".lock"]
     done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode:
@@ -666,7 +746,9 @@ def _try_to_lock(folder):
         (OSError(errno.EROFS, "Read-only file system"), False),
     ],
 )
-def test_a_folder_without_locks_is_used_with_a_warning(error, warned, store, monkeypatch):
+def test_a_folder_without_locks_is_used_with_a_warning(
+    error, warned, store, monkeypatch
+):
     def fail(self, **kwargs):
         raise error
 
@@ -674,9 +756,9 @@ def test_a_folder_without_locks_is_used_with_a_warning(error, warned, store, mon
     with _warnings() as caught:
         assert store.restore(TREE).step == 2
     messages = [str(warning.message) for warning in caught]
-    assert ["two runs in" in message and "no locks" in message for message in messages] == (
-        [True] * warned
-    )
+    assert [
+        "two runs in" in message and "no locks" in message for message in messages
+    ] == ([True] * warned)
 
 
 # Killed from outside
@@ -733,7 +815,9 @@ def test_killed_at_any_moment(launch, whole, tmp_path):
         assert (folder / "log.jsonl").read_bytes() == log
         if killed == 20:
             break
-    print(f"{killed} of {i + 1} killed within {duration:.2f} s, {half} of them while writing")
+    print(
+        f"{killed} of {i + 1} killed within {duration:.2f} s, {half} of them while writing"
+    )
     assert killed == 20
     assert half >= 1
 
@@ -774,5 +858,7 @@ def _warnings():
 
 def test_checkpoints_of_the_first_version_are_refused(tmp_path):
     (tmp_path / "40").mkdir()
-    with pytest.raises(ValueError, match=r"made by metajax 0\.1\.0.*give another directory"):
+    with pytest.raises(
+        ValueError, match=r"made by metajax 0\.1\.0.*give another directory"
+    ):
         mx.checkpoints(tmp_path).restore({})

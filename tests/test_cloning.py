@@ -52,7 +52,9 @@ def test_the_ideal_cell_has_no_loss_and_another_rate_has_one(x64):
     key = jax.random.split(jax.random.fold_in(state.key, 0))[0]
     batch = mx.tasks.signals(16).train(key, (), state.task)
     e, x = np.asarray(batch["e"]), np.asarray(batch["x"])
-    np.testing.assert_allclose(got, 0.25 * np.mean((e * np.tanh(x)) ** 2 + e**2), rtol=1e-4)
+    np.testing.assert_allclose(
+        got, 0.25 * np.mean((e * np.tanh(x)) ** 2 + e**2), rtol=1e-4
+    )
 
 
 @pytest.mark.parametrize("sizes", [(5, 3), (5, 4, 3), (3, 4, 5, 2)])
@@ -97,7 +99,9 @@ def test_only_weights_outlast_an_example():
     used = cell.step(params, cell.state(jax.random.key(1), (4, 3)), x, e)
     fresh = store(jax.tree.map(jnp.zeros_like, used), *recall(used))
     for got, want in zip(
-        cell.step(params, used, x, e[:, :0]), cell.step(params, fresh, x, e[:, :0]), strict=True
+        cell.step(params, used, x, e[:, :0]),
+        cell.step(params, fresh, x, e[:, :0]),
+        strict=True,
     ):
         np.testing.assert_array_equal(got, want)
     kept, cleared = (cell.step(params, s, x, e) for s in (used, fresh))

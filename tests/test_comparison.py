@@ -14,13 +14,20 @@ def test_the_search_finds_the_best_rate_and_reports_other_tasks(key):
     problem, tasks = mx.problems.quadratic(), mx.tasks.quadratics(4)
     rates = [0.001, 0.003, 0.01, 0.03, 0.1]
     result = mx.compare(
-        {"SGD": optax.sgd}, problem, tasks, key, steps=30, num_tasks=12, search=mx.RateSearch(rates)
+        {"SGD": optax.sgd},
+        problem,
+        tasks,
+        key,
+        steps=30,
+        num_tasks=12,
+        search=mx.RateSearch(rates),
     )
     # Every rate by itself, on the search tasks, in plain Python.
     inner = mx.inner(mx.l2l(optax.sgd, problem), tasks, 30)
     k_search, k_report = jax.random.split(key)
     by_hand = [
-        float(mx.evaluate(inner, k_search, r, num_tasks=12).loss[:, -3:].mean()) for r in rates
+        float(mx.evaluate(inner, k_search, r, num_tasks=12).loss[:, -3:].mean())
+        for r in rates
     ]
     assert result.rate["SGD"] == rates[int(np.nanargmin(by_hand))]
     want = mx.evaluate(inner, k_report, result.rate["SGD"], num_tasks=12).loss
@@ -55,9 +62,16 @@ def test_what_diverged_comes_last_and_is_no_best_baseline(key):
         )
     lines = str(result).splitlines()
     assert lines[-1].split()[:1] == ["diverges"]
-    finals = {f"case, {b}: final": np.array(2.0 + i) for i, b in enumerate(mx.BASELINES)}
-    results = [finals | {"case, SGD: final": np.array(np.nan), "case, ours: final": np.array(1.5)}]
-    assert _l2l.against_baselines(results, "case", "ours", "source", None).measured == 0.5
+    finals = {
+        f"case, {b}: final": np.array(2.0 + i) for i, b in enumerate(mx.BASELINES)
+    }
+    results = [
+        finals
+        | {"case, SGD: final": np.array(np.nan), "case, ours: final": np.array(1.5)}
+    ]
+    assert (
+        _l2l.against_baselines(results, "case", "ours", "source", None).measured == 0.5
+    )
 
 
 def test_a_rate_at_the_edge_is_warned_of(key):
@@ -81,7 +95,11 @@ def test_a_rate_at_the_edge_is_warned_of(key):
             "what score returns must be a floating-point scalar",
         ),
         (mx.RateSearch(0.1), ValueError, "rates must be a sequence"),
-        ([0.1, 1.0], TypeError, r"search must be a metajax.RateSearch, e.g. .*got \[0.1, 1.0\]"),
+        (
+            [0.1, 1.0],
+            TypeError,
+            r"search must be a metajax.RateSearch, e.g. .*got \[0.1, 1.0\]",
+        ),
     ],
 )
 def test_bad_input(key, search, error, message):
@@ -120,7 +138,12 @@ def test_the_search_minimises_the_score_it_is_given(key):
 
     def search(score):
         return mx.compare(
-            {"SGD": optax.sgd}, problem, tasks, key, steps=40, search=mx.RateSearch(rates, score)
+            {"SGD": optax.sgd},
+            problem,
+            tasks,
+            key,
+            steps=40,
+            search=mx.RateSearch(rates, score),
         )
 
     result = search(lambda curves: -curves.metrics["accuracy"].mean())
@@ -131,7 +154,9 @@ def test_the_search_minimises_the_score_it_is_given(key):
         for r in rates
     ]
     assert result.rate["SGD"] == rates[int(np.argmax(by_hand))] == 1.0
-    want = mx.evaluate(inner, k_report, result.rate["SGD"], num_tasks=16).metrics["accuracy"]
+    want = mx.evaluate(inner, k_report, result.rate["SGD"], num_tasks=16).metrics[
+        "accuracy"
+    ]
     np.testing.assert_array_equal(result.metrics["SGD"]["accuracy"], want)
     with pytest.raises(TypeError, match="score must be a function"):
         search("accuracy")
@@ -142,11 +167,15 @@ def test_a_program_goes_with_its_place_in_the_cache(key):
     from metajax.evaluation._evaluate import _compiled
 
     def evaluated():
-        loop = mx.inner(mx.l2l(optax.sgd, mx.problems.quadratic()), mx.tasks.quadratics(2), 2)
+        loop = mx.inner(
+            mx.l2l(optax.sgd, mx.problems.quadratic()), mx.tasks.quadratics(2), 2
+        )
         mx.evaluate(loop, key, 0.1, num_tasks=2)
         misses = _compiled.cache_info().misses
         mx.evaluate(loop, key, 0.2, num_tasks=2)
-        assert _compiled.cache_info().misses == misses, "one program serves all meta-parameters"
+        assert _compiled.cache_info().misses == misses, (
+            "one program serves all meta-parameters"
+        )
         return weakref.ref(loop.step)
 
     step = evaluated()

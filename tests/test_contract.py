@@ -12,7 +12,9 @@ import metajax as mx
 from metajax.types import no_predictions
 
 SYSTEMS, MAKERS = learners(), estimators()
-PREDICTING = [name for name in SYSTEMS if SYSTEMS[name].learner.predict is not no_predictions]
+PREDICTING = [
+    name for name in SYSTEMS if SYSTEMS[name].learner.predict is not no_predictions
+]
 
 PAIRS = [
     pytest.param(
@@ -40,7 +42,9 @@ def test_contract(learner, estimator, meta_loss, key):
     # The state is a fit carry of a scan, weak types included; nothing is compiled for that.
     first = jax.eval_shape(trainer.init, key, meta_params, data)
     scanned, metrics = jax.eval_shape(
-        lambda s, data: jax.lax.scan(lambda s, _: trainer.step(s, data), s, None, length=3),
+        lambda s, data: jax.lax.scan(
+            lambda s, _: trainer.step(s, data), s, None, length=3
+        ),
         first,
         data,
     )
@@ -68,7 +72,12 @@ def test_contract(learner, estimator, meta_loss, key):
     assert int(state.step) == 3
     assert int(state.skipped) == 0
     assert (
-        float(optax.tree.norm(jax.tree.map(jnp.subtract, state.meta_params, first.meta_params))) > 0
+        float(
+            optax.tree.norm(
+                jax.tree.map(jnp.subtract, state.meta_params, first.meta_params)
+            )
+        )
+        > 0
     )
 
 
@@ -118,7 +127,9 @@ def test_a_learner_needs_no_jit(learner, key):
 def test_one_unroll_equals_several(learner, key):
     inner, meta_params, data = started(learner)
     start = jax.jit(inner.init)(key, meta_params, data)
-    run = jax.jit(lambda s, n: mx.unroll(inner, meta_params, s, data, n)[0], static_argnums=1)
+    run = jax.jit(
+        lambda s, n: mx.unroll(inner, meta_params, s, data, n)[0], static_argnums=1
+    )
     whole, parts = run(start, 12), start
     for _ in range(4):
         parts = run(parts, 3)
@@ -148,7 +159,9 @@ def test_evaluate_beyond_the_horizon(learner, key):
 def test_evaluating_does_not_adapt(learner, key):
     inner, meta_params, data = started(learner, "heldout")
     state, test = jax.jit(inner.init)(key, meta_params, data), jax.jit(inner.test)
-    chex.assert_trees_all_equal(test(meta_params, state, data), test(meta_params, state, data))
+    chex.assert_trees_all_equal(
+        test(meta_params, state, data), test(meta_params, state, data)
+    )
 
 
 @pytest.mark.parametrize("learner", PREDICTING)
@@ -172,7 +185,9 @@ def test_predictions_are_as_good_as_the_test_says(learner, key):
         logits = over_tasks(system.learner.predict, k_predict, batches["image"])
         hits = logits.argmax(-1) == batches["label"]
         np.testing.assert_allclose(metrics["accuracy"], hits.mean(1), rtol=1e-6)
-        np.testing.assert_allclose(tested, cross_entropy(logits, batches["label"]), rtol=1e-5)
+        np.testing.assert_allclose(
+            tested, cross_entropy(logits, batches["label"]), rtol=1e-5
+        )
     else:  # quadratics; of what imitates, they are the objective
         outputs = over_tasks(system.learner.predict, k_predict, batches["W"])
         squares = np.sum((outputs - batches["y"]) ** 2, 1)

@@ -26,7 +26,9 @@ def gaussian(offset, std):
 
 
 def measure(estimator, **kwargs):
-    return mx.diagnose(estimator, jax.random.key(0), EXACT, reference=EXACT, samples=2000, **kwargs)
+    return mx.diagnose(
+        estimator, jax.random.key(0), EXACT, reference=EXACT, samples=2000, **kwargs
+    )
 
 
 def test_an_exact_estimator_has_no_bias_and_no_variance():
@@ -39,7 +41,9 @@ def test_an_exact_estimator_has_no_bias_and_no_variance():
 
 def test_noise_is_not_taken_for_bias():
     d = measure(gaussian(0.0, 2.0))
-    assert d.variance == pytest.approx(3 * 4.0, rel=0.1)  # three coordinates of variance 4
+    assert d.variance == pytest.approx(
+        3 * 4.0, rel=0.1
+    )  # three coordinates of variance 4
     assert d.snr == pytest.approx(25 / 12, rel=0.15)
     assert d.bias < 3 * d.bias_error
     assert d.bias_error == pytest.approx(np.sqrt(12 / 2000) / 5, rel=0.1)
@@ -67,10 +71,20 @@ def test_truncation_is_seen_as_bias_and_costs_are_measured():
     rate = jnp.float32(0.02)
     exact = mx.mean_gradient(mx.bptt(inner, 64), jax.random.key(9), rate, samples=256)
     full = mx.diagnose(
-        mx.bptt(inner, 16), jax.random.key(1), rate, reference=exact, inner=inner, samples=256
+        mx.bptt(inner, 16),
+        jax.random.key(1),
+        rate,
+        reference=exact,
+        inner=inner,
+        samples=256,
     )
     cut = mx.diagnose(
-        mx.bptt(inner, 16, 1), jax.random.key(1), rate, reference=exact, samples=256, windows=8
+        mx.bptt(inner, 16, 1),
+        jax.random.key(1),
+        rate,
+        reference=exact,
+        samples=256,
+        windows=8,
     )
     assert full.bias < 3 * full.bias_error
     assert cut.bias > 5 * cut.bias_error
@@ -84,7 +98,11 @@ def test_truncation_is_seen_as_bias_and_costs_are_measured():
         ({"samples": 1}, ValueError, "samples"),
         ({"windows": 0}, ValueError, "windows"),
         ({"reference": {"a": jnp.zeros(2)}}, ValueError, "reference"),
-        ({"reference": jax.tree.map(jnp.zeros_like, EXACT)}, ValueError, "reference is zero"),
+        (
+            {"reference": jax.tree.map(jnp.zeros_like, EXACT)},
+            ValueError,
+            "reference is zero",
+        ),
         ({"inner": 3}, TypeError, "inner"),
     ],
 )

@@ -18,11 +18,15 @@ def test_the_reference_has_every_name_of_the_package():
     text = "\n".join(pages.values())
     for name in mx.__all__:
         is_module = inspect.ismodule(getattr(mx, name))
-        directive = "automodule:: metajax." if is_module else r"auto(function|class|data):: "
+        directive = (
+            "automodule:: metajax." if is_module else r"auto(function|class|data):: "
+        )
         assert re.search(rf"{directive}{name}$", text, re.MULTILINE), name
 
 
-@pytest.mark.parametrize("page", [*PAGES, ROOT / "README.md"], ids=lambda page: page.name)
+@pytest.mark.parametrize(
+    "page", [*PAGES, ROOT / "README.md"], ids=lambda page: page.name
+)
 def test_links_lead_somewhere(page):
     for target in re.findall(r"\]\(((?!https?:)[^)#]+)\)", page.read_text()):
         path = page.parent / target
@@ -36,4 +40,6 @@ def test_every_page_is_in_the_table_of_contents():
     index = (ROOT / "docs" / "index.md").read_text()
     for page in PAGES:
         name = page.relative_to(ROOT / "docs").with_suffix("").as_posix()
-        assert name == "index" or re.search(rf"^{re.escape(name)}$", index, re.MULTILINE), name
+        assert name == "index" or re.search(
+            rf"^{re.escape(name)}$", index, re.MULTILINE
+        ), name

@@ -93,9 +93,13 @@ def estimates(estimator, num, take, after=0, meta_params=THETA):
             return state, result.updates
 
         state = estimator.init(k_init, meta_params, ())
-        return jax.lax.scan(body, state, jax.random.split(k_run, after + take))[1][after:].mean(0)
+        return jax.lax.scan(body, state, jax.random.split(k_run, after + take))[1][
+            after:
+        ].mean(0)
 
-    return np.asarray(jax.jit(jax.vmap(one))(jax.random.split(jax.random.key(42), num)), float)
+    return np.asarray(
+        jax.jit(jax.vmap(one))(jax.random.split(jax.random.key(42), num)), float
+    )
 
 
 def deviates(samples, want, false_alarm=1e-4):
@@ -152,7 +156,9 @@ def test_truncated_bptt_shows_its_bias_and_pes_does_not():
     inner, num = toy(cubic=0.0), 1 << 12
     assert not deviates(estimates(mx.bptt(inner, 2), num, 1), want)
     assert not deviates(estimates(mx.pes(inner, 2, STD, WINDOW), num, WINDOWS), want)
-    assert not deviates(estimates(mx.noise_reuse_es(inner, 3, STD, WINDOW), num, 1, WINDOWS), want)
+    assert not deviates(
+        estimates(mx.noise_reuse_es(inner, 3, STD, WINDOW), num, 1, WINDOWS), want
+    )
     assert deviates(estimates(mx.bptt(inner, 2, WINDOW), num, WINDOWS), want)
     assert deviates(estimates(mx.forward(inner, 2, WINDOW), num, WINDOWS), want)
 
@@ -167,10 +173,15 @@ def test_windows_equal_a_loop(x64, kind):
     estimator = {
         "es": lambda: mx.es(inner, 3, STD),
         "pes": lambda: mx.pes(inner, 3, STD, WINDOW),
-        "noise_reuse_es": lambda: mx.noise_reuse_es(inner, 3, STD, WINDOW, stagger=False),
+        "noise_reuse_es": lambda: mx.noise_reuse_es(
+            inner, 3, STD, WINDOW, stagger=False
+        ),
     }[kind]()
     length = HORIZON if kind == "es" else WINDOW
-    state, estimate = estimator.init(jax.random.key(0), theta, ()), jax.jit(estimator.estimate)
+    state, estimate = (
+        estimator.init(jax.random.key(0), theta, ()),
+        jax.jit(estimator.estimate),
+    )
     for i in range(2 * HORIZON // length):
         result, new = estimate(jax.random.key(i), theta, state, ())
         first = i * length % HORIZON == 0
@@ -190,11 +201,13 @@ def test_windows_equal_a_loop(x64, kind):
         x = moved / 2 if x is None else x
         losses = np.zeros((3, 2))
         for t in range(i * length % HORIZON, i * length % HORIZON + length):
-            losses += (CUBIC * x**3 + (x - tasks[:, None] - np.sin(t)) ** 2).sum(-1) / length
+            losses += (CUBIC * x**3 + (x - tasks[:, None] - np.sin(t)) ** 2).sum(
+                -1
+            ) / length
             x = RHO * x + moved
-        want = ((losses[:, 0] - losses[:, 1])[:, None] * np.asarray(new.noise)).mean(0) / (
-            2 * STD**2
-        )
+        want = ((losses[:, 0] - losses[:, 1])[:, None] * np.asarray(new.noise)).mean(
+            0
+        ) / (2 * STD**2)
         np.testing.assert_allclose(result.updates, want, rtol=1e-9)
         np.testing.assert_allclose(result.loss, losses.mean(), rtol=1e-9)
         np.testing.assert_allclose(new.episodes.learner.x, x, rtol=1e-9)
@@ -238,12 +251,20 @@ def test_twins_share_all_randomness(kind):
     """
 
     def step(key, m, x, batch):
-        return x + jax.random.normal(key) + batch, x + batch + jax.random.normal(key), {}
+        return (
+            x + jax.random.normal(key) + batch,
+            x + batch + jax.random.normal(key),
+            {},
+        )
 
     learner = mx.Learner(
-        lambda key, m, task: jax.random.normal(key) + task[0], step, lambda *args: (0.0, {})
+        lambda key, m, task: jax.random.normal(key) + task[0],
+        step,
+        lambda *args: (0.0, {}),
     )
-    tasks = TASKS._replace(train=lambda key, data, task: jax.random.normal(key) + task[0])
+    tasks = TASKS._replace(
+        train=lambda key, data, task: jax.random.normal(key) + task[0]
+    )
     estimator = {
         "es": lambda i: mx.es(i, 5, STD),
         "pes": lambda i: mx.pes(i, 5, STD, WINDOW),
@@ -253,7 +274,9 @@ def test_twins_share_all_randomness(kind):
     for i in range(3):
         result, state = estimator.estimate(jax.random.key(i), THETA, state, ())
         np.testing.assert_array_equal(result.updates, 0)
-        assert len(np.unique(state.episodes.learner)) == 5, "other pairs meet other tasks"
+        assert len(np.unique(state.episodes.learner)) == 5, (
+            "other pairs meet other tasks"
+        )
 
 
 @pytest.mark.slow
@@ -265,7 +288,9 @@ def test_a_pair_with_an_infinite_loss_is_left_out_and_starts_anew():
         state, loss, metrics = learner.step(key, m, state, task)
         return state, jnp.where(m[0] > 0.9, jnp.inf, loss), metrics
 
-    estimator = mx.pes(mx.inner(learner._replace(step=step), TASKS, HORIZON), 64, STD, WINDOW)
+    estimator = mx.pes(
+        mx.inner(learner._replace(step=step), TASKS, HORIZON), 64, STD, WINDOW
+    )
     plain = mx.pes(toy(), 64, STD, WINDOW)
     state = estimator.init(jax.random.key(0), THETA, ())
     result, after = estimator.estimate(jax.random.key(1), THETA, state, ())
@@ -283,13 +308,21 @@ def test_a_pair_with_an_infinite_loss_is_left_out_and_starts_anew():
     def loss(m):
         xs = [c[0] * m, c[1] * m]
         return (
-            sum((CUBIC * x**3 + (x - task - np.sin(t)) ** 2).sum(-1) for t, x in enumerate(xs)) / 2
+            sum(
+                (CUBIC * x**3 + (x - task - np.sin(t)) ** 2).sum(-1)
+                for t, x in enumerate(xs)
+            )
+            / 2
         )
 
-    want = ((loss(THETA + noise) - loss(THETA - noise))[:, None] * noise).mean(0) / (2 * STD**2)
+    want = ((loss(THETA + noise) - loss(THETA - noise))[:, None] * noise).mean(0) / (
+        2 * STD**2
+    )
     np.testing.assert_allclose(result.updates, want, rtol=1e-3, atol=1e-4)
     _, then = estimator.estimate(jax.random.key(2), THETA, after, ())
-    assert (np.asarray(then.episodes.task)[lost] != np.asarray(after.episodes.task)[lost]).all()
+    assert (
+        np.asarray(then.episodes.task)[lost] != np.asarray(after.episodes.task)[lost]
+    ).all()
     np.testing.assert_array_equal(np.asarray(then.episodes.task)[~lost], task)
 
 
@@ -311,9 +344,14 @@ def test_a_pair_with_one_nonfinite_twin_starts_anew():
     assert result.metrics["diverged"] == 0
     chex.assert_tree_all_finite((result, after.noise))
     again = estimator.estimate(jax.random.key(2), THETA, after, ())[1]
-    drawn = estimator.estimate(jax.random.key(2), THETA, state, ())[1].noise  # all of them begin
+    drawn = estimator.estimate(jax.random.key(2), THETA, state, ())[
+        1
+    ].noise  # all of them begin
     np.testing.assert_allclose(
-        again.noise, drawn + np.where(lost[:, None], 0, after.noise), rtol=1e-6, atol=1e-6
+        again.noise,
+        drawn + np.where(lost[:, None], 0, after.noise),
+        rtol=1e-6,
+        atol=1e-6,
     )
 
 
@@ -330,7 +368,9 @@ def test_a_step_without_a_finite_pair_is_skipped():
 
 GUIDES = np.array([[3.0, 1.0, 0.0, 0.0], [1.0, -2.0, 0.0, 1.0]])
 THETA4 = jnp.array([0.5, -0.3, 0.2, 0.0])
-TASKS4 = TASKS._replace(sample=lambda key, data: 1 + jax.random.normal(key, THETA4.shape))
+TASKS4 = TASKS._replace(
+    sample=lambda key, data: 1 + jax.random.normal(key, THETA4.shape)
+)
 
 
 def fixed_surrogate(guides=GUIDES):
@@ -368,7 +408,11 @@ def test_guided_es_is_the_covariance_times_the_gradient(rank, alpha):
 
 def test_guided_es_follows_a_guide_whose_norm_overflows():
     estimator = mx.guided_es(
-        quadratic4(), 2, STD, fixed_surrogate(np.array([[0.0, 0.0, 1e30, 0.0]])), alpha=0.0
+        quadratic4(),
+        2,
+        STD,
+        fixed_surrogate(np.array([[0.0, 0.0, 1e30, 0.0]])),
+        alpha=0.0,
     )
     result, state = estimator.estimate(
         jax.random.key(0), THETA4, estimator.init(jax.random.key(1), THETA4, ()), ()
@@ -387,7 +431,9 @@ def test_guided_es_fills_missing_directions_at_random_and_passes_over_bad_ones()
         result, new = estimator.estimate(jax.random.key(i), THETA4, state, ())
         chex.assert_tree_all_finite(result)
         if pushed:
-            np.testing.assert_array_equal(new.recent, np.stack([[0, 0, 1, 0], *state.recent[:2]]))
+            np.testing.assert_array_equal(
+                new.recent, np.stack([[0, 0, 1, 0], *state.recent[:2]])
+            )
         else:
             np.testing.assert_array_equal(new.recent, state.recent)
         state = new
@@ -408,11 +454,15 @@ SERVED = sorted(evosax.distribution_based_algorithms.keys() - REFUSED.keys())
 
 def make(name):
     extra = {
-        "RandomSearch": {"sampling_fn": lambda key: jax.random.normal(key, THETA4.shape)},
+        "RandomSearch": {
+            "sampling_fn": lambda key: jax.random.normal(key, THETA4.shape)
+        },
         "SV_CMA_ES": {"num_populations": 2},
         "SV_Open_ES": {"num_populations": 2},
     }
-    return evosax.algorithms[name](population_size=8, solution=THETA4, **extra.get(name, {}))
+    return evosax.algorithms[name](
+        population_size=8, solution=THETA4, **extra.get(name, {})
+    )
 
 
 @pytest.mark.filterwarnings(
@@ -424,12 +474,21 @@ def test_each_strategy_is_its_own_loop(name):
     strategy, inner = make(name), mx.inner(toy_learner(), TASKS4, 2)
     trainer = mx.trainer(mx.ask_tell(inner, strategy, num_tasks=2), optax.sgd(1.0))
     state = trainer.init(jax.random.key(0), THETA4)
-    chex.assert_trees_all_equal_shapes_and_dtypes(jax.eval_shape(trainer.step, state)[0], state)
+    chex.assert_trees_all_equal_shapes_and_dtypes(
+        jax.eval_shape(trainer.step, state)[0], state
+    )
     for i in range(2):
         k_ask, k_tasks, k_tell = jax.random.split(jax.random.fold_in(state.key, i), 3)
-        population, native = strategy.ask(k_ask, state.estimator, strategy.default_params)
-        tasks = [TASKS4.sample(jax.random.split(k, 3)[0], ()) for k in jax.random.split(k_tasks, 2)]
-        losses = np.mean([two_steps(np.asarray(population), np.asarray(task)) for task in tasks], 0)
+        population, native = strategy.ask(
+            k_ask, state.estimator, strategy.default_params
+        )
+        tasks = [
+            TASKS4.sample(jax.random.split(k, 3)[0], ())
+            for k in jax.random.split(k_tasks, 2)
+        ]
+        losses = np.mean(
+            [two_steps(np.asarray(population), np.asarray(task)) for task in tasks], 0
+        )
         native, _ = strategy.tell(
             k_tell, population, jnp.asarray(losses), native, strategy.default_params
         )
@@ -451,7 +510,9 @@ def two_steps(m, task):
 @pytest.mark.parametrize("name", REFUSED)
 def test_the_other_strategies_are_refused_with_a_reason(name):
     strategy = make(name)
-    with pytest.raises(TypeError, match=f"strategy.*{type(strategy).__name__} .*") as info:
+    with pytest.raises(
+        TypeError, match=f"strategy.*{type(strategy).__name__} .*"
+    ) as info:
         mx.ask_tell(toy(), strategy, 2)
     assert info.match(REFUSED[name])
 
@@ -482,7 +543,8 @@ def test_a_mixture_is_the_weighted_sum():
         own, states = zip(*outs, strict=True)
         chex.assert_trees_all_equal(state, states)
         np.testing.assert_array_equal(
-            result.updates, sum(w * r.updates for w, r in zip(weights, own, strict=True))
+            result.updates,
+            sum(w * r.updates for w, r in zip(weights, own, strict=True)),
         )
         np.testing.assert_array_equal(
             result.loss, sum(w * r.loss for w, r in zip(weights, own, strict=True))
@@ -508,9 +570,13 @@ def test_equal_weights_are_a_mean():
         jax.random.key(1), THETA, mx.mix([part]).init(jax.random.key(0), THETA, ()), ()
     )
     two = mx.mix([part, part])
-    result, _ = two.estimate(jax.random.key(1), THETA, two.init(jax.random.key(0), THETA, ()), ())
+    result, _ = two.estimate(
+        jax.random.key(1), THETA, two.init(jax.random.key(0), THETA, ()), ()
+    )
     keys = jax.random.split(jax.random.key(1), 2)
-    own = [part.estimate(k, THETA, part.init(k, THETA, ()), ())[0].updates for k in keys]
+    own = [
+        part.estimate(k, THETA, part.init(k, THETA, ()), ())[0].updates for k in keys
+    ]
     np.testing.assert_allclose(result.updates, (own[0] + own[1]) / 2, rtol=1e-6)
     assert one.metrics["0/loss"] == one.loss
 
@@ -521,7 +587,9 @@ def test_named_estimators_have_data_of_their_own():
     mixed = mx.mix({"b": part, "a": part}, {"a": 1.0, "b": 10.0})
     data = {"a": jnp.array([1.0, 2.0]), "b": jnp.array([-3.0, 0.0])}
     trainer = mx.trainer(mixed, optax.sgd(1.0))
-    state, metrics = jax.jit(trainer.step)(trainer.init(jax.random.key(0), THETA, data), data)
+    state, metrics = jax.jit(trainer.step)(
+        trainer.init(jax.random.key(0), THETA, data), data
+    )
     own = {}
     for name in data:
         s = part.init(jax.random.key(0), THETA, data[name])
@@ -557,7 +625,9 @@ def test_lengths_are_log_uniform_in_whole_windows():
     assert len(np.unique(keys, axis=0)) == num
     edges = np.array([low, *range(window, high + 1, window)])
     probability = np.diff(np.log(edges)) / np.log(high / low)
-    counts = np.array([(got == steps).sum() for steps in range(window, high + 1, window)])
+    counts = np.array(
+        [(got == steps).sum() for steps in range(window, high + 1, window)]
+    )
     assert counts.sum() == num, "each is a multiple of the window, at most the longest"
     z = (counts - num * probability) / np.sqrt(num * probability * (1 - probability))
     assert np.abs(z).max() < NormalDist().inv_cdf(1 - 1e-4 / (2 * len(z)))
@@ -592,7 +662,9 @@ def test_whole_episodes_take_the_longest():
         state = estimator.init(jax.random.key(0), THETA, ())
         _, state = estimator.estimate(jax.random.key(1), THETA, state, ())
         assert state.episodes.t.tolist() == [HORIZON] * 4
-        assert mx.evaluate(toy(horizon), jax.random.key(0), THETA, num_tasks=2).loss.shape == (
+        assert mx.evaluate(
+            toy(horizon), jax.random.key(0), THETA, num_tasks=2
+        ).loss.shape == (
             2,
             HORIZON,
         )
@@ -619,17 +691,31 @@ BAD = {
         ValueError,
         "truncation.*online",
     ),
-    "noise_reuse_es: std a string": (lambda: mx.noise_reuse_es(toy(), 2, "1", 2), TypeError, "std"),
+    "noise_reuse_es: std a string": (
+        lambda: mx.noise_reuse_es(toy(), 2, "1", 2),
+        TypeError,
+        "std",
+    ),
     "noise_reuse_es: window a float": (
         lambda: mx.noise_reuse_es(toy(), 2, STD, 2.0),
         TypeError,
         "truncation",
     ),
-    "guided_es: no surrogate": (lambda: mx.guided_es(toy(), 2, STD, None), TypeError, "surrogate"),
+    "guided_es: no surrogate": (
+        lambda: mx.guided_es(toy(), 2, STD, None),
+        TypeError,
+        "surrogate",
+    ),
     "guided_es: std zero": (lambda: mx.guided_es(toy(), 2, 0.0, ES), ValueError, "std"),
-    "guided_es: rank zero": (lambda: mx.guided_es(toy(), 2, STD, ES, rank=0), ValueError, "rank"),
+    "guided_es: rank zero": (
+        lambda: mx.guided_es(toy(), 2, STD, ES, rank=0),
+        ValueError,
+        "rank",
+    ),
     "guided_es: rank above the number of parameters": (
-        lambda: mx.guided_es(toy(), 2, STD, ES, rank=3).init(jax.random.key(0), THETA, ()),
+        lambda: mx.guided_es(toy(), 2, STD, ES, rank=3).init(
+            jax.random.key(0), THETA, ()
+        ),
         ValueError,
         "rank must be at most.*2, got 3",
     ),
@@ -654,8 +740,16 @@ BAD = {
         "alpha",
     ),
     "mix: nothing": (lambda: mx.mix([]), TypeError, "estimators"),
-    "mix: one estimator": (lambda: mx.mix(ES), TypeError, "estimators must be a sequence"),
-    "mix: an inner loop": (lambda: mx.mix([ES, toy()]), TypeError, "estimators.1. must be"),
+    "mix: one estimator": (
+        lambda: mx.mix(ES),
+        TypeError,
+        "estimators must be a sequence",
+    ),
+    "mix: an inner loop": (
+        lambda: mx.mix([ES, toy()]),
+        TypeError,
+        "estimators.1. must be",
+    ),
     "mix: weights of another length": (
         lambda: mx.mix([ES, ES], [1.0]),
         ValueError,
@@ -671,7 +765,11 @@ BAD = {
         TypeError,
         "weights must be a mapping",
     ),
-    "mix: weights a number": (lambda: mx.mix([ES], 1.0), TypeError, "weights must be a sequence"),
+    "mix: weights a number": (
+        lambda: mx.mix([ES], 1.0),
+        TypeError,
+        "weights must be a sequence",
+    ),
     "mix: weight NaN": (
         lambda: mx.mix([ES], [float("nan")]),
         ValueError,
@@ -687,9 +785,21 @@ BAD = {
         ValueError,
         "got tuple",
     ),
-    "inner: horizon in the wrong order": (lambda: toy((4, 2)), ValueError, "horizon.*swap"),
-    "inner: horizon of three": (lambda: toy((1, 2, 3)), ValueError, "horizon must have 2 numbers"),
-    "inner: horizon with zero": (lambda: toy((0, 2)), ValueError, "horizon must be at least 1"),
+    "inner: horizon in the wrong order": (
+        lambda: toy((4, 2)),
+        ValueError,
+        "horizon.*swap",
+    ),
+    "inner: horizon of three": (
+        lambda: toy((1, 2, 3)),
+        ValueError,
+        "horizon must have 2 numbers",
+    ),
+    "inner: horizon with zero": (
+        lambda: toy((0, 2)),
+        ValueError,
+        "horizon must be at least 1",
+    ),
     "inner: horizon of floats": (lambda: toy((1.0, 2)), TypeError, "horizon"),
     "inner: horizon a list": (lambda: toy([1, 2]), TypeError, "horizon"),
     "inner: random horizon and held-out loss": (

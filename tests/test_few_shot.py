@@ -48,7 +48,10 @@ def many():
 
 def test_episodes_against_the_definition(many):
     task, support, query = many
-    assert jax.tree.map(jnp.shape, task) == {"support": (3000, 3, 1), "query": (3000, 3, 3)}
+    assert jax.tree.map(jnp.shape, task) == {
+        "support": (3000, 3, 1),
+        "query": (3000, 3, 3),
+    }
     assert support["image"].shape == (3000, 3, 1, 1, 1)
     assert query["image"].shape == (3000, 9, 1, 1, 1)
     label_of = {}
@@ -59,7 +62,9 @@ def test_episodes_against_the_definition(many):
         assert len({*near, *far}) == 12, "an image was drawn twice"
         class_of = DATA["label"][near.astype(int)]
         assert len(set(class_of)) == 3, "a class was drawn twice"
-        assert DATA["label"][far.astype(int)].tolist() == np.repeat(class_of, 3).tolist()
+        assert (
+            DATA["label"][far.astype(int)].tolist() == np.repeat(class_of, 3).tolist()
+        )
         for label, c in enumerate(class_of):
             label_of.setdefault(c, set()).add(label)
     assert all(labels == {0, 1, 2} for labels in label_of.values()), (
@@ -76,7 +81,9 @@ def test_each_image_of_a_class_is_as_likely_as_the_next(many):
 
 
 def test_tasks_follow_their_keys(many):
-    again = jax.device_get(drawn(TASKS, jax.random.split(jax.random.key(0), 3000), DATA))
+    again = jax.device_get(
+        drawn(TASKS, jax.random.split(jax.random.key(0), 3000), DATA)
+    )
     jax.tree.map(np.testing.assert_array_equal, many, again)
     assert len(np.unique(many[0]["query"].reshape(3000, -1), axis=0)) > 2500
 
@@ -84,7 +91,9 @@ def test_tasks_follow_their_keys(many):
 @pytest.mark.parametrize(("n", "k"), [(4, 2), (3, 3), (5, 1)])
 def test_distinct_draws_every_ordered_choice_equally_often(n, k, key):
     draws = 6000
-    rows = jax.vmap(_draw_distinct, (0, None, None))(jax.random.split(key, draws), jnp.int32(n), k)
+    rows = jax.vmap(_draw_distinct, (0, None, None))(
+        jax.random.split(key, draws), jnp.int32(n), k
+    )
     count = collections.Counter(map(tuple, np.asarray(rows).tolist()))
     choices = int(np.prod(np.arange(n - k + 1, n + 1)))
     assert len(count) == choices
@@ -99,7 +108,9 @@ def test_uint8_is_scaled(key):
     task = {"support": jnp.array([[3], [200]]), "query": jnp.array([[5, 0], [700, 9]])}
     batch = mx.tasks.episodes(2, 1, 2).test(key, data, task)
     np.testing.assert_allclose(
-        batch["image"], data["image"][[5, 0, 700, 9]].astype(np.float32) / 255, rtol=1e-6
+        batch["image"],
+        data["image"][[5, 0, 700, 9]].astype(np.float32) / 255,
+        rtol=1e-6,
     )
     assert batch["label"].tolist() == [0, 0, 1, 1]
 
@@ -121,7 +132,10 @@ def test_a_class_too_small_is_an_error_or_nan_where_the_data_are_traced(key):
 
 def test_adapting_to_an_episode_helps(key):
     loop = mx.inner(
-        mx.l2l(optax.adam, mx.problems.mlp((64, 3))), mx.tasks.episodes(3, 5, 10), 40, "heldout"
+        mx.l2l(optax.adam, mx.problems.mlp((64, 3))),
+        mx.tasks.episodes(3, 5, 10),
+        40,
+        "heldout",
     )
     data = mx.data.few_shot("digits", "test")
     curves = mx.evaluate(loop, key, 0.03, data, num_tasks=8)
@@ -130,7 +144,9 @@ def test_adapting_to_an_episode_helps(key):
 
 def test_rotations_against_a_loop():
     image = np.random.default_rng(0).integers(0, 255, (5, 3, 3, 2)).astype(np.uint8)
-    data = mx.data.by_class({"image": image, "label": np.array([1, 0, 1, 2, 2], np.int32)})
+    data = mx.data.by_class(
+        {"image": image, "label": np.array([1, 0, 1, 2, 2], np.int32)}
+    )
     turned = mx.data.rotations(data)
     assert turned["label"].dtype == turned["start"].dtype == np.int32
     for r in range(4):
@@ -140,7 +156,9 @@ def test_rotations_against_a_loop():
             for got, was in zip(
                 turned["image"][here], data["image"][data["label"] == c], strict=True
             ):
-                for _ in range(r):  # a quarter turn: the last column becomes the first row
+                for _ in range(
+                    r
+                ):  # a quarter turn: the last column becomes the first row
                     was = np.stack([was[:, 2], was[:, 1], was[:, 0]])
                 np.testing.assert_array_equal(got, was)
     assert turned["start"][-1] == 20
@@ -180,7 +198,9 @@ def test_omniglot_from_its_files(tmp_path, monkeypatch):
     splits._small_omniglot.cache_clear()
     original = [mx.data.load("omniglot", half) for half in ("train", "test")]
     names = (
-        splits.builder_of("omniglot", splits.tfds_directory(None)).info.features["alphabet"].names
+        splits.builder_of("omniglot", splits.tfds_directory(None))
+        .info.features["alphabet"]
+        .names
     )
     characters = splits.omniglot_characters()
     assert list(dict.fromkeys(alphabet for alphabet, *_ in characters)) == names
@@ -195,7 +215,9 @@ def test_omniglot_from_its_files(tmp_path, monkeypatch):
         for c in (0, len(members) // 2, len(members) - 1):
             alphabet, i = members[c]
             half = next(x for x in original if names.index(alphabet) in x["alphabet"])
-            mine = (half["alphabet"] == names.index(alphabet)) & (half["alphabet_char_id"] == i - 1)
+            mine = (half["alphabet"] == names.index(alphabet)) & (
+                half["alphabet_char_id"] == i - 1
+            )
             assert mine.sum() == 20
             small = [
                 Image.fromarray(x[..., 0]).resize((28, 28), Image.Resampling.BILINEAR)
@@ -203,7 +225,10 @@ def test_omniglot_from_its_files(tmp_path, monkeypatch):
             ]
             got = data["image"][data["label"] == c][..., 0].astype(int)
             assert (
-                np.abs(255 - np.stack([np.asarray(x) for x in small]).astype(int) - got).max() <= 1
+                np.abs(
+                    255 - np.stack([np.asarray(x) for x in small]).astype(int) - got
+                ).max()
+                <= 1
             )
         # No drawing is in two parts, upright or turned.
         for image in mx.data.rotations(data)["image"]:
@@ -211,17 +236,24 @@ def test_omniglot_from_its_files(tmp_path, monkeypatch):
     assert all(len(parts) == 1 for parts in seen.values())
     splits._small_omniglot.cache_clear()
     monkeypatch.setattr(splits, "load", None)  # from the file, without decoding again
-    np.testing.assert_array_equal(mx.data.few_shot("omniglot", "test")["image"], data["image"])
+    np.testing.assert_array_equal(
+        mx.data.few_shot("omniglot", "test")["image"], data["image"]
+    )
 
 
 def test_cifar_fs_takes_its_classes_from_both_halves_of_cifar100(monkeypatch):
     def load(name, half, directory):
         label = np.arange(100, dtype=np.int32)[::-1]
-        image = np.zeros((100, 32, 32, 3), np.uint8) + label[:, None, None, None].astype(np.uint8)
+        image = np.zeros((100, 32, 32, 3), np.uint8) + label[
+            :, None, None, None
+        ].astype(np.uint8)
         return {"image": image, "label": label, "coarse_label": label}
 
     monkeypatch.setattr(splits, "load", load)
-    parts = {part: mx.data.few_shot("cifar_fs", part) for part in ("train", "validation", "test")}
+    parts = {
+        part: mx.data.few_shot("cifar_fs", part)
+        for part in ("train", "validation", "test")
+    }
     classes = {part: np.unique(data["image"]).tolist() for part, data in parts.items()}
     assert [len(c) for c in classes.values()] == [64, 16, 20]
     assert sorted(itertools.chain(*classes.values())) == list(range(100))
@@ -241,7 +273,9 @@ def mini_imagenet(tmp_path):
         for c in range(2):
             for j in range(3):
                 name, size = f"n{i}{c}_{j}.png", (84, 84) if j else (120, 100)
-                Image.new("RGB", size, (10 * i, 20 * c, 30 * j)).save(folder / "images" / name)
+                Image.new("RGB", size, (10 * i, 20 * c, 30 * j)).save(
+                    folder / "images" / name
+                )
                 lines.append(f"{name},n{i}{c}")
         (folder / f"{part}.csv").write_text("\n".join(lines) + "\n")
     return folder
@@ -333,7 +367,9 @@ def test_sinusoids_are_those_of_the_paper(key):
         )
         np.testing.assert_allclose(y, expected, atol=1e-5)
         np.testing.assert_array_equal(batch["x"], task[part]["x"])
-    assert not set(np.ravel(task["support"]["x"][0])) & set(np.ravel(task["query"]["x"][0]))
+    assert not set(np.ravel(task["support"]["x"][0])) & set(
+        np.ravel(task["query"]["x"][0])
+    )
 
 
 def test_linear_regressions_have_their_closed_form(x64, key):
@@ -357,21 +393,29 @@ def test_linear_regressions_have_their_closed_form(x64, key):
 
 
 def test_regressor_against_the_closed_form(x64, key):
-    problem = mx.problems.regressor(lambda key: jax.random.normal(key, (3, 2)), lambda w, x: x @ w)
+    problem = mx.problems.regressor(
+        lambda key: jax.random.normal(key, (3, 2)), lambda w, x: x @ w
+    )
     w, state = problem.init(key, ())
     x, y = jax.random.normal(key, (5, 3)), jnp.ones((5, 2))
     loss, metrics = problem.test(key, w, state, {"x": x, "y": y})
     residual = np.asarray(x) @ np.asarray(w) - 1
     np.testing.assert_allclose(loss, (residual**2).sum() / 10, rtol=1e-12)
     gradient = jax.grad(lambda w: problem.loss(key, w, state, {"x": x, "y": y})[0])(w)
-    np.testing.assert_allclose(gradient, 2 * np.asarray(x).T @ residual / 10, rtol=1e-10)
+    np.testing.assert_allclose(
+        gradient, 2 * np.asarray(x).T @ residual / 10, rtol=1e-10
+    )
     assert metrics == {}
     np.testing.assert_array_equal(problem.predict(key, w, state, x), x @ w)
 
 
 def test_the_picture_of_an_episode_shows_what_went_wrong():
     def part(images, colours, dtype):
-        image = np.random.default_rng(0).integers(0, 2, (3 * images, 4, 4, colours)).astype(dtype)
+        image = (
+            np.random.default_rng(0)
+            .integers(0, 2, (3 * images, 4, 4, colours))
+            .astype(dtype)
+        )
         return {"image": image, "label": np.repeat(np.arange(3), images)}
 
     for colours, dtype in ((1, np.uint8), (3, np.float32)):
@@ -384,7 +428,9 @@ def test_the_picture_of_an_episode_shows_what_went_wrong():
         texts = [text.get_text() for text in ax.texts]
         assert sorted(texts) == sorted(["0", "1", "2", "2", "1", "support", "queries"])
         thick = [line for line in ax.lines if line.get_linewidth() > 2]
-        assert [int(line.get_ydata()[0]) for line in thick] == [0, 2], "the rows of the wrong ones"
+        assert [int(line.get_ydata()[0]) for line in thick] == [0, 2], (
+            "the rows of the wrong ones"
+        )
         np.testing.assert_array_equal(
             ax.images[0].get_array().squeeze(), support["image"][0].squeeze()
         )
@@ -409,7 +455,9 @@ BAD = {
         r"shots \+ queries is 5 and the smallest class has 4",
     ),
     "not by class": (
-        lambda: mx.tasks.episodes(2, 1, 1).sample(jax.random.key(0), mx.data.load("digits")),
+        lambda: mx.tasks.episodes(2, 1, 1).sample(
+            jax.random.key(0), mx.data.load("digits")
+        ),
         TypeError,
         "metajax.data.by_class",
     ),
@@ -438,8 +486,16 @@ BAD = {
         ValueError,
         "name must be one of",
     ),
-    "unknown part": (lambda: mx.data.few_shot("digits", "val"), ValueError, "'validation'"),
-    "a part twice": (lambda: mx.data.few_shot("digits", "train+train"), ValueError, "split"),
+    "unknown part": (
+        lambda: mx.data.few_shot("digits", "val"),
+        ValueError,
+        "'validation'",
+    ),
+    "a part twice": (
+        lambda: mx.data.few_shot("digits", "train+train"),
+        ValueError,
+        "split",
+    ),
     "part no string": (lambda: mx.data.few_shot("digits", 3), ValueError, "split"),
     "sinusoids without points": (lambda: mx.tasks.sinusoids(0), ValueError, "shots"),
     "linear regression without inputs": (

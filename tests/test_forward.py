@@ -26,7 +26,9 @@ def rates_and_steps(horizon, meta_loss="online"):
         state = learner.init(key, m, task)
         return state._replace(params=state.params + m["start"])
 
-    inner = mx.inner(learner._replace(init=init), mx.tasks.quadratics(3), horizon, meta_loss)
+    inner = mx.inner(
+        learner._replace(init=init), mx.tasks.quadratics(3), horizon, meta_loss
+    )
     return inner, {
         "rate": jnp.array([0.01, 0.02, 0.03]),
         "bias": jnp.full(3, -0.01),
@@ -63,7 +65,8 @@ def test_forward_equals_reverse(x64, system, meta_loss, window, chunk):
     step_a, step_b = jax.jit(a.estimate), jax.jit(b.estimate)
     for i in range(4 if window else 1):  # over the end of an episode
         (got, s), (want, t) = (
-            f(jax.random.key(i), meta_params, x, ()) for f, x in ((step_a, s), (step_b, t))
+            f(jax.random.key(i), meta_params, x, ())
+            for f, x in ((step_a, s), (step_b, t))
         )
         chex.assert_trees_all_close(got, want, rtol=1e-9, atol=1e-12)
         chex.assert_trees_all_equal(s.t, t.t)
@@ -78,7 +81,9 @@ def test_memory_does_not_grow_with_the_horizon():
         estimate = estimator(inner)
         state = estimate.init(jax.random.key(0), meta_params, ())
         compiled = (
-            jax.jit(estimate.estimate).lower(jax.random.key(1), meta_params, state, ()).compile()
+            jax.jit(estimate.estimate)
+            .lower(jax.random.key(1), meta_params, state, ())
+            .compile()
         )
         return compiled.memory_analysis().temp_size_in_bytes
 
@@ -96,13 +101,21 @@ def test_memory_does_not_grow_with_the_horizon():
 
 def test_leaves_of_several_dtypes_keep_them():
     learner = mx.l2l(
-        lambda m: optax.sgd(m["a"].astype(jnp.float32) + m["b"]), mx.problems.quadratic()
+        lambda m: optax.sgd(m["a"].astype(jnp.float32) + m["b"]),
+        mx.problems.quadratic(),
     )
     inner = mx.inner(learner, mx.tasks.quadratics(2), 3)
-    meta_params = {"a": jnp.bfloat16(0.01), "b": jnp.float32(0.0), "empty": jnp.zeros((0, 3))}
+    meta_params = {
+        "a": jnp.bfloat16(0.01),
+        "b": jnp.float32(0.0),
+        "empty": jnp.zeros((0, 3)),
+    }
     estimator = mx.forward(inner, 2)
     result, _ = estimator.estimate(
-        jax.random.key(1), meta_params, estimator.init(jax.random.key(0), meta_params, ()), ()
+        jax.random.key(1),
+        meta_params,
+        estimator.init(jax.random.key(0), meta_params, ()),
+        (),
     )
     chex.assert_trees_all_equal_shapes_and_dtypes(result.updates, meta_params)
     chex.assert_trees_all_close(

@@ -22,7 +22,9 @@ def squares(key, params, batch):
     return 0.5 * jnp.mean(error**2), {"worst": jnp.abs(error).max()}
 
 
-PROBLEM = mx.problems.stateless(lambda key, task: jax.tree.map(jnp.asarray, THETA), squares)
+PROBLEM = mx.problems.stateless(
+    lambda key, task: jax.tree.map(jnp.asarray, THETA), squares
+)
 
 
 def sample(key, data):
@@ -59,13 +61,16 @@ def inner(learner, tasks=TASKS):
 def estimate(estimator, meta_params):
     meta_params = jax.tree.map(jnp.asarray, meta_params)
     begin, key = jax.random.split(jax.random.key(0))
-    result, state = jax.jit(lambda m: estimator.estimate(key, m, estimator.init(begin, m, ()), ()))(
-        meta_params
-    )
+    result, state = jax.jit(
+        lambda m: estimator.estimate(key, m, estimator.init(begin, m, ()), ())
+    )(meta_params)
     return (
         result,
         state,
-        [jax.tree.map(lambda x, i=i: np.asarray(x[i]), state.task) for i in range(NUM_TASKS)],
+        [
+            jax.tree.map(lambda x, i=i: np.asarray(x[i]), state.task)
+            for i in range(NUM_TASKS)
+        ],
     )
 
 
@@ -74,24 +79,37 @@ def test_the_meta_gradient_in_closed_form(x64, estimator):
     result, state, tasks = estimate(
         estimator(inner(mx.imaml(PROBLEM, *EXACT, LAM)), NUM_TASKS), THETA
     )
-    phi, losses, grads, _ = zip(*(by_hand(flat(THETA), LAM, task) for task in tasks), strict=True)
+    phi, losses, grads, _ = zip(
+        *(by_hand(flat(THETA), LAM, task) for task in tasks), strict=True
+    )
     np.testing.assert_allclose(result.loss, np.mean(losses), rtol=1e-10)
     np.testing.assert_allclose(flat(result.updates), np.mean(grads, 0), rtol=1e-9)
-    np.testing.assert_allclose(state.learner.params["w"], np.array(phi)[:, :3], rtol=1e-9)
+    np.testing.assert_allclose(
+        state.learner.params["w"], np.array(phi)[:, :3], rtol=1e-9
+    )
     assert result.metrics["inner_grad_norm"] < 1e-12
     start = [
-        abs(np.append(t["x"][0], np.ones((6, 1)), 1) @ flat(THETA) - t["y"][0]).max() for t in tasks
+        abs(np.append(t["x"][0], np.ones((6, 1)), 1) @ flat(THETA) - t["y"][0]).max()
+        for t in tasks
     ]
     np.testing.assert_allclose(result.metrics["worst"], np.mean(start), rtol=1e-9)
 
 
 def test_a_learned_lam_in_closed_form(x64):
-    learner = mx.imaml(PROBLEM, *EXACT, lambda m: jnp.exp(m["log_lam"]), start=lambda m: m["theta"])
+    learner = mx.imaml(
+        PROBLEM, *EXACT, lambda m: jnp.exp(m["log_lam"]), start=lambda m: m["theta"]
+    )
     meta_params = {"theta": THETA, "log_lam": np.log(LAM)}
     result, _, tasks = estimate(mx.bptt(inner(learner), NUM_TASKS), meta_params)
-    _, _, grads, slopes = zip(*(by_hand(flat(THETA), LAM, task) for task in tasks), strict=True)
-    np.testing.assert_allclose(flat(result.updates["theta"]), np.mean(grads, 0), rtol=1e-9)
-    np.testing.assert_allclose(result.updates["log_lam"], LAM * np.mean(slopes), rtol=1e-9)
+    _, _, grads, slopes = zip(
+        *(by_hand(flat(THETA), LAM, task) for task in tasks), strict=True
+    )
+    np.testing.assert_allclose(
+        flat(result.updates["theta"]), np.mean(grads, 0), rtol=1e-9
+    )
+    np.testing.assert_allclose(
+        result.updates["log_lam"], LAM * np.mean(slopes), rtol=1e-9
+    )
 
 
 def test_one_lam_a_layer_learned(x64):
@@ -101,9 +119,14 @@ def test_one_lam_a_layer_learned(x64):
 
     def meta_loss(lam):
         meta_params = {"theta": THETA, "lam": lam}
-        return mx.unroll(loop, meta_params, loop.init(jax.random.key(1), meta_params, ()), (), 1)[1]
+        return mx.unroll(
+            loop, meta_params, loop.init(jax.random.key(1), meta_params, ()), (), 1
+        )[1]
 
-    run, lam = jax.jit(jax.value_and_grad(meta_loss)), {"w": jnp.array(0.4), "b": jnp.array(0.9)}
+    run, lam = (
+        jax.jit(jax.value_and_grad(meta_loss)),
+        {"w": jnp.array(0.4), "b": jnp.array(0.9)},
+    )
     for name in lam:
         above, below = (run(lam | {name: lam[name] + h})[0] for h in (1e-5, -1e-5))
         np.testing.assert_allclose(run(lam)[1][name], (above - below) / 2e-5, rtol=1e-6)
@@ -122,13 +145,14 @@ def test_the_error_falls_with_the_steps_of_the_solver_where_that_of_maml_does_no
         return np.linalg.norm(flat(result.updates) - exact) / np.linalg.norm(exact)
 
     errors = [
-        error(mx.imaml(PROBLEM, descend(optax.sgd(0.3), n), cg(SIZE), LAM), 1) for n in (5, 200)
+        error(mx.imaml(PROBLEM, descend(optax.sgd(0.3), n), cg(SIZE), LAM), 1)
+        for n in (5, 200)
     ]
     assert errors[0] > 1e-2
     assert errors[1] < 1e-9
-    assert error(mx.imaml(PROBLEM, descend(optax.sgd(0.3), 200), cg(2), LAM), 1) > 1e-3, (
-        "two steps of CG do not do"
-    )
+    assert (
+        error(mx.imaml(PROBLEM, descend(optax.sgd(0.3), 200), cg(2), LAM), 1) > 1e-3
+    ), "two steps of CG do not do"
     assert error(mx.maml(PROBLEM, 0.3), 64) > 0.1, (
         "MAML without the proximal term has another gradient in the limit"
     )
@@ -136,10 +160,14 @@ def test_the_error_falls_with_the_steps_of_the_solver_where_that_of_maml_does_no
 
 def test_limits(x64):
     """Under a strong pull nothing adapts: joint training."""
-    result, _, tasks = estimate(mx.bptt(inner(mx.imaml(PROBLEM, *EXACT, 1e9)), NUM_TASKS), THETA)
+    result, _, tasks = estimate(
+        mx.bptt(inner(mx.imaml(PROBLEM, *EXACT, 1e9)), NUM_TASKS), THETA
+    )
     x, y = (np.array([t[name][1] for t in tasks]) for name in "xy")
     x = np.insert(x, 3, 1.0, axis=2)
-    want = np.mean([a.T @ (a @ flat(THETA) - b) / 6 for a, b in zip(x, y, strict=True)], 0)
+    want = np.mean(
+        [a.T @ (a @ flat(THETA) - b) / 6 for a, b in zip(x, y, strict=True)], 0
+    )
     np.testing.assert_allclose(flat(result.updates), want, rtol=1e-6)
 
 
@@ -154,7 +182,10 @@ def test_solving_twice_is_solving_once(x64):
     """The pull is to the start and not to where the last solve ended."""
     learner = mx.imaml(PROBLEM, *EXACT, LAM)
     loop = mx.inner(learner, TASKS, 2, "heldout")
-    run = jax.jit(lambda s, n: mx.unroll(loop, THETA, s, (), n)[0].learner.params, static_argnums=1)
+    run = jax.jit(
+        lambda s, n: mx.unroll(loop, THETA, s, (), n)[0].learner.params,
+        static_argnums=1,
+    )
     start = loop.init(jax.random.key(0), jax.tree.map(jnp.asarray, THETA), ())
     chex.assert_trees_all_close(run(start, 2), run(start, 1), rtol=1e-9)
 
@@ -168,7 +199,9 @@ def test_the_diagnosis_is_of_the_solve_that_gives_the_meta_gradient(x64, steps):
     told, state, _ = estimate(
         mx.bptt(inner(mx.imaml_diagnosed(*args), mx.tasks.with_query(TASKS)), 1), THETA
     )
-    chex.assert_trees_all_close((told.updates, told.loss), (plain.updates, plain.loss), rtol=1e-12)
+    chex.assert_trees_all_close(
+        (told.updates, told.loss), (plain.updates, plain.loss), rtol=1e-12
+    )
     (x, xq), (_, yq) = (
         np.insert(np.asarray(state.task["x"][0]), 3, 1.0, axis=2),
         np.asarray(state.task["y"][0]),
@@ -177,7 +210,9 @@ def test_the_diagnosis_is_of_the_solve_that_gives_the_meta_gradient(x64, steps):
     b = xq.T @ (xq @ phi - yq) / 6
     residual = b - (x.T @ x / 6 + LAM * np.eye(SIZE)) @ flat(plain.updates) / LAM
     np.testing.assert_allclose(
-        told.metrics["residual"], np.linalg.norm(residual) / np.linalg.norm(b), rtol=1e-8
+        told.metrics["residual"],
+        np.linalg.norm(residual) / np.linalg.norm(b),
+        rtol=1e-8,
     )
     assert told.metrics["negative_curvature"] == 0
 
@@ -189,10 +224,15 @@ def test_a_pull_that_is_too_weak_is_told(lam, negative):
         lambda key, task: jnp.zeros(2),
         lambda key, params, batch: (jnp.sum(jnp.cos(params - batch)), {}),
     )
-    tasks = mx.Tasks(lambda key, data: (), lambda key, data, task: 0.0, lambda key, data, task: 1.0)
+    tasks = mx.Tasks(
+        lambda key, data: (), lambda key, data, task: 0.0, lambda key, data, task: 1.0
+    )
     learner = mx.imaml_diagnosed(problem, descend(optax.sgd(0.1), 2), cg(2), lam)
     curves = mx.evaluate(
-        inner(learner, mx.tasks.with_query(tasks)), jax.random.key(0), jnp.zeros(2), num_tasks=2
+        inner(learner, mx.tasks.with_query(tasks)),
+        jax.random.key(0),
+        jnp.zeros(2),
+        num_tasks=2,
     )
     assert curves.metrics["negative_curvature"].mean() == negative
 
@@ -207,12 +247,19 @@ def test_memory_and_work_of_reverse_mode():
         meta_params = jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), THETA)
         state = estimator.init(jax.random.key(0), meta_params, ())
         return (
-            jax.jit(estimator.estimate).lower(jax.random.key(1), meta_params, state, ()).compile()
+            jax.jit(estimator.estimate)
+            .lower(jax.random.key(1), meta_params, state, ())
+            .compile()
         )
 
     short, long = compiled(10), compiled(1000)
-    assert short.memory_analysis().temp_size_in_bytes == long.memory_analysis().temp_size_in_bytes
-    assert short.as_text().count("while(") == compiled(10, remat=False).as_text().count("while(")
+    assert (
+        short.memory_analysis().temp_size_in_bytes
+        == long.memory_analysis().temp_size_in_bytes
+    )
+    assert short.as_text().count("while(") == compiled(10, remat=False).as_text().count(
+        "while("
+    )
 
 
 NAMESAKE = mx.problems.stateless(
@@ -220,8 +267,16 @@ NAMESAKE = mx.problems.stateless(
     lambda key, params, batch: (params["w"].sum(), {"inner_grad_norm": 0.0}),
 )
 BAD = {
-    "a network for a problem": (lambda: mx.imaml(lambda x: x, *EXACT, LAM), TypeError, "problem"),
-    "lam zero": (lambda: mx.imaml(PROBLEM, *EXACT, 0.0), ValueError, "lam must be greater than 0"),
+    "a network for a problem": (
+        lambda: mx.imaml(lambda x: x, *EXACT, LAM),
+        TypeError,
+        "problem",
+    ),
+    "lam zero": (
+        lambda: mx.imaml(PROBLEM, *EXACT, 0.0),
+        ValueError,
+        "lam must be greater than 0",
+    ),
     "lam negative": (
         lambda: mx.imaml_diagnosed(PROBLEM, *EXACT, -1.0),
         ValueError,
@@ -230,7 +285,9 @@ BAD = {
     "lam learned and negative": (
         lambda: inner(mx.imaml(PROBLEM, *EXACT, lambda m: -1.0)).step(
             THETA,
-            inner(mx.imaml(PROBLEM, *EXACT, lambda m: -1.0)).init(jax.random.key(0), THETA, ()),
+            inner(mx.imaml(PROBLEM, *EXACT, lambda m: -1.0)).init(
+                jax.random.key(0), THETA, ()
+            ),
             (),
         ),
         ValueError,
@@ -256,10 +313,16 @@ BAD = {
         TypeError,
         "linear_solver",
     ),
-    "start a tree": (lambda: mx.imaml(PROBLEM, *EXACT, LAM, start=THETA), TypeError, "start"),
+    "start a tree": (
+        lambda: mx.imaml(PROBLEM, *EXACT, LAM, start=THETA),
+        TypeError,
+        "start",
+    ),
     "diagnosed without a query batch": (
         lambda: inner(mx.imaml_diagnosed(PROBLEM, *EXACT, LAM)).step(
-            THETA, inner(mx.imaml(PROBLEM, *EXACT, LAM)).init(jax.random.key(0), THETA, ()), ()
+            THETA,
+            inner(mx.imaml(PROBLEM, *EXACT, LAM)).init(jax.random.key(0), THETA, ()),
+            (),
         ),
         TypeError,
         "with_query",

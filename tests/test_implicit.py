@@ -36,7 +36,9 @@ def squares(phi, x=X, y=Y):
 
 
 def logistic(phi, x=X):
-    return jnp.sum(jax.nn.softplus((1 - 2 * LABEL) * (x @ jnp.append(phi["a"], phi["b"]))))
+    return jnp.sum(
+        jax.nn.softplus((1 - 2 * LABEL) * (x @ jnp.append(phi["a"], phi["b"])))
+    )
 
 
 def flat(tree):
@@ -72,10 +74,14 @@ LINEAR = {
 @pytest.mark.parametrize("loss", [squares, logistic])
 @pytest.mark.slow
 def test_a_solver_finds_the_minimum(x64, solver, loss):
-    phi, metrics = jax.jit(argmin(proximal(loss), SOLVERS[solver](), cg(8)))(THETA, THETA, 0.7)
+    phi, metrics = jax.jit(argmin(proximal(loss), SOLVERS[solver](), cg(8)))(
+        THETA, THETA, 0.7
+    )
     assert metrics["inner_grad_norm"] < 1e-9
     grad = jax.grad(lambda phi: proximal(loss)(phi, THETA, 0.7))(phi)
-    np.testing.assert_allclose(metrics["inner_grad_norm"], jnp.linalg.norm(flat(grad)), atol=1e-14)
+    np.testing.assert_allclose(
+        metrics["inner_grad_norm"], jnp.linalg.norm(flat(grad)), atol=1e-14
+    )
     if loss is squares:
         np.testing.assert_allclose(flat(phi), solution(THETA, 0.7), rtol=1e-9)
 
@@ -83,7 +89,9 @@ def test_a_solver_finds_the_minimum(x64, solver, loss):
 @pytest.mark.parametrize("linear", LINEAR)
 def test_the_gradient_of_ridge_regression_in_closed_form(x64, linear):
     solve = argmin(proximal(squares), SOLVERS["gradient descent"](), LINEAR[linear]())
-    got = jax.jit(jax.grad(lambda *args: outer(solve(THETA, *args)[0]), (0, 1)))(THETA, 0.7)
+    got = jax.jit(jax.grad(lambda *args: outer(solve(THETA, *args)[0]), (0, 1)))(
+        THETA, 0.7
+    )
     want = jax.jit(jax.grad(lambda *args: outer(solution(*args)), (0, 1)))(THETA, 0.7)
     chex.assert_trees_all_close(got, want, rtol=1e-9)
 
@@ -118,12 +126,14 @@ def test_one_lam_several_and_one_a_parameter(x64, lam):
 def test_the_gradient_of_lam_is_that_of_the_paper(x64):
     """``dL/dlambda = grad L_train^T x / lambda^2`` with ``(I + H / lambda) x = grad L_val``."""
     solve, lam = jax.jit(argmin(proximal(logistic), FAST, cg(8))), 0.7
-    got_theta, got_lam = jax.jit(jax.grad(lambda *args: outer(solve(THETA, *args)[0]), (0, 1)))(
-        THETA, lam
-    )
+    got_theta, got_lam = jax.jit(
+        jax.grad(lambda *args: outer(solve(THETA, *args)[0]), (0, 1))
+    )(THETA, lam)
     phi, unravel = ravel_pytree(solve(THETA, THETA, lam)[0])
     train = lambda phi: logistic(unravel(phi))  # noqa: E731
-    x = jnp.linalg.solve(jnp.eye(4) + jax.hessian(train)(phi) / lam, jax.grad(outer)(phi))
+    x = jnp.linalg.solve(
+        jnp.eye(4) + jax.hessian(train)(phi) / lam, jax.grad(outer)(phi)
+    )
     np.testing.assert_allclose(flat(got_theta), x, rtol=1e-9)
     np.testing.assert_allclose(got_lam, jax.grad(train)(phi) @ x / lam**2, rtol=1e-9)
 
@@ -155,15 +165,20 @@ def test_second_derivatives_where_the_third_ones_matter(x64):
     args, unravel = ravel_pytree((THETA, jnp.array(0.7)))
     grad = jax.grad(lambda args: outer(solve(THETA, *unravel(args))[0]))
     want = [
-        (jax.jit(grad)(args + h) - jax.jit(grad)(args - h)) / 2e-5 for h in 1e-5 * np.eye(args.size)
+        (jax.jit(grad)(args + h) - jax.jit(grad)(args - h)) / 2e-5
+        for h in 1e-5 * np.eye(args.size)
     ]
-    np.testing.assert_allclose(jax.jit(jax.jacrev(grad))(args), want, rtol=1e-6, atol=1e-8)
+    np.testing.assert_allclose(
+        jax.jit(jax.jacrev(grad))(args), want, rtol=1e-6, atol=1e-8
+    )
 
 
 def test_what_is_closed_over_is_differentiated_and_the_start_is_not(x64):
     def value(start, y):
         solve = argmin(
-            lambda phi: squares(phi, y=y) + 0.5 * jnp.sum(flat(phi) ** 2), newton(2, cg(4)), cg(4)
+            lambda phi: squares(phi, y=y) + 0.5 * jnp.sum(flat(phi) ** 2),
+            newton(2, cg(4)),
+            cg(4),
         )
         return outer(solve(start)[0])
 
@@ -189,14 +204,18 @@ def test_vmap_equals_a_loop(x64, linear):
     )
 
 
-@pytest.mark.parametrize("wrap", [lambda f: f, jax.checkpoint], ids=["plain", "rematerialised"])
+@pytest.mark.parametrize(
+    "wrap", [lambda f: f, jax.checkpoint], ids=["plain", "rematerialised"]
+)
 def test_a_scan_of_solves(x64, wrap):
     """Each from where the last ended, against the chain written out and solved in closed form."""
     solve = argmin(proximal(squares), SOLVERS["gradient descent"](), cg(4))
     ys = RNG.normal(size=(3, 12))
     link = wrap(lambda theta, y: solve(THETA, theta, 0.7, X, y)[0])
     scanned = jax.jit(
-        jax.grad(lambda t: outer(jax.lax.scan(lambda t, y: (link(t, y), None), t, ys)[0]))
+        jax.grad(
+            lambda t: outer(jax.lax.scan(lambda t, y: (link(t, y), None), t, ys)[0])
+        )
     )
 
     def chain(theta):
@@ -220,9 +239,9 @@ def test_keys_and_labels_may_be_arguments(x64):
 
     solve = argmin(objective, newton(1, cg(1)), cg(1))
     key, label = jax.random.key(0), jnp.arange(3)
-    grads = jax.jit(jax.grad(lambda theta: jnp.sum(solve(theta, theta, key, label)[0] ** 2)))(
-        jnp.ones(3)
-    )
+    grads = jax.jit(
+        jax.grad(lambda theta: jnp.sum(solve(theta, theta, key, label)[0] ** 2))
+    )(jnp.ones(3))
     np.testing.assert_allclose(
         grads, 2 * (1 + jax.random.normal(key, (3,)) - label / 2), rtol=1e-12
     )
@@ -233,7 +252,10 @@ def test_memory_does_not_grow_with_the_steps():
         solver = descend(optax.sgd(0.01), steps)
         solve = argmin(proximal(logistic), solver, cg(3))
         if unrolled:
-            solve = lambda init, *args: solver(lambda phi: proximal(logistic)(phi, *args), init)  # noqa: E731
+
+            def solve(init, *args):
+                return solver(lambda phi: proximal(logistic)(phi, *args), init)
+
         grad = jax.jit(jax.grad(lambda theta: outer(solve(THETA, theta, 0.7)[0])))
         like = jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), THETA)
         return grad.lower(like).compile().memory_analysis().temp_size_in_bytes
@@ -250,7 +272,9 @@ def test_leaves_of_several_dtypes_keep_them(linear):
     theta = {"a": jnp.full(3, 0.5, jnp.bfloat16), "b": jnp.float32(1.0)}
     solve = argmin(proximal(objective), newton(3, LINEAR[linear]()), LINEAR[linear]())
     phi = jax.eval_shape(lambda theta: solve(theta, theta, 2.0)[0], theta)
-    grads = jax.eval_shape(jax.grad(lambda theta: outer(solve(theta, theta, 2.0)[0])), theta)
+    grads = jax.eval_shape(
+        jax.grad(lambda theta: outer(solve(theta, theta, 2.0)[0])), theta
+    )
     chex.assert_trees_all_equal_shapes_and_dtypes(phi, theta, grads)
 
 
@@ -258,7 +282,9 @@ def test_leaves_of_several_dtypes_keep_them(linear):
 
 
 def system(values, seed=0):
-    q, _ = np.linalg.qr(np.random.default_rng(seed).normal(size=(len(values), len(values))))
+    q, _ = np.linalg.qr(
+        np.random.default_rng(seed).normal(size=(len(values), len(values)))
+    )
     matrix = q @ np.diag(values) @ q.T
     return (lambda v: {"a": (matrix @ flat(v))[:3], "b": (matrix @ flat(v))[3]}), matrix
 
@@ -306,7 +332,9 @@ def test_the_floor_holds_for_the_matrix_on_the_krylov_space(x64, steps, damping)
     matvec, matrix = system([-1.0, 0.2, 2.0, 4.0])
     b = flat(THETA)
     krylov, _ = np.linalg.qr(
-        np.stack([np.linalg.matrix_power(matrix, k) @ b for k in range(min(steps, 4))], 1)
+        np.stack(
+            [np.linalg.matrix_power(matrix, k) @ b for k in range(min(steps, 4))], 1
+        )
     )
     values, vectors = np.linalg.eigh(krylov.T @ matrix @ krylov)
     within = krylov @ vectors
@@ -314,7 +342,9 @@ def test_the_floor_holds_for_the_matrix_on_the_krylov_space(x64, steps, damping)
     x, residual, negative = lanczos(steps, 0.5, damping)(matvec, THETA)
     np.testing.assert_allclose(flat(x), want, rtol=1e-9)
     left = b - (matrix + damping * np.eye(4)) @ want
-    np.testing.assert_allclose(residual, np.linalg.norm(left) / np.linalg.norm(b), rtol=1e-9)
+    np.testing.assert_allclose(
+        residual, np.linalg.norm(left) / np.linalg.norm(b), rtol=1e-9
+    )
     assert negative == (values + damping <= 0).any()
     assert negative or steps < 4
 
@@ -342,16 +372,22 @@ def test_an_indefinite_matrix_is_reported_and_the_best_iterate_given_back(x64, s
         x, new = x + a * p, r - a * matrix @ p
         r, p = new, new + new @ new / (r @ r) * p
         iterates.append(x)
-    assert len(iterates) <= 4, "an indefinite matrix of size 4 shows itself within 4 steps"
+    assert len(iterates) <= 4, (
+        "an indefinite matrix of size 4 shows itself within 4 steps"
+    )
     residuals = [np.linalg.norm(b - matrix @ x) / np.linalg.norm(b) for x in iterates]
     got = cg(4)(matvec, THETA)
     assert got.negative_curvature
-    np.testing.assert_allclose(flat(got.x), iterates[np.argmin(residuals)], rtol=1e-9, atol=1e-12)
+    np.testing.assert_allclose(
+        flat(got.x), iterates[np.argmin(residuals)], rtol=1e-9, atol=1e-12
+    )
     np.testing.assert_allclose(got.residual, min(residuals), rtol=1e-9)
     assert not cg(4, damping=0.4)(matvec, THETA).negative_curvature
     got = neumann(200, 0.3)(matvec, THETA)
     assert got.negative_curvature
-    assert got.residual <= 1, "the series grows without bound, what is given back does not"
+    assert got.residual <= 1, (
+        "the series grows without bound, what is given back does not"
+    )
     got = direct()(matvec, THETA)
     assert got.negative_curvature
     np.testing.assert_allclose(flat(got.x), np.linalg.solve(matrix, b), rtol=1e-9)
@@ -371,10 +407,16 @@ def test_a_side_that_is_zero_or_not_a_number(x64):
 
 def test_the_inverse_hessian_of_a_loss(x64):
     point, vector = THETA, jax.grad(outer)(THETA)
-    x, residual, negative = inverse_hvp(proximal(logistic), cg(4))(point, vector, THETA, 0.7)
+    x, residual, negative = inverse_hvp(proximal(logistic), cg(4))(
+        point, vector, THETA, 0.7
+    )
     unravel = ravel_pytree(THETA)[1]
-    hessian = jax.hessian(lambda phi: logistic(unravel(phi)))(flat(THETA)) + 0.7 * np.eye(4)
-    np.testing.assert_allclose(flat(x), jnp.linalg.solve(hessian, flat(vector)), rtol=1e-9)
+    hessian = jax.hessian(lambda phi: logistic(unravel(phi)))(
+        flat(THETA)
+    ) + 0.7 * np.eye(4)
+    np.testing.assert_allclose(
+        flat(x), jnp.linalg.solve(hessian, flat(vector)), rtol=1e-9
+    )
     assert residual < 1e-9
     assert not negative
 
@@ -389,7 +431,9 @@ def norms(objective, init, steps):
         phi, _ = newton(1, cg(8))(objective, phi)
         return phi, jnp.linalg.norm(flat(jax.grad(objective)(phi)))
 
-    return np.asarray(jax.jit(lambda phi: jax.lax.scan(body, phi, None, length=steps)[1])(init))
+    return np.asarray(
+        jax.jit(lambda phi: jax.lax.scan(body, phi, None, length=steps)[1])(init)
+    )
 
 
 def test_newton_converges_quadratically(x64):
@@ -397,12 +441,17 @@ def test_newton_converges_quadratically(x64):
     inside = [(a, b) for a, b in itertools.pairwise(n) if a < 1 and b > 1e-14]
     assert len(inside) >= 2, n
     assert all(b < a**2 for a, b in inside), n
-    assert n[-1] < 1e-13, "no stagnation where the objective can no longer be seen to fall"
+    assert n[-1] < 1e-13, (
+        "no stagnation where the objective can no longer be seen to fall"
+    )
 
 
 def test_newton_in_float32_goes_to_the_precision_of_its_gradient():
     theta = jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), THETA)
-    assert norms(lambda phi: proximal(logistic)(phi, theta, 0.1) + 100.0, theta, 8)[-1] < 1e-5
+    assert (
+        norms(lambda phi: proximal(logistic)(phi, theta, 0.1) + 100.0, theta, 8)[-1]
+        < 1e-5
+    )
 
 
 def test_newton_goes_back_along_a_step_that_is_too_long(x64):
@@ -415,7 +464,9 @@ def test_newton_goes_back_along_a_step_that_is_too_long(x64):
 
 def test_newton_leaves_a_maximum_and_reports_it(x64):
     objective = lambda x: jnp.sum(x**4 / 4 - x**2 / 2)  # noqa: E731  (minima at -1 and 1)
-    x, metrics = jax.jit(lambda x: newton(12, cg(2))(objective, x))(jnp.array([0.1, -0.2]))
+    x, metrics = jax.jit(lambda x: newton(12, cg(2))(objective, x))(
+        jnp.array([0.1, -0.2])
+    )
     np.testing.assert_allclose(x, [1.0, -1.0], rtol=1e-9)
     assert 0 < metrics["inner_negative_curvature"] < 1
 
@@ -436,13 +487,21 @@ BAD = {
         ValueError,
         r"theta\['a'\] must be like phi\['a'\]",
     ),
-    "objective missing": (lambda: argmin(None, SOLVER, LINEAR_SOLVER), TypeError, "objective"),
+    "objective missing": (
+        lambda: argmin(None, SOLVER, LINEAR_SOLVER),
+        TypeError,
+        "objective",
+    ),
     "solver an optax transformation": (
         lambda: argmin(squares, optax.sgd(0.1), LINEAR_SOLVER),
         TypeError,
         "solver",
     ),
-    "linear solver by name": (lambda: argmin(squares, SOLVER, "cg"), TypeError, "linear_solver"),
+    "linear solver by name": (
+        lambda: argmin(squares, SOLVER, "cg"),
+        TypeError,
+        "linear_solver",
+    ),
     "objective not a scalar": (
         lambda: argmin(lambda x: x**2, SOLVER, LINEAR_SOLVER)(ONES),
         ValueError,
@@ -460,9 +519,9 @@ BAD = {
     ),
     "a linear solver that returns x alone": (
         lambda: jax.grad(
-            lambda a: argmin(lambda x, a: a * (x**2).sum(), SOLVER, lambda matvec, b: b)(ONES, a)[
-                0
-            ].sum()
+            lambda a: argmin(
+                lambda x, a: a * (x**2).sum(), SOLVER, lambda matvec, b: b
+            )(ONES, a)[0].sum()
         )(1.0),
         TypeError,
         "linear_solver must return a LinearSolution",
@@ -482,7 +541,11 @@ BAD = {
         ValueError,
         "the solution of solver",
     ),
-    "inverse of no objective": (lambda: inverse_hvp(1.0, LINEAR_SOLVER), TypeError, "objective"),
+    "inverse of no objective": (
+        lambda: inverse_hvp(1.0, LINEAR_SOLVER),
+        TypeError,
+        "objective",
+    ),
     "inverse by name": (lambda: inverse_hvp(squares, "cg"), TypeError, "linear_solver"),
     "proximal of no loss": (lambda: proximal(1.0), TypeError, "loss"),
     "lam zero": (
@@ -507,8 +570,16 @@ BAD = {
         ValueError,
         "broadcast",
     ),
-    "descend by name": (lambda: descend("sgd", 3), TypeError, "optax.GradientTransformation"),
-    "descend by a rate": (lambda: descend(optax.sgd, 3), TypeError, "optax.GradientTransformation"),
+    "descend by name": (
+        lambda: descend("sgd", 3),
+        TypeError,
+        "optax.GradientTransformation",
+    ),
+    "descend by a rate": (
+        lambda: descend(optax.sgd, 3),
+        TypeError,
+        "optax.GradientTransformation",
+    ),
     "descend no step": (lambda: descend(optax.sgd(0.1), 0), ValueError, "steps"),
     "newton no step": (lambda: newton(0, cg(1)), ValueError, "steps"),
     "newton steps of cg": (lambda: newton(3, 5), TypeError, "linear_solver"),

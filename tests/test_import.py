@@ -7,8 +7,10 @@ CODE = """
 import sys
 import metajax
 from jax._src import xla_bridge
-assert not xla_bridge._backends, "importing started a backend: jax.distributed could no longer be initialised"
-late = {"evosax", "orbax.checkpoint", "tensorflow_datasets", "matplotlib", "sklearn"} & sys.modules.keys()
+started = "importing started a backend: jax.distributed could no longer be initialised"
+assert not xla_bridge._backends, started
+heavy = {"evosax", "orbax.checkpoint", "tensorflow_datasets", "matplotlib", "sklearn"}
+late = heavy & sys.modules.keys()
 assert not late, f"imported before they are needed: {late}"
 """
 

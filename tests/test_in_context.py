@@ -94,7 +94,9 @@ def hebbian(p):
         out = p["slow"]["b"].copy()
         for j in range(C):
             for i in range(len(z)):
-                out[j] += (p["slow"]["w"][j, i] + p["plasticity"][j, i] * trace[j, i]) * z[i]
+                out[j] += (
+                    p["slow"]["w"][j, i] + p["plasticity"][j, i] * trace[j, i]
+                ) * z[i]
         return softmax(out)
 
     def example(x, label):
@@ -147,7 +149,10 @@ def external_memory(p):
                 for m, wi in zip(memory, w, strict=True)
             ]
         )
-        found = sum(wi * m for wi, m in zip(where(np.tanh(query), heads[13]), memory, strict=True))
+        found = sum(
+            wi * m
+            for wi, m in zip(where(np.tanh(query), heads[13]), memory, strict=True)
+        )
         return last.take(affine(p["out"], np.concatenate([h, found])), label)
 
     return example
@@ -163,10 +168,14 @@ def test_equals_a_loop_in_numpy(name, x64):
     rng = np.random.default_rng(0)
     images, labels = 2 * rng.normal(size=(12, 2, 2)), rng.integers(0, C, 12)
     example = globals()[name](jax.tree.map(np.asarray, params))
-    want = [-np.log(example(x.ravel(), y)[y]) for x, y in zip(images, labels, strict=True)]
+    want = [
+        -np.log(example(x.ravel(), y)[y]) for x, y in zip(images, labels, strict=True)
+    ]
     batches = {"image": images[:, None], "label": labels[:, None]}
     run = jax.jit(
-        lambda s: jax.lax.scan(lambda s, b: net.step(KEY, params, s, b)[:2], s, batches)[1]
+        lambda s: jax.lax.scan(
+            lambda s, b: net.step(KEY, params, s, b)[:2], s, batches
+        )[1]
     )
     np.testing.assert_allclose(run(net.init(KEY, params, ())), want, rtol=1e-9)
 
@@ -178,7 +187,9 @@ def test_the_lstm_is_that_of_flax():
     p = {"w": p["w"], "b": p["b"] + jnp.arange(20.0) / 10}
     bias["f"] = bias["f"] + 1
     theirs = {f"i{k}": {"kernel": w[:, :3].T} for k, w in names.items()}
-    theirs |= {f"h{k}": {"kernel": w[:, 3:].T, "bias": bias[k]} for k, w in names.items()}
+    theirs |= {
+        f"h{k}": {"kernel": w[:, 3:].T, "bias": bias[k]} for k, w in names.items()
+    }
     cell, state = nn.OptimizedLSTMCell(5), lstm_start(p)
     carry = cell.initialize_carry(KEY, (3,))
     for t in range(4):
@@ -222,12 +233,16 @@ def test_addressing_by_content():
     rng = np.random.default_rng(0)
     memory, key = rng.normal(size=(6, 3)), rng.normal(size=3)
     cosine = memory @ key / np.linalg.norm(memory, axis=1) / np.linalg.norm(key)
-    np.testing.assert_allclose(address(memory, key, 2.0), softmax(2 * cosine), rtol=1e-4)
+    np.testing.assert_allclose(
+        address(memory, key, 2.0), softmax(2 * cosine), rtol=1e-4
+    )
     np.testing.assert_allclose(
         address(memory, memory[4] / 3, 1e3), np.eye(6)[4], atol=1e-4
     )  # length does not count
     np.testing.assert_allclose(address(jnp.zeros((6, 3)), key, 2.0), 1 / 6, rtol=1e-5)
-    assert jnp.isfinite(jax.grad(lambda m: address(m, key, 2.0)[0])(jnp.zeros((6, 3)))).all()
+    assert jnp.isfinite(
+        jax.grad(lambda m: address(m, key, 2.0)[0])(jnp.zeros((6, 3)))
+    ).all()
 
 
 class Started(NamedTuple):
@@ -246,7 +261,9 @@ def started(name):
     net = make()[name]
     params = net.meta(KEY)
     step = jax.jit(
-        lambda state, image, label: net.step(KEY, params, state, {"image": image, "label": label})
+        lambda state, image, label: net.step(
+            KEY, params, state, {"image": image, "label": label}
+        )
     )
     state = net.init(KEY, params, ())
     for image, label in zip(2 * IMAGES, LABELS, strict=True):
@@ -254,7 +271,10 @@ def started(name):
     return Started(net, params, state, step)
 
 
-IMAGES, LABELS = jax.random.normal(jax.random.key(9), (4, 2, 2)), jnp.array([2, 0, 1, 1])
+IMAGES, LABELS = (
+    jax.random.normal(jax.random.key(9), (4, 2, 2)),
+    jnp.array([2, 0, 1, 1]),
+)
 BATCH = {"image": IMAGES, "label": LABELS}
 
 
@@ -271,7 +291,8 @@ def test_it_predicts_before_it_sees_the_label(name):
     assert sorted(correct) == [0, 0, 1]
     assert int(np.argmin(losses)) == correct.index(1)
     assert not all(
-        bool((x == y).all()) for x, y in zip(*map(jax.tree.leaves, states[:2]), strict=True)
+        bool((x == y).all())
+        for x, y in zip(*map(jax.tree.leaves, states[:2]), strict=True)
     ), "it learns"
 
 
@@ -284,7 +305,11 @@ def test_a_batch_is_a_piece_of_the_stream(name):
         state, one, metric = step(state, image[None], label[None])
         losses.append(one)
         hits.append(metric["accuracy"])
-    jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-4, atol=1e-6), whole, state)
+    jax.tree.map(
+        lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-4, atol=1e-6),
+        whole,
+        state,
+    )
     np.testing.assert_allclose(
         [loss, metrics["accuracy"]], [np.mean(losses), np.mean(hits)], rtol=1e-5
     )
@@ -316,8 +341,12 @@ def test_a_label_out_of_range_does_not_go_unseen(label):
     assert jnp.isnan(jax.jit(cross_entropy_and_accuracy)(jnp.zeros((1, C)), labels)[0])
     with pytest.raises(ValueError, match=rf"label must be in 0..2, got \[{label}\]"):
         learner.test(KEY, params, state, {"image": IMAGES[:1], "label": labels})
-    with pytest.raises(ValueError, match="label must be in"):  # known while it is compiled
-        jax.jit(lambda logits: cross_entropy_and_accuracy(logits, labels))(jnp.zeros((1, C)))
+    with pytest.raises(
+        ValueError, match="label must be in"
+    ):  # known while it is compiled
+        jax.jit(lambda logits: cross_entropy_and_accuracy(logits, labels))(
+            jnp.zeros((1, C))
+        )
 
 
 @pytest.mark.slow
@@ -329,14 +358,18 @@ def test_it_learns_to_learn(name):
         "meta_rnn": lambda: mx.meta_rnn(4, 2, hidden=16, ticks=1),
         "hebbian": lambda: mx.hebbian(4, 2),
         "fast_weight_memory": lambda: mx.fast_weight_memory(4, 2, hidden=16, size=4),
-        "external_memory": lambda: mx.external_memory(4, 2, hidden=16, slots=4, width=4),
+        "external_memory": lambda: mx.external_memory(
+            4, 2, hidden=16, slots=4, width=4
+        ),
     }[name]()
     loop = mx.inner(net, mx.tasks.prototypes(2, (4,)), horizon=20)
     outer = optax.chain(optax.clip_by_global_norm(1.0), optax.adam(0.01))
     trainer = mx.trainer(mx.bptt(loop, 16), outer, chunk=400)
     state = trainer.init(KEY, net.meta(jax.random.key(1)), ())
     result = mx.fit(trainer, state, (), num_steps=400, progress=None)
-    curves = mx.evaluate(loop, jax.random.key(2), result.state.meta_params, num_tasks=64, steps=30)
+    curves = mx.evaluate(
+        loop, jax.random.key(2), result.state.meta_params, num_tasks=64, steps=30
+    )
     assert abs(float(curves.loss[:, 0].mean()) - np.log(2)) < 0.1, (
         "the first example can only be guessed"
     )
@@ -350,12 +383,23 @@ PARAMS = RNN.meta(KEY)
 STATE = RNN.init(KEY, PARAMS, ())
 CASES = {
     "meta_rnn: no inputs": (lambda: mx.meta_rnn(0, 3), ValueError, "num_inputs"),
-    "meta_rnn: classes a float": (lambda: mx.meta_rnn(4, 3.0), TypeError, "num_classes"),
-    "meta_rnn: hidden zero": (lambda: mx.meta_rnn(4, 3, hidden=0), ValueError, "hidden"),
+    "meta_rnn: classes a float": (
+        lambda: mx.meta_rnn(4, 3.0),
+        TypeError,
+        "num_classes",
+    ),
+    "meta_rnn: hidden zero": (
+        lambda: mx.meta_rnn(4, 3, hidden=0),
+        ValueError,
+        "hidden",
+    ),
     "meta_rnn: no ticks": (lambda: mx.meta_rnn(4, 3, ticks=0), ValueError, "ticks"),
     "meta_rnn: images of another size": (
         lambda: RNN.step(
-            KEY, PARAMS, STATE, {"image": jnp.ones((1, 3, 3)), "label": jnp.zeros(1, int)}
+            KEY,
+            PARAMS,
+            STATE,
+            {"image": jnp.ones((1, 3, 3)), "label": jnp.zeros(1, int)},
         ),
         ValueError,
         "made for 4 inputs.*9 values",
@@ -372,17 +416,25 @@ CASES = {
         ValueError,
         "size",
     ),
-    "external_memory: no slots": (lambda: mx.external_memory(4, 3, slots=0), ValueError, "slots"),
+    "external_memory: no slots": (
+        lambda: mx.external_memory(4, 3, slots=0),
+        ValueError,
+        "slots",
+    ),
     "in_context: no function": (
         lambda: mx.in_context(None, None, None, None, (4, 3)),
         TypeError,
         "meta must be a function",
     ),
-    "in_context: sizes an int": (lambda: mx.in_context(id, id, id, id, 4), TypeError, "sizes"),
+    "in_context: sizes an int": (
+        lambda: mx.in_context(id, id, id, id, 4),
+        TypeError,
+        "sizes",
+    ),
     "in_context: logits of another shape": (
-        lambda: mx.in_context(id, id, lambda p, s, x: (jnp.zeros(2), s), id, (4, 3)).test(
-            KEY, (), (), {"image": jnp.ones((1, 4)), "label": jnp.zeros(1, int)}
-        ),
+        lambda: mx.in_context(
+            id, id, lambda p, s, x: (jnp.zeros(2), s), id, (4, 3)
+        ).test(KEY, (), (), {"image": jnp.ones((1, 4)), "label": jnp.zeros(1, int)}),
         ValueError,
         r"logits \[3\], got \[2\]",
     ),
@@ -391,7 +443,9 @@ CASES = {
             mx.inner(RNN, mx.tasks.classification(3), 4),
             KEY,
             PARAMS,
-            mx.data.by_class({"image": np.full((3, 4), np.nan, np.float32), "label": np.arange(3)}),
+            mx.data.by_class(
+                {"image": np.full((3, 4), np.nan, np.float32), "label": np.arange(3)}
+            ),
         ),
         ValueError,
         r"data\['image'\] holds 12 NaN",

@@ -25,7 +25,8 @@ def by_linen(weights):
 
     model = Net()
     params = {
-        f"Dense_{i}": {"kernel": layer["w"], "bias": layer["b"]} for i, layer in enumerate(weights)
+        f"Dense_{i}": {"kernel": layer["w"], "bias": layer["b"]}
+        for i, layer in enumerate(weights)
     }
     return lambda key: params, lambda params, x: model.apply({"params": params}, x)
 
@@ -33,7 +34,10 @@ def by_linen(weights):
 def by_nnx(weights):
     class Net(nnx.Module):
         def __init__(self, rngs):
-            self.first, self.second = nnx.Linear(64, 6, rngs=rngs), nnx.Linear(6, 10, rngs=rngs)
+            self.first, self.second = (
+                nnx.Linear(64, 6, rngs=rngs),
+                nnx.Linear(6, 10, rngs=rngs),
+            )
 
         def __call__(self, x):
             return self.second(jax.nn.sigmoid(self.first(x.reshape(len(x), -1))))
@@ -70,7 +74,9 @@ def test_a_model_of_another_library_is_a_problem(library, key):
         # structure all the way.
         found = []
         for problem in (ours, theirs):
-            learner = mx.l2l(lambda _: optax.chain(optax.clip_by_global_norm(1.0), tx), problem)
+            learner = mx.l2l(
+                lambda _: optax.chain(optax.clip_by_global_norm(1.0), tx), problem
+            )
             state, kept = learner.init(key, (), ()), []
             for _ in range(3):
                 state, loss, _ = learner.step(key, (), state, BATCH)

@@ -21,8 +21,13 @@ def net_loss(key, params, batch):
     return 0.5 * jnp.mean(error**2), {"worst": jnp.abs(error).max()}
 
 
-PARAMS = {"body": np.random.default_rng(0).normal(size=(3, 2)), "head": np.array([1.0, -0.7])}
-PROBLEM = mx.problems.stateless(lambda key, task: jax.tree.map(jnp.asarray, PARAMS), net_loss)
+PARAMS = {
+    "body": np.random.default_rng(0).normal(size=(3, 2)),
+    "head": np.array([1.0, -0.7]),
+}
+PROBLEM = mx.problems.stateless(
+    lambda key, task: jax.tree.map(jnp.asarray, PARAMS), net_loss
+)
 
 
 def sample(key, data):
@@ -35,7 +40,9 @@ def part(i):
 
 
 TASKS = mx.Tasks(sample, part(0), part(1))
-RATES = jax.tree.map(lambda x: RATE * (1 + 0.1 * np.arange(x.size).reshape(x.shape)), PARAMS)
+RATES = jax.tree.map(
+    lambda x: RATE * (1 + 0.1 * np.arange(x.size).reshape(x.shape)), PARAMS
+)
 STEP_RATES = {"body": np.array([0.3, 0.2, 0.4]), "head": np.array([0.1, 0.5, 0.2])}
 WEIGHTS = [0.2, 0.3, 0.5]
 
@@ -53,7 +60,9 @@ def trajectory(params, task, rate):
     path = [params]
     for t in range(STEPS):
         _, grads = value_and_grads(path[-1], task["x"][0], task["y"][0])
-        path.append({name: p - rate(t, name) * grads[name] for name, p in path[-1].items()})
+        path.append(
+            {name: p - rate(t, name) * grads[name] for name, p in path[-1].items()}
+        )
     return path
 
 
@@ -67,12 +76,16 @@ def is_head(name):
 
 def after(rate, params=lambda m: m):
     """The query loss after the last step, with the rates ``rate(meta_params, step, name)``."""
-    return lambda m, task: query(trajectory(params(m), task, lambda *at: rate(m, *at))[-1], task)[0]
+    return lambda m, task: query(
+        trajectory(params(m), task, lambda *at: rate(m, *at))[-1], task
+    )[0]
 
 
 def on_the_way(m, task):
     path = trajectory(m["params"], task, lambda t, name: m["rates"][name][t])
-    return sum(w * query(params, task)[0] for w, params in zip(WEIGHTS, path[1:], strict=True))
+    return sum(
+        w * query(params, task)[0] for w, params in zip(WEIGHTS, path[1:], strict=True)
+    )
 
 
 # For each second-order member: the learner, its meta-parameters, and its meta-loss on a task by
@@ -103,17 +116,27 @@ EXACT = {
 
 
 def estimate(
-    learner, meta_params, estimator=mx.bptt, tasks=TASKS, meta_loss="heldout", steps=STEPS
+    learner,
+    meta_params,
+    estimator=mx.bptt,
+    tasks=TASKS,
+    meta_loss="heldout",
+    steps=STEPS,
 ):
     """The estimate over two tasks, the final states, and the tasks."""
     run = estimator(mx.inner(learner, tasks, steps, meta_loss), NUM_TASKS)
     meta_params = jax.tree.map(jnp.asarray, meta_params)
     begin, key = jax.random.split(jax.random.key(0))
-    result, state = jax.jit(lambda m: run.estimate(key, m, run.init(begin, m, ()), ()))(meta_params)
+    result, state = jax.jit(lambda m: run.estimate(key, m, run.init(begin, m, ()), ()))(
+        meta_params
+    )
     return (
         result,
         state,
-        [jax.tree.map(lambda x, i=i: np.asarray(x[i]), state.task) for i in range(NUM_TASKS)],
+        [
+            jax.tree.map(lambda x, i=i: np.asarray(x[i]), state.task)
+            for i in range(NUM_TASKS)
+        ],
     )
 
 
@@ -127,7 +150,8 @@ def mean(trees):
 
 
 @pytest.mark.parametrize(
-    ("name", "estimator"), [*((name, mx.bptt) for name in EXACT), ("maml_plus_plus", mx.forward)]
+    ("name", "estimator"),
+    [*((name, mx.bptt) for name in EXACT), ("maml_plus_plus", mx.forward)],
 )
 def test_the_meta_gradient_is_that_of_a_loop_by_hand(x64, name, estimator):
     learner, meta_params, by_hand = EXACT[name]
@@ -138,18 +162,27 @@ def test_the_meta_gradient_is_that_of_a_loop_by_hand(x64, name, estimator):
     else:
         result, _, tasks = estimate(learner, meta_params, estimator)
     flat, unravel = ravel_pytree(jax.tree.map(jnp.asarray, meta_params))
-    value = lambda x: np.mean(
-        [by_hand(jax.tree.map(np.asarray, unravel(x)), task) for task in tasks]
-    )
+
+    def value(x):
+        start = jax.tree.map(np.asarray, unravel(x))
+        return np.mean([by_hand(start, task) for task in tasks])
+
     np.testing.assert_allclose(result.loss, value(flat), rtol=1e-12)
-    want = [(value(flat + h) - value(flat - h)) / 2e-5 for h in 1e-5 * np.eye(flat.size)]
-    np.testing.assert_allclose(ravel_pytree(result.updates)[0], want, rtol=1e-6, atol=1e-9)
+    want = [
+        (value(flat + h) - value(flat - h)) / 2e-5 for h in 1e-5 * np.eye(flat.size)
+    ]
+    np.testing.assert_allclose(
+        ravel_pytree(result.updates)[0], want, rtol=1e-6, atol=1e-9
+    )
 
 
 def test_first_order_maml_by_definition(x64):
     """The mean gradient of the query losses, at the adapted parameters."""
     result, _, tasks = of_maml(second_order=False)
-    want = [query(trajectory(PARAMS, task, lambda t, name: RATE)[-1], task)[1] for task in tasks]
+    want = [
+        query(trajectory(PARAMS, task, lambda t, name: RATE)[-1], task)[1]
+        for task in tasks
+    ]
     chex.assert_trees_all_close(result.updates, mean(want), rtol=1e-10)
     exact, _, _ = of_maml()
     assert abs(exact.updates["body"] - result.updates["body"]).max() > 1e-3, (
@@ -166,13 +199,17 @@ def test_reptile_by_definition(x64, estimator):
         result.updates, jax.tree.map(np.subtract, PARAMS, mean(ends)), rtol=1e-12
     )
     np.testing.assert_allclose(
-        result.loss, np.mean([query(*x)[0] for x in zip(ends, tasks, strict=True)]), rtol=1e-12
+        result.loss,
+        np.mean([query(*x)[0] for x in zip(ends, tasks, strict=True)]),
+        rtol=1e-12,
     )
 
 
 def test_reptile_is_an_interpolation_towards_what_was_adapted(x64):
     """Over Adam and as training: ``theta + epsilon (mean phi - theta)``."""
-    inner = mx.inner(mx.reptile(PROBLEM, optax.adam(0.1, b1=0.0)), TASKS, STEPS, "heldout")
+    inner = mx.inner(
+        mx.reptile(PROBLEM, optax.adam(0.1, b1=0.0)), TASKS, STEPS, "heldout"
+    )
     trainer = mx.trainer(mx.bptt(inner, NUM_TASKS), optax.sgd(0.25))
     new, _ = jax.jit(trainer.step)(trainer.init(jax.random.key(0), PARAMS))
     phi = jax.tree.map(lambda x: x.mean(0), new.estimator.learner.params)
@@ -190,14 +227,22 @@ def test_the_loss_of_reptile_is_not_lost_beside_the_distance():
     state = state._replace(params=jnp.float32(300.0))
     test = lambda *args: learner.test(*args)[0]  # noqa: E731
     for f in (test, jax.jit(test)):
-        loss, grad = jax.value_and_grad(f, 1)(jax.random.key(0), jnp.float32(0.0), state, ())
+        loss, grad = jax.value_and_grad(f, 1)(
+            jax.random.key(0), jnp.float32(0.0), state, ()
+        )
         np.testing.assert_allclose(loss, 1e-5 * np.cos(300), rtol=1e-5)
         assert grad == -300
 
 
 def test_reptile_online_is_the_mean_over_the_steps(x64):
-    result, _, tasks = estimate(mx.reptile(PROBLEM, optax.sgd(RATE)), PARAMS, meta_loss="online")
-    path = [phi for task in tasks for phi in trajectory(PARAMS, task, lambda t, name: RATE)[1:]]
+    result, _, tasks = estimate(
+        mx.reptile(PROBLEM, optax.sgd(RATE)), PARAMS, meta_loss="online"
+    )
+    path = [
+        phi
+        for task in tasks
+        for phi in trajectory(PARAMS, task, lambda t, name: RATE)[1:]
+    ]
     chex.assert_trees_all_close(
         result.updates, jax.tree.map(np.subtract, PARAMS, mean(path)), rtol=1e-12
     )
@@ -247,14 +292,21 @@ def test_what_does_not_adapt_is_not_carried():
 
 def test_maml_over_another_optimizer_with_a_learned_rate(x64):
     learner = mx.adapt(
-        PROBLEM, lambda m: optax.adam(jnp.exp(m["log_rate"])), start=lambda m: m["params"]
+        PROBLEM,
+        lambda m: optax.adam(jnp.exp(m["log_rate"])),
+        start=lambda m: m["params"],
     )
     meta_params = {"params": PARAMS, "log_rate": np.log(0.1)}
     inner = mx.inner(learner, TASKS, STEPS, "heldout")
-    meta_loss = lambda m: mx.unroll(inner, m, inner.init(jax.random.key(0), m, ()), (), STEPS)[1]  # noqa: E731
+
+    def meta_loss(m):
+        start = inner.init(jax.random.key(0), m, ())
+        return mx.unroll(inner, m, start, (), STEPS)[1]
+
     loss_and_grads = jax.jit(jax.value_and_grad(meta_loss))
     above, below = (
-        loss_and_grads(meta_params | {"log_rate": np.log(0.1) + h})[0] for h in (1e-5, -1e-5)
+        loss_and_grads(meta_params | {"log_rate": np.log(0.1) + h})[0]
+        for h in (1e-5, -1e-5)
     )
     np.testing.assert_allclose(
         loss_and_grads(meta_params)[1]["log_rate"], (above - below) / 2e-5, rtol=1e-6
@@ -265,13 +317,20 @@ def test_steps_beyond_those_trained_for_take_the_last_rate(x64):
     learner = mx.maml_plus_plus(PROBLEM, WEIGHTS, RATE)
     loop = mx.inner(learner, mx.tasks.with_query(TASKS), STEPS)
     curves = mx.evaluate(
-        loop, jax.random.key(0), {"params": PARAMS, "rates": STEP_RATES}, num_tasks=1, steps=5
+        loop,
+        jax.random.key(0),
+        {"params": PARAMS, "rates": STEP_RATES},
+        num_tasks=1,
+        steps=5,
     )
     task = jax.tree.map(lambda x: np.asarray(x[0]), curves.state.task)
     params = PARAMS
     for t in range(5):
         _, grads = value_and_grads(params, task["x"][0], task["y"][0])
-        params = {name: p - STEP_RATES[name][min(t, 2)] * grads[name] for name, p in params.items()}
+        params = {
+            name: p - STEP_RATES[name][min(t, 2)] * grads[name]
+            for name, p in params.items()
+        }
     np.testing.assert_allclose(curves.test_loss[0], query(params, task)[0], rtol=1e-10)
     np.testing.assert_allclose(
         curves.loss[0, -1], 3 * WEIGHTS[-1] * query(params, task)[0], rtol=1e-10
@@ -290,14 +349,18 @@ def test_metrics_on_the_test_batch(x64):
     want = [worst(*x) for x in zip(ends, tasks, strict=True)]
     np.testing.assert_allclose(result.metrics["test_worst"], np.mean(want), rtol=1e-10)
     inner = mx.inner(mx.maml(PROBLEM, RATE), TASKS, STEPS)
-    curves = mx.evaluate(inner, jax.random.split(jax.random.key(0))[1], PARAMS, num_tasks=NUM_TASKS)
+    curves = mx.evaluate(
+        inner, jax.random.split(jax.random.key(0))[1], PARAMS, num_tasks=NUM_TASKS
+    )
     np.testing.assert_allclose(curves.test_metrics["worst"], want, rtol=1e-10)
     assert curves.metrics["worst"].shape == (NUM_TASKS, STEPS)
 
 
 def test_a_learner_need_not_have_metrics():
     learner = mx.maml(PROBLEM, RATE)
-    plain = mx.Learner(learner.init, learner.step, lambda *args: (learner.test(*args)[0], {}))
+    plain = mx.Learner(
+        learner.init, learner.step, lambda *args: (learner.test(*args)[0], {})
+    )
     loop = mx.inner(plain, TASKS, 1)
     assert mx.evaluate(loop, jax.random.key(0), PARAMS, num_tasks=1).test_metrics == {}
 
@@ -317,7 +380,10 @@ def test_what_is_masked_is_not_adapted_to(x64, name):
 
 
 def test_the_query_batch_is_not_the_support_batch():
-    images = {"image": np.arange(100, dtype=np.float32)[:, None], "label": np.zeros(100, np.int32)}
+    images = {
+        "image": np.arange(100, dtype=np.float32)[:, None],
+        "label": np.zeros(100, np.int32),
+    }
     tasks = mx.tasks.minibatches(50, test_size=50)
     support, query = mx.tasks.with_query(tasks).train(jax.random.key(0), images, ())
     chex.assert_trees_all_equal(support, tasks.train(jax.random.key(0), images, ()))
@@ -330,11 +396,19 @@ INIT = (jax.random.key(0), MLP_PARAMS, ())
 META_SGD = mx.meta_sgd(MLP, 0.1)
 PLUS_PLUS = mx.maml_plus_plus(MLP, [1.0], 0.1)
 BAD = {
-    "maml: a network for a problem": (lambda: mx.maml(lambda x: x, 0.1), TypeError, "problem"),
+    "maml: a network for a problem": (
+        lambda: mx.maml(lambda x: x, 0.1),
+        TypeError,
+        "problem",
+    ),
     "maml: rate negative": (lambda: mx.maml(MLP, -0.1), ValueError, "rate"),
     "maml: rate an array": (lambda: mx.maml(MLP, jnp.ones(2)), TypeError, "rate"),
     "maml: rate a bool": (lambda: mx.maml(MLP, True), TypeError, "rate"),
-    "anil: head by name": (lambda: mx.anil(MLP, 0.1, "head"), TypeError, "head must be a function"),
+    "anil: head by name": (
+        lambda: mx.anil(MLP, 0.1, "head"),
+        TypeError,
+        "head must be a function",
+    ),
     "anil: head of nothing": (
         lambda: mx.anil(MLP, 0.1, lambda name: False).init(*INIT),
         ValueError,
@@ -347,7 +421,9 @@ BAD = {
     ),
     "adapt: nothing": (
         lambda: mx.adapt(
-            MLP, lambda m: optax.sgd(0.1), adapts=lambda p: jax.tree.map(lambda x: False, p)
+            MLP,
+            lambda m: optax.sgd(0.1),
+            adapts=lambda p: jax.tree.map(lambda x: False, p),
         ).init(*INIT),
         ValueError,
         "adapts",
@@ -382,8 +458,16 @@ BAD = {
         ValueError,
         r"rates .steps., as maml_plus_plus\(...\).meta\(key\) makes them",
     ),
-    "adapt: a transformation": (lambda: mx.adapt(MLP, optax.sgd(0.1)), TypeError, "make_tx"),
-    "finetune: a rate": (lambda: mx.finetune(MLP, 0.1), TypeError, "tx must be an optax"),
+    "adapt: a transformation": (
+        lambda: mx.adapt(MLP, optax.sgd(0.1)),
+        TypeError,
+        "make_tx",
+    ),
+    "finetune: a rate": (
+        lambda: mx.finetune(MLP, 0.1),
+        TypeError,
+        "tx must be an optax",
+    ),
     "reptile: a rate": (lambda: mx.reptile(MLP, 0.1), TypeError, "tx must be an optax"),
     "meta_sgd: rate zero": (lambda: mx.meta_sgd(MLP, 0.0), ValueError, "rate"),
     "maml_plus_plus: rate zero": (
@@ -391,11 +475,23 @@ BAD = {
         ValueError,
         "rate",
     ),
-    "maml_plus_plus: no step": (lambda: mx.maml_plus_plus(MLP, [], 0.1), ValueError, "weights"),
-    "step_weights: progress in percent": (lambda: mx.step_weights(3, 50), ValueError, "progress"),
+    "maml_plus_plus: no step": (
+        lambda: mx.maml_plus_plus(MLP, [], 0.1),
+        ValueError,
+        "weights",
+    ),
+    "step_weights: progress in percent": (
+        lambda: mx.step_weights(3, 50),
+        ValueError,
+        "progress",
+    ),
     "step_weights: no step": (lambda: mx.step_weights(0, 0.5), ValueError, "steps"),
     "multi_step: a problem": (lambda: mx.multi_step(MLP, [1.0]), TypeError, "learner"),
-    "multi_step: no weights": (lambda: mx.multi_step(mx.maml(MLP, 0.1), []), ValueError, "weights"),
+    "multi_step: no weights": (
+        lambda: mx.multi_step(mx.maml(MLP, 0.1), []),
+        ValueError,
+        "weights",
+    ),
     "multi_step: a weight negative": (
         lambda: mx.multi_step(mx.maml(MLP, 0.1), [1.0, -1.0]),
         ValueError,
@@ -413,13 +509,21 @@ BAD = {
     ),
     "multi_step: no query batch": (
         lambda: mx.multi_step(mx.maml(MLP, 0.1), [1.0]).step(
-            *(jax.random.key(0), MLP_PARAMS, mx.multi_step(mx.maml(MLP, 0.1), [1.0]).init(*INIT)),
+            *(
+                jax.random.key(0),
+                MLP_PARAMS,
+                mx.multi_step(mx.maml(MLP, 0.1), [1.0]).init(*INIT),
+            ),
             {"image": jnp.ones((1, 4)), "label": jnp.zeros(1, int)},
         ),
         TypeError,
         "with_query",
     ),
-    "with_query: a learner": (lambda: mx.tasks.with_query(mx.maml(MLP, 0.1)), TypeError, "tasks"),
+    "with_query: a learner": (
+        lambda: mx.tasks.with_query(mx.maml(MLP, 0.1)),
+        TypeError,
+        "tasks",
+    ),
 }
 
 

@@ -45,7 +45,9 @@ def cross_entropy(logits):
 
 def prototypes(net, task):
     x, q = np.tanh(task["image"] @ net)
-    centres = [np.mean([x[i] for i in range(9) if LABEL[i] == k], 0) for k in range(WAYS)]
+    centres = [
+        np.mean([x[i] for i in range(9) if LABEL[i] == k], 0) for k in range(WAYS)
+    ]
     return np.array([[-sum((a - c) ** 2) for c in centres] for a in q])
 
 
@@ -79,19 +81,23 @@ def test_the_loss_its_gradient_and_the_accuracy_by_hand(x64, name):
     estimator = mx.bptt(mx.inner(learner, TASKS, 1, "heldout"), 1)
     given = jax.tree.map(jnp.asarray, meta_params)
     begin, key = jax.random.split(jax.random.key(0))
-    result, state = jax.jit(lambda m: estimator.estimate(key, m, estimator.init(begin, m, ()), ()))(
-        given
-    )
+    result, state = jax.jit(
+        lambda m: estimator.estimate(key, m, estimator.init(begin, m, ()), ())
+    )(given)
     task = {"image": np.asarray(state.task["image"][0])}
     by_hand = logits(meta_params, task)
     np.testing.assert_allclose(result.loss, cross_entropy(by_hand), rtol=1e-10)
-    np.testing.assert_allclose(result.metrics["test_accuracy"], np.mean(by_hand.argmax(1) == LABEL))
+    np.testing.assert_allclose(
+        result.metrics["test_accuracy"], np.mean(by_hand.argmax(1) == LABEL)
+    )
     np.testing.assert_allclose(
         result.metrics["accuracy"], 1 / 3, err_msg="before anything is learned"
     )
     flat, unravel = jax.flatten_util.ravel_pytree(given)
     value = lambda x: cross_entropy(logits(jax.tree.map(np.asarray, unravel(x)), task))  # noqa: E731
-    want = [(value(flat + h) - value(flat - h)) / 2e-5 for h in 1e-5 * np.eye(flat.size)]
+    want = [
+        (value(flat + h) - value(flat - h)) / 2e-5 for h in 1e-5 * np.eye(flat.size)
+    ]
     np.testing.assert_allclose(
         jax.flatten_util.ravel_pytree(result.updates)[0], want, rtol=1e-6, atol=1e-9
     )
@@ -109,7 +115,9 @@ def test_classes_have_no_order_and_before_the_first_step_no_preference(x64, name
     relabelled, _, _ = run(start, {"image": images, "label": (LABEL + 1) % WAYS})
     query = jax.random.normal(jax.random.key(1), (9, 5))
     a = learner.test(key, meta_params, state, {"image": query, "label": LABEL})
-    b = learner.test(key, meta_params, relabelled, {"image": query, "label": (LABEL + 1) % WAYS})
+    b = learner.test(
+        key, meta_params, relabelled, {"image": query, "label": (LABEL + 1) % WAYS}
+    )
     chex.assert_trees_all_close(a, b, rtol=1e-10)
 
 
@@ -126,7 +134,7 @@ def test_what_is_masked_is_not_learned_from(x64, make):
     def embedding(w, images):
         return jnp.tanh(images @ w)
 
-    net = lambda key: jax.random.normal(key, (4, SIZE)), embedding  # noqa: E731
+    net = lambda key: jax.random.normal(key, (4, SIZE)), embedding
     learner = make(net, WAYS, SIZE)
     learner_ignores(learner, learner.meta(jax.random.key(3)))
 
@@ -136,10 +144,14 @@ def test_prototypes_may_be_learned_in_parts(x64):
     learner, meta_params, _ = SYSTEMS["protonet"]
     key = jax.random.key(0)
     images, start = jax.random.normal(key, (9, 5)), learner.init(key, meta_params, ())
-    whole, _, _ = learner.step(key, meta_params, start, {"image": images, "label": LABEL})
+    whole, _, _ = learner.step(
+        key, meta_params, start, {"image": images, "label": LABEL}
+    )
     parts = start
     for i in (slice(0, 2), slice(2, 9)):
-        parts, _, _ = learner.step(key, meta_params, parts, {"image": images[i], "label": LABEL[i]})
+        parts, _, _ = learner.step(
+            key, meta_params, parts, {"image": images[i], "label": LABEL[i]}
+        )
     chex.assert_trees_all_close(whole, parts, rtol=1e-12)
 
 
@@ -147,14 +159,22 @@ BATCH = {"image": jnp.ones((2, 5)), "label": jnp.zeros(2, int)}
 SEVEN = mx.protonet(EMBEDDING, 3, 7)
 RIDGE = mx.ridge(EMBEDDING, 3, 4)
 BAD = {
-    "protonet: no network": (lambda: mx.protonet(None, 3, 4), TypeError, "net must be a pair"),
+    "protonet: no network": (
+        lambda: mx.protonet(None, 3, 4),
+        TypeError,
+        "net must be a pair",
+    ),
     "protonet: a network without its init": (
         lambda: mx.protonet(embed, 3, 4),
         TypeError,
         "net must be a pair .init, apply.",
     ),
     "protonet: no class": (lambda: mx.protonet(EMBEDDING, 0, 4), ValueError, "ways"),
-    "protonet: size a float": (lambda: mx.protonet(EMBEDDING, 3, 4.0), TypeError, "size"),
+    "protonet: size a float": (
+        lambda: mx.protonet(EMBEDDING, 3, 4.0),
+        TypeError,
+        "size",
+    ),
     "protonet: embeddings of another size": (
         lambda: SEVEN.step(None, NET, SEVEN.init(None, NET, ()), BATCH),
         ValueError,
@@ -168,7 +188,11 @@ BAD = {
     "ridge: no class": (lambda: mx.ridge(EMBEDDING, 0, 4), ValueError, "ways"),
     "ridge: size zero": (lambda: mx.ridge(EMBEDDING, 3, 0), ValueError, "size"),
     "ridge: lam zero": (lambda: mx.ridge(EMBEDDING, 3, 4, lam=0.0), ValueError, "lam"),
-    "ridge: scale negative": (lambda: mx.ridge(EMBEDDING, 3, 4, scale=-1.0), ValueError, "scale"),
+    "ridge: scale negative": (
+        lambda: mx.ridge(EMBEDDING, 3, 4, scale=-1.0),
+        ValueError,
+        "scale",
+    ),
 }
 
 

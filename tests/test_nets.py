@@ -20,7 +20,9 @@ def size(tree):
     return sum(x.size for x in jax.tree.leaves(tree))
 
 
-@pytest.mark.parametrize(("k", "stride", "shape"), [(3, 1, (5, 4)), (3, 2, (7, 4)), (5, 3, (8, 1))])
+@pytest.mark.parametrize(
+    ("k", "stride", "shape"), [(3, 1, (5, 4)), (3, 2, (7, 4)), (5, 3, (8, 1))]
+)
 def test_conv_equals_lax(k, stride, shape, x64, key):
     def lax_conv(x, w):
         return lax.conv_general_dilated(
@@ -30,7 +32,10 @@ def test_conv_equals_lax(k, stride, shape, x64, key):
     @jax.jit
     def both(key):
         k_x, k_w, k_v = jax.random.split(key, 3)
-        x, w = jax.random.normal(k_x, (2, *shape, 3)), jax.random.normal(k_w, (k, k, 3, 4))
+        x, w = (
+            jax.random.normal(k_x, (2, *shape, 3)),
+            jax.random.normal(k_w, (k, k, 3, 4)),
+        )
         (ours, our_vjp), (theirs, their_vjp) = (
             jax.vjp(f, x, w) for f in (partial(mx.nets.conv, stride=stride), lax_conv)
         )
@@ -38,7 +43,9 @@ def test_conv_equals_lax(k, stride, shape, x64, key):
         return (ours, our_vjp(v)), (theirs, their_vjp(v))
 
     ours, theirs = both(key)
-    jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-10, atol=1e-12), ours, theirs)
+    jax.tree.map(
+        partial(np.testing.assert_allclose, rtol=1e-10, atol=1e-12), ours, theirs
+    )
 
 
 class Conv4(nn.Module):
@@ -72,7 +79,8 @@ class ResNet(nn.Module):
 def linen_conv4(params):
     body, head = params["body"], params["head"]
     convs = {
-        f"Conv_{i}": {"kernel": layer["w"], "bias": layer["b"]} for i, layer in enumerate(body)
+        f"Conv_{i}": {"kernel": layer["w"], "bias": layer["b"]}
+        for i, layer in enumerate(body)
     }
     norms = {
         f"BatchNorm_{i}": {"scale": layer["scale"], "bias": layer["offset"]}
@@ -82,22 +90,39 @@ def linen_conv4(params):
 
 
 def linen_resnet(params):
-    layers = [layer for block in params["body"] for layer in (block["shortcut"], *block["convs"])]
+    layers = [
+        layer
+        for block in params["body"]
+        for layer in (block["shortcut"], *block["convs"])
+    ]
     convs = {f"Conv_{i}": {"kernel": layer["w"]} for i, layer in enumerate(layers)}
     norms = {
         f"BatchNorm_{i}": {"scale": layer["scale"], "bias": layer["offset"]}
         for i, layer in enumerate(layers)
     }
-    return convs | norms | {"Dense_0": {"kernel": params["head"]["w"], "bias": params["head"]["b"]}}
+    return (
+        convs
+        | norms
+        | {"Dense_0": {"kernel": params["head"]["w"], "bias": params["head"]["b"]}}
+    )
 
 
 NETS = {
     "conv4": (mx.nets.conv4(2, (9, 12, 2), 3), Conv4(False), linen_conv4, (9, 12, 2)),
     "conv4max_pool": (
-        *(mx.nets.conv4(2, (17, 36, 2), 3, downsample="max_pool"), Conv4(True), linen_conv4),
+        *(
+            mx.nets.conv4(2, (17, 36, 2), 3, downsample="max_pool"),
+            Conv4(True),
+            linen_conv4,
+        ),
         (17, 36, 2),
     ),
-    "resnet12": (mx.nets.resnet12(2, (5, 6, 2), (3,)), ResNet(), linen_resnet, (5, 6, 2)),
+    "resnet12": (
+        mx.nets.resnet12(2, (5, 6, 2), (3,)),
+        ResNet(),
+        linen_resnet,
+        (5, 6, 2),
+    ),
 }
 
 
@@ -116,9 +141,9 @@ def test_nets_equal_the_same_in_linen(name, x64, key):
         images = jax.random.normal(k_image, (3, *shape))
         zeros = jax.tree.map(lambda x: jnp.zeros(x.shape), statistics)
         variables = {"params": renamed(params), "batch_stats": zeros}
-        return net.apply(params, images), module.apply(variables, images, mutable=["batch_stats"])[
-            0
-        ]
+        return net.apply(params, images), module.apply(
+            variables, images, mutable=["batch_stats"]
+        )[0]
 
     ours, theirs = both(key)
     np.testing.assert_allclose(ours, theirs, rtol=1e-6)
@@ -129,7 +154,9 @@ def test_max_pool_equals_reduce_window(key):
     x = jax.random.normal(key, (2, 5, 4, 3))
 
     def reduce_window(x):
-        return lax.reduce_window(x, -jnp.inf, lax.max, (1, 2, 2, 1), (1, 2, 2, 1), "VALID")
+        return lax.reduce_window(
+            x, -jnp.inf, lax.max, (1, 2, 2, 1), (1, 2, 2, 1), "VALID"
+        )
 
     v = jax.random.normal(key, (2, 2, 2, 3))
     ours, theirs = jax.jit(
@@ -137,9 +164,9 @@ def test_max_pool_equals_reduce_window(key):
     )(x)
     jax.tree.map(np.testing.assert_array_equal, ours, theirs)
     for at in ((0, 0), (0, 1), (1, 0), (1, 1)):
-        assert np.isnan(max_pool(jnp.zeros((1, 2, 2, 1)).at[0, *at, 0].set(jnp.nan))).all(), (
-            "NaN is not hidden"
-        )
+        assert np.isnan(
+            max_pool(jnp.zeros((1, 2, 2, 1)).at[0, *at, 0].set(jnp.nan))
+        ).all(), "NaN is not hidden"
 
 
 def test_gradients_through_pooling_are_finite(key):
@@ -165,9 +192,15 @@ def test_published_sizes():
         return jax.eval_shape(net.init, jax.random.key(0))
 
     assert size(parameters(mx.nets.conv4(5))) == 113_221
-    assert size(parameters(mx.nets.conv4(5, (84, 84, 3), 32, downsample="max_pool"))) == 32_901
+    assert (
+        size(parameters(mx.nets.conv4(5, (84, 84, 3), 32, downsample="max_pool")))
+        == 32_901
+    )
     weights = 784 * 256 + 256 * 128 + 128 * 64 + 64 * 64
-    assert size(parameters(mx.nets.dense4(5))) == weights + 3 * (256 + 128 + 64 + 64) + 64 * 5 + 5
+    assert (
+        size(parameters(mx.nets.dense4(5)))
+        == weights + 3 * (256 + 128 + 64 + 64) + 64 * 5 + 5
+    )
     resnet = parameters(mx.nets.resnet12(5))
     assert size(resnet["body"]) == 12_424_320
     assert size(resnet["head"]) == 640 * 5 + 5
@@ -181,7 +214,9 @@ def test_dense4_against_numpy(x64, key):
     x = np.asarray(images).reshape(6, 4)
     for layer in jax.device_get(params["body"]):
         x = x @ layer["w"] + layer["b"]
-        x = (x - x.mean(0)) / np.sqrt(x.var(0) + 1e-5) * layer["scale"] + layer["offset"]
+        x = (x - x.mean(0)) / np.sqrt(x.var(0) + 1e-5) * layer["scale"] + layer[
+            "offset"
+        ]
         x = np.maximum(x, 0)
     expected = x @ np.asarray(params["head"]["w"]) + np.asarray(params["head"]["b"])
     np.testing.assert_allclose(net.apply(params, images), expected, rtol=1e-10)
@@ -195,7 +230,10 @@ def test_weights_are_as_asked_for(key):
         np.testing.assert_allclose(w.std(), bound / 3**0.5, rtol=0.05)
     assert not np.array_equal(params["body"][1]["w"], params["body"][2]["w"])
     zeros = jax.jit(mx.nets.dense4(5, weights=jax.nn.initializers.zeros).init)(key)
-    assert all((layer["w"] == 0).all() and (layer["scale"] == 1).all() for layer in zeros["body"])
+    assert all(
+        (layer["w"] == 0).all() and (layer["scale"] == 1).all()
+        for layer in zeros["body"]
+    )
 
 
 def test_only_the_transductive_norm_looks_at_other_images(key):
@@ -203,14 +241,17 @@ def test_only_the_transductive_norm_looks_at_other_images(key):
     def difference(norm, key):
         net = mx.nets.dense4(3, (4, 4, 1), (5,), norm=norm)
         params, images = net.init(key), jax.random.normal(key, (6, 4, 4, 1))
-        return jnp.abs(net.apply(params, images)[:3] - net.apply(params, images[:3])).max()
+        return jnp.abs(
+            net.apply(params, images)[:3] - net.apply(params, images[:3])
+        ).max()
 
     assert difference(mx.nets.transductive_batch_norm, key) > 1e-2
     assert difference(mx.nets.layer_norm, key) < 1e-5
 
 
 @pytest.mark.parametrize(
-    ("make", "layers"), [(mx.nets.conv4, 4), (mx.nets.dense4, 4), (mx.nets.resnet12, 16)]
+    ("make", "layers"),
+    [(mx.nets.conv4, 4), (mx.nets.dense4, 4), (mx.nets.resnet12, 16)],
 )
 def test_every_layer_of_the_body_is_normalised_as_asked_for(make, layers, key):
     normalised = []
@@ -220,7 +261,9 @@ def test_every_layer_of_the_body_is_normalised_as_asked_for(make, layers, key):
         return x
 
     net = make(3, (16, 16, 1), norm=norm)
-    logits = jax.eval_shape(lambda key: net.apply(net.init(key), jnp.zeros((2, 16, 16, 1))), key)
+    logits = jax.eval_shape(
+        lambda key: net.apply(net.init(key), jnp.zeros((2, 16, 16, 1))), key
+    )
     assert logits.shape == (2, 3)
     assert len(normalised) == layers
     assert all(shape[0] == 2 for shape in normalised)
@@ -232,7 +275,9 @@ def test_norms_against_numpy(key):
         (mx.nets.transductive_batch_norm, (0, 1, 2)),
         (mx.nets.layer_norm, (1, 2, 3)),
     ):
-        expected = (x - x.mean(axes, keepdims=True)) / np.sqrt(x.var(axes, keepdims=True) + 1e-5)
+        expected = (x - x.mean(axes, keepdims=True)) / np.sqrt(
+            x.var(axes, keepdims=True) + 1e-5
+        )
         np.testing.assert_allclose(
             norm(jnp.asarray(x, jnp.float32)), expected, rtol=1e-4, atol=1e-5
         )
@@ -260,9 +305,13 @@ def test_adapting_the_head_alone(key):
         batch = tasks.train(key, data, tasks.sample(key, data))
         losses = []
         for _ in range(5):
-            loss, grads = jax.value_and_grad(lambda p: problem.loss(key, p, (), batch)[0])(params)
+            loss, grads = jax.value_and_grad(
+                lambda p: problem.loss(key, p, (), batch)[0]
+            )(params)
             params = params | {
-                "head": jax.tree.map(lambda x, g: x - 0.3 * g, params["head"], grads["head"])
+                "head": jax.tree.map(
+                    lambda x, g: x - 0.3 * g, params["head"], grads["head"]
+                )
             }
             losses.append(loss)
         return start, params, losses
@@ -288,7 +337,7 @@ BAD = {
     "shape without channels": (
         lambda: mx.nets.conv4(5, (28, 28)),
         ValueError,
-        r"shape must have 3 numbers such as \(28, 28, 1\)",
+        r"shape must have 3 numbers, such as \(28, 28, 1\)",
     ),
     "shape a number": (
         lambda: mx.nets.dense4(5, 784),
@@ -297,22 +346,38 @@ BAD = {
     ),
     "shape of floats": (lambda: mx.nets.conv4(5, (28.0, 28, 1)), TypeError, "shape"),
     "filters zero": (lambda: mx.nets.conv4(5, filters=0), ValueError, "filters"),
-    "unknown downsampling": (lambda: mx.nets.conv4(5, downsample="pool"), ValueError, "downsample"),
+    "unknown downsampling": (
+        lambda: mx.nets.conv4(5, downsample="pool"),
+        ValueError,
+        "downsample",
+    ),
     "too small for pooling": (
         lambda: mx.nets.conv4(5, (8, 8, 1), downsample="max_pool"),
         ValueError,
         "16x16",
     ),
     "norm a name": (lambda: mx.nets.conv4(5, norm="batch"), TypeError, "norm"),
-    "norm of dense4 a name": (lambda: mx.nets.dense4(5, norm="batch"), TypeError, "norm"),
+    "norm of dense4 a name": (
+        lambda: mx.nets.dense4(5, norm="batch"),
+        TypeError,
+        "norm",
+    ),
     "hidden zero": (lambda: mx.nets.dense4(5, hidden=(0,)), ValueError, "hidden"),
     "resnet12 too small": (
         lambda: mx.nets.resnet12(5, (8, 8, 3)),
         ValueError,
         "16x16 for 4 poolings",
     ),
-    "norm of resnet12 a name": (lambda: mx.nets.resnet12(5, norm="batch"), TypeError, "norm"),
-    "weights an array": (lambda: mx.nets.conv4(5, weights=jnp.ones(3)), TypeError, "weights"),
+    "norm of resnet12 a name": (
+        lambda: mx.nets.resnet12(5, norm="batch"),
+        TypeError,
+        "norm",
+    ),
+    "weights an array": (
+        lambda: mx.nets.conv4(5, weights=jnp.ones(3)),
+        TypeError,
+        "weights",
+    ),
     "images of another shape": (
         lambda: mx.nets.conv4(5).apply({}, jnp.ones((2, 32, 32, 3))),
         ValueError,

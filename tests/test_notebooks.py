@@ -20,10 +20,18 @@ def reduced(text: str) -> str:
 def test_notebook_runs(notebook, tmp_path):
     script = tmp_path / notebook.name
     script.write_text(reduced(notebook.read_text()))
-    environment = os.environ | {"PYTHONPATH": str(notebook.parents[1]), "MPLBACKEND": "agg"}
+    environment = os.environ | {
+        "PYTHONPATH": str(notebook.parents[1]),
+        "MPLBACKEND": "agg",
+    }
     command = [sys.executable, script]
     done = subprocess.run(
-        command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=600
+        command,
+        cwd=tmp_path,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=600,
     )
     assert done.returncode == 0, done.stderr[-3000:]
 

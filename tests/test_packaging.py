@@ -17,11 +17,11 @@ pytestmark = pytest.mark.xdist_group("packaging")  # one worker builds, once
 
 NEEDED = {
     "py.typed",
-    "cli.py",
+    "cli/_main.py",
     "data/digits.npz",
     "data/omniglot.csv",
     "data/cifar_fs.csv",
-    "optim/lstm.py",
+    "optim/_lstm.py",
     "pretrained/l2l-digits.npz",
     "pretrained/l2l-digits.md",
     "pretrained/vsml-mnist.npz",
@@ -38,7 +38,9 @@ print(mx.__file__)
 
 
 def run(*command, **kwargs):
-    done = subprocess.run([str(x) for x in command], capture_output=True, text=True, **kwargs)
+    done = subprocess.run(
+        [str(x) for x in command], capture_output=True, text=True, **kwargs
+    )
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
 
@@ -46,9 +48,14 @@ def run(*command, **kwargs):
 @pytest.fixture(scope="module")
 def built(tmp_path_factory):
     """Of a copy, since a build writes into the folder that it builds."""
-    folder, source = tmp_path_factory.mktemp("dist"), tmp_path_factory.mktemp("build") / "source"
+    folder, source = (
+        tmp_path_factory.mktemp("dist"),
+        tmp_path_factory.mktemp("build") / "source",
+    )
     shutil.copytree(
-        ROOT, source, ignore=shutil.ignore_patterns(".*", "out", "build", "dist", "*.egg-info")
+        ROOT,
+        source,
+        ignore=shutil.ignore_patterns(".*", "out", "build", "dist", "*.egg-info"),
     )
     run(sys.executable, "-m", "build", "--no-isolation", "--outdir", folder, source)
     (wheel,), (sdist,) = folder.glob("*.whl"), folder.glob("*.tar.gz")
@@ -60,13 +67,20 @@ def test_wheel_and_sdist_hold_what_a_user_needs(built):
     with zipfile.ZipFile(built["wheel"]) as f:
         names = set(f.namelist())
         metadata = f.read(next(n for n in names if n.endswith("METADATA"))).decode()
-        commands = f.read(next(n for n in names if n.endswith("entry_points.txt"))).decode()
+        commands = f.read(
+            next(n for n in names if n.endswith("entry_points.txt"))
+        ).decode()
     assert {f"metajax/{n}" for n in NEEDED} <= names
     assert {
-        f"metajax/{p.relative_to(ROOT / 'metajax')}" for p in (ROOT / "metajax").rglob("*.py")
+        f"metajax/{p.relative_to(ROOT / 'metajax')}"
+        for p in (ROOT / "metajax").rglob("*.py")
     } <= names
     assert any(n.endswith("licenses/LICENSE") for n in names)
-    assert not [n for n in names if n.startswith(("tests", "benchmarks", "notebooks", "examples"))]
+    assert not [
+        n
+        for n in names
+        if n.startswith(("tests", "benchmarks", "notebooks", "examples"))
+    ]
     assert "License-Expression: Apache-2.0" in metadata
     assert "metajax = metajax.cli:main" in commands
     with tarfile.open(built["sdist"]) as f:
@@ -89,7 +103,11 @@ def test_they_install_and_run(built, tmp_path, kind):
     """
     run(sys.executable, "-m", "venv", "--without-pip", tmp_path / "venv")
     python = tmp_path / "venv" / "bin" / "python"
-    site = Path(run(python, "-c", "import sysconfig; print(sysconfig.get_path('purelib'))").strip())
+    site = Path(
+        run(
+            python, "-c", "import sysconfig; print(sysconfig.get_path('purelib'))"
+        ).strip()
+    )
     install = [
         sys.executable,
         "-m",

@@ -22,16 +22,22 @@ def test_curves_show_means_and_bands():
 
 
 def test_the_update_rule_of_momentum():
-    ax = mx.plot.update_rule(optax.sgd(0.1, momentum=0.5), largest=2.0, past=[0.0, 1.0], steps=3)
+    ax = mx.plot.update_rule(
+        optax.sgd(0.1, momentum=0.5), largest=2.0, past=[0.0, 1.0], steps=3
+    )
     g = np.linspace(-2, 2, 201)
     np.testing.assert_allclose(ax.lines[0].get_ydata(), -0.1 * g, atol=1e-6)
     trace = 1 + 0.5 + 0.25
-    np.testing.assert_allclose(ax.lines[1].get_ydata(), -0.1 * (g + 0.5 * trace), atol=1e-6)
+    np.testing.assert_allclose(
+        ax.lines[1].get_ydata(), -0.1 * (g + 0.5 * trace), atol=1e-6
+    )
 
 
 def test_estimators_are_bars_of_their_figures():
     row = mx.Diagnosis(0.1, 0.02, 1.0, 1.0, 0.9, 1.0, 320.0, 0.1, 1.0, 10)
-    axes = mx.plot.estimators({"a": row, "b": row._replace(bias=0.5, cosine=0.2, inner_steps=40.0)})
+    axes = mx.plot.estimators(
+        {"a": row, "b": row._replace(bias=0.5, cosine=0.2, inner_steps=40.0)}
+    )
     widths = [[bar.get_width() for bar in ax.patches] for ax in axes]
     np.testing.assert_allclose(widths, [[0.1, 0.5], [0.9, 0.2], [320, 40]])
     assert [t.get_text() for t in axes[0].get_yticklabels()] == ["a", "b"]

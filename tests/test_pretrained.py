@@ -15,7 +15,9 @@ FOLDER = Path(mx.pretrained.__file__).parent
 
 @pytest.mark.parametrize("name", mx.pretrained.list())
 def test_every_set_has_finite_parameters_and_a_card(name):
-    assert all(np.isfinite(x).all() for x in jax.tree.leaves(mx.pretrained.params(name)))
+    assert all(
+        np.isfinite(x).all() for x in jax.tree.leaves(mx.pretrained.params(name))
+    )
     assert (FOLDER / f"{name}.npz").stat().st_size < 300_000
     with np.load(FOLDER / f"{name}.npz", allow_pickle=False) as file:
         assert file.files
@@ -34,7 +36,11 @@ def test_no_file_is_without_its_name():
 @pytest.mark.slow
 def test_the_optimizer_beats_untuned_ones_on_a_network_it_never_saw(name):
     tasks, data = mx.tasks.minibatches(64), mx.data.load("digits", "test")
-    optimizers = {"ours": mx.pretrained.load(name), "SGD": optax.sgd(0.1), "Adam": optax.adam(1e-2)}
+    optimizers = {
+        "ours": mx.pretrained.load(name),
+        "SGD": optax.sgd(0.1),
+        "Adam": optax.adam(1e-2),
+    }
     result = mx.compare(
         optimizers,
         mx.problems.mlp((64, 20, 10)),
@@ -55,7 +61,9 @@ def test_the_learning_algorithm_learns_images_it_never_saw():
     image = data["image"].reshape(-1, 64) / np.float32(255)
     data = {"image": (image - image.mean()) / image.std(), "label": data["label"]}
     loop = mx.inner(net, mx.tasks.minibatches(1), horizon=300)
-    curves = mx.evaluate(loop, jax.random.key(0), net.meta(jax.random.key(1)), data, num_tasks=4)
+    curves = mx.evaluate(
+        loop, jax.random.key(0), net.meta(jax.random.key(1)), data, num_tasks=4
+    )
     accuracy = np.asarray(curves.metrics["accuracy"])
     assert accuracy[:, :10].mean() < 0.4
     assert accuracy[:, -100:].mean() > 0.7
@@ -67,7 +75,9 @@ def test_the_meta_parameters_of_a_learner_are_those_of_the_set():
         ("vsml-mnist", mx.pretrained.load("vsml-mnist")(64, 10)),
     ):
         meta_params = learner.meta(jax.random.key(0))
-        jax.tree.map(np.testing.assert_array_equal, meta_params, mx.pretrained.params(name))
+        jax.tree.map(
+            np.testing.assert_array_equal, meta_params, mx.pretrained.params(name)
+        )
 
 
 @needs("omniglot")

@@ -36,18 +36,28 @@ def test_logistic_regression_has_the_gradient_of_the_closed_form(key):
     problem, data = mx.problems.logistic(4, 3, penalty=0.1), batch()
     start, _ = problem.init(key, ())
     assert all(not np.any(x) for x in jax.tree.leaves(start))
-    params = [{"w": jnp.linspace(-1, 1, 12).reshape(4, 3), "b": jnp.array([0.1, 0.0, -0.2])}]
+    params = [
+        {"w": jnp.linspace(-1, 1, 12).reshape(4, 3), "b": jnp.array([0.1, 0.0, -0.2])}
+    ]
     (loss, _), grads = jax.jit(
         jax.value_and_grad(lambda p: problem.loss(key, p, (), data), has_aux=True)
     )(params)
-    w, b = np.asarray(params[0]["w"], np.float64), np.asarray(params[0]["b"], np.float64)
+    w, b = (
+        np.asarray(params[0]["w"], np.float64),
+        np.asarray(params[0]["b"], np.float64),
+    )
     p, target = softmax(data["image"] @ w + b), np.eye(3)[data["label"]]
     want = -np.log(p[np.arange(5), data["label"]]).mean() + 0.05 * (w**2).sum()
     np.testing.assert_allclose(loss, want, rtol=1e-5)
     np.testing.assert_allclose(
-        grads[0]["w"], data["image"].T @ (p - target) / 5 + 0.1 * w, rtol=1e-4, atol=1e-6
+        grads[0]["w"],
+        data["image"].T @ (p - target) / 5 + 0.1 * w,
+        rtol=1e-4,
+        atol=1e-6,
     )
-    np.testing.assert_allclose(grads[0]["b"], (p - target).mean(0), rtol=1e-4, atol=1e-6)
+    np.testing.assert_allclose(
+        grads[0]["b"], (p - target).mean(0), rtol=1e-4, atol=1e-6
+    )
 
 
 def test_autoencoder(key):
@@ -60,7 +70,9 @@ def test_autoencoder(key):
         x = sigmoid(x) if k == 3 else np.tanh(x)
     loss, _ = problem.test(key, params, (), data)
     np.testing.assert_allclose(loss, ((x - image) ** 2).mean(), rtol=1e-5)
-    np.testing.assert_allclose(problem.predict(key, params, (), data["image"]), x, rtol=1e-5)
+    np.testing.assert_allclose(
+        problem.predict(key, params, (), data["image"]), x, rtol=1e-5
+    )
 
 
 def test_convnet_equals_lax(key):
@@ -71,7 +83,11 @@ def test_convnet_equals_lax(key):
     def logits(params, x):
         for layer in params["conv"]:
             x = lax.conv_general_dilated(
-                x, layer["w"], (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC")
+                x,
+                layer["w"],
+                (1, 1),
+                "SAME",
+                dimension_numbers=("NHWC", "HWIO", "NHWC"),
             )
             x = (x - x.mean((0, 1, 2))) / jnp.sqrt(x.var((0, 1, 2)) + 1e-5) + layer["b"]
             x = lax.reduce_window(
@@ -80,7 +96,8 @@ def test_convnet_equals_lax(key):
         first, last = params["dense"]
         x = x.reshape(5, -1) @ first["w"]
         return (
-            jax.nn.relu((x - x.mean(0)) / jnp.sqrt(x.var(0) + 1e-5) + first["b"]) @ last["w"]
+            jax.nn.relu((x - x.mean(0)) / jnp.sqrt(x.var(0) + 1e-5) + first["b"])
+            @ last["w"]
             + last["b"]
         )
 
@@ -90,11 +107,19 @@ def test_convnet_equals_lax(key):
 
     (loss, metrics), out = both(params)
     p = softmax(np.asarray(out, np.float64))
-    np.testing.assert_allclose(loss, -np.log(p[np.arange(5), data["label"]]).mean(), rtol=1e-4)
-    np.testing.assert_allclose(metrics["accuracy"], (p.argmax(-1) == data["label"]).mean())
+    np.testing.assert_allclose(
+        loss, -np.log(p[np.arange(5), data["label"]]).mean(), rtol=1e-4
+    )
+    np.testing.assert_allclose(
+        metrics["accuracy"], (p.argmax(-1) == data["label"]).mean()
+    )
     # The optimizee of the paper: 16 filters of 5x5, two poolings to 8x8 and a third to 4x4.
     sizes, _ = jax.eval_shape(mx.problems.convnet().init, key, ())
-    assert [x["w"].shape for x in sizes["conv"]] == [(5, 5, 3, 16), (5, 5, 16, 16), (5, 5, 16, 16)]
+    assert [x["w"].shape for x in sizes["conv"]] == [
+        (5, 5, 3, 16),
+        (5, 5, 16, 16),
+        (5, 5, 16, 16),
+    ]
 
 
 def test_character_gru_equals_a_loop(key):
@@ -118,14 +143,16 @@ def test_character_gru_equals_a_loop(key):
     np.testing.assert_allclose(metrics["accuracy"], np.mean(right), rtol=1e-6)
 
 
-WORDS = """zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen
+WORDS = """zero one two three four five six seven eight nine ten eleven twelve thirteen
+fourteen fifteen sixteen
 seventeen eighteen nineteen twenty thirty forty fifty sixty seventy eighty ninety hundred"""
 VALUES = dict(zip(WORDS.split(), [*range(20), *range(20, 100, 10), 100], strict=True))
 
 
 def number(words):
     return sum(
-        VALUES[word] for word in words.replace("-", " ").replace("one hundred", "hundred").split()
+        VALUES[word]
+        for word in words.replace("-", " ").replace("one hundred", "hundred").split()
     )
 
 
@@ -159,7 +186,12 @@ def test_text_windows_are_in_the_text(key):
 def test_random_mlp_is_the_network_that_a_task_has_drawn(key):
     activations = (jnp.tanh, jax.nn.relu)
     problem, tasks = mx.problems.random_mlp(
-        mx.tasks.minibatches(5), 64, 10, widths=(2, 6), depths=(1, 3), activations=activations
+        mx.tasks.minibatches(5),
+        64,
+        10,
+        widths=(2, 6),
+        depths=(1, 3),
+        activations=activations,
     )
     data, seen = mx.data.load("digits"), set()
 
@@ -169,7 +201,9 @@ def test_random_mlp_is_the_network_that_a_task_has_drawn(key):
         network = tasks.sample(key, data)
         params, _ = problem.init(key, network)
         batch = tasks.train(key, data, network)
-        value_and_grad = jax.value_and_grad(lambda p: problem.loss(key, p, (), batch)[0])
+        value_and_grad = jax.value_and_grad(
+            lambda p: problem.loss(key, p, (), batch)[0]
+        )
         return network.own, params, batch, *value_and_grad(params)
 
     drawn = sample(jax.random.split(key, 40))
@@ -242,16 +276,22 @@ def test_random_scaling_is_gradient_descent_with_a_rate_a_parameter(key):
 
 
 def test_scales_are_uniform_in_the_logarithm(key):
-    _, tasks = mx.problems.random_scaling(mx.problems.mlp((40, 50)), mx.tasks.minibatches(5))
+    _, tasks = mx.problems.random_scaling(
+        mx.problems.mlp((40, 50)), mx.tasks.minibatches(5)
+    )
     scale = tasks.sample(key, IMAGES).own
     logs = np.log(np.concatenate([np.ravel(x) for x in jax.tree.leaves(scale)]))
     assert np.abs(logs).max() <= 3
-    np.testing.assert_allclose(np.quantile(logs, [0.1, 0.5, 0.9]), [-2.4, 0.0, 2.4], atol=0.15)
+    np.testing.assert_allclose(
+        np.quantile(logs, [0.1, 0.5, 0.9]), [-2.4, 0.0, 2.4], atol=0.15
+    )
     again = tasks.train(key, IMAGES, tasks.sample(key, IMAGES))[1]
     jax.tree.map(np.testing.assert_array_equal, again, scale)
 
 
-STUDENT = mx.imitate(mx.optim.lstm(hidden=(2,)), optax.adam(0.1), mx.problems.quadratic())
+STUDENT = mx.imitate(
+    mx.optim.lstm(hidden=(2,)), optax.adam(0.1), mx.problems.quadratic()
+)
 LEARNERS = {"imitate": System(STUDENT, mx.tasks.quadratics(2))}
 
 
@@ -269,7 +309,9 @@ def test_imitation_of_a_rate_has_a_closed_form(key):
         )
         state, (loss, metrics) = step(jnp.float32(0.03), state, ())
         np.testing.assert_allclose(loss, 0.02**2 * (g**2).mean(), rtol=1e-3)
-        np.testing.assert_allclose(metrics["objective"], ((w @ x - y) ** 2).sum(), rtol=1e-3)
+        np.testing.assert_allclose(
+            metrics["objective"], ((w @ x - y) ** 2).sum(), rtol=1e-3
+        )
         x = x - 0.01 * g  # the teacher's path
         np.testing.assert_allclose(state.learner.params, x, rtol=1e-3)
     g = 2 * w.T @ (w @ x - y)
@@ -280,12 +322,18 @@ def test_imitation_of_a_rate_has_a_closed_form(key):
 def test_imitation_brings_a_learned_schedule_to_the_rate_of_its_teacher(key):
     opt = mx.optim.piecewise_schedule(optax.scale_by_adam(), knots=(1,), rate=0.02)
     learner = mx.imitate(
-        opt, optax.chain(optax.scale_by_adam(), optax.scale(0.1)), mx.problems.quadratic()
+        opt,
+        optax.chain(optax.scale_by_adam(), optax.scale(0.1)),
+        mx.problems.quadratic(),
     )
-    trainer = mx.trainer(mx.bptt(mx.inner(learner, mx.tasks.quadratics(2), 3), 2), optax.adam(0.1))
+    trainer = mx.trainer(
+        mx.bptt(mx.inner(learner, mx.tasks.quadratics(2), 3), 2), optax.adam(0.1)
+    )
     state = trainer.init(key, learner.meta(key), ())
     state = jax.jit(
-        lambda s: lax.scan(lambda s, _: (trainer.step(s, ())[0], None), s, None, length=150)[0]
+        lambda s: lax.scan(
+            lambda s, _: (trainer.step(s, ())[0], None), s, None, length=150
+        )[0]
     )(state)
     np.testing.assert_allclose(np.exp(state.meta_params), [0.1], rtol=0.05)
 
@@ -310,7 +358,7 @@ def lines(seed, size):
     return {"text": np.random.default_rng(seed).integers(0, 5, (size, 7))}
 
 
-LINEAR = lambda key: jax.random.normal(key, (4, 2)), lambda w, x: x @ w  # noqa: E731
+LINEAR = lambda key: jax.random.normal(key, (4, 2)), lambda w, x: x @ w
 MASKABLE = {
     "mlp": (lambda: mx.problems.mlp((4, 5, 3)), masks.images),
     "logistic": (lambda: mx.problems.logistic(4, 3, penalty=0.1), masks.images),
@@ -339,7 +387,9 @@ def test_what_is_masked_does_not_count(x64, name, mode, key):
 def test_what_is_masked_does_not_count_in_families(x64, key):
     """The same of problems whose batches are pairs."""
     mask = np.array([True, False, True])
-    scaled, _ = mx.problems.random_scaling(mx.problems.mlp((4, 3)), mx.tasks.minibatches(3))
+    scaled, _ = mx.problems.random_scaling(
+        mx.problems.mlp((4, 3)), mx.tasks.minibatches(3)
+    )
     family, _ = mx.problems.random_mlp(mx.tasks.minibatches(3), 4, 3, widths=(4, 4))
     network = mx.problems.Network(jnp.int32(4), jnp.int32(1), jnp.int32(0))
     ones = jax.tree.map(jnp.ones_like, mx.problems.mlp((4, 3)).init(key, ())[0])
@@ -368,20 +418,34 @@ def random_mlp(**settings):
 
 QUADRATIC, QUADRATICS = mx.problems.quadratic(), mx.tasks.quadratics(2)
 BAD = {
-    "logistic: penalty": (lambda: mx.problems.logistic(4, 3, penalty=-1.0), ValueError, "penalty"),
-    "autoencoder: one size": (lambda: mx.problems.autoencoder((4,)), ValueError, "sizes"),
+    "logistic: penalty": (
+        lambda: mx.problems.logistic(4, 3, penalty=-1.0),
+        ValueError,
+        "penalty",
+    ),
+    "autoencoder: one size": (
+        lambda: mx.problems.autoencoder((4,)),
+        ValueError,
+        "sizes",
+    ),
     "convnet: shape": (
         lambda: mx.problems.convnet(10, (4, 4, 3)),
         ValueError,
         "shape must be at least",
     ),
-    "convnet: filters": (lambda: mx.problems.convnet(filters=(0,)), ValueError, "filters"),
+    "convnet: filters": (
+        lambda: mx.problems.convnet(filters=(0,)),
+        ValueError,
+        "filters",
+    ),
     "gru: symbols": (lambda: mx.problems.character_gru(0), ValueError, "symbols"),
     "sums: split": (lambda: mx.data.sums("validation"), ValueError, "split"),
     "sums: limit": (lambda: mx.data.sums(limit=101), ValueError, "limit"),
     "text: length": (lambda: mx.tasks.text(5, 0), ValueError, "length"),
     "text: too short": (
-        lambda: mx.tasks.text(5, 9).train(jax.random.key(0), {"text": np.zeros(9, int)}, ()),
+        lambda: mx.tasks.text(5, 9).train(
+            jax.random.key(0), {"text": np.zeros(9, int)}, ()
+        ),
         ValueError,
         "length is 9",
     ),
@@ -395,10 +459,22 @@ BAD = {
         TypeError,
         "text",
     ),
-    "random_mlp: tasks": (lambda: mx.problems.random_mlp(QUADRATIC, 64, 10), TypeError, "tasks"),
+    "random_mlp: tasks": (
+        lambda: mx.problems.random_mlp(QUADRATIC, 64, 10),
+        TypeError,
+        "tasks",
+    ),
     "random_mlp: widths": (lambda: random_mlp(widths=(8, 4)), ValueError, "swap"),
-    "random_mlp: depths": (lambda: random_mlp(depths=2), TypeError, "depths must be a tuple"),
-    "random_mlp: no hidden layer": (lambda: random_mlp(depths=(0, 1)), ValueError, "depths"),
+    "random_mlp: depths": (
+        lambda: random_mlp(depths=2),
+        TypeError,
+        "depths must be a tuple",
+    ),
+    "random_mlp: no hidden layer": (
+        lambda: random_mlp(depths=(0, 1)),
+        ValueError,
+        "depths",
+    ),
     "random_mlp: activations": (
         lambda: random_mlp(activations=()),
         ValueError,
@@ -444,9 +520,15 @@ BAD = {
 @pytest.mark.parametrize("label", [-1, 3])
 def test_a_label_out_of_range_is_an_error_and_nan_where_it_is_traced(label):
     problem, key = mx.problems.logistic(4, 3), jax.random.key(0)
-    args = key, *problem.init(key, ()), {"image": jnp.ones((1, 4)), "label": np.array([label])}
+    args = (
+        key,
+        *problem.init(key, ()),
+        {"image": jnp.ones((1, 4)), "label": np.array([label])},
+    )
     for f in (problem.loss, problem.test):
-        with pytest.raises(ValueError, match=rf"label must be in 0..2, got \[{label}\]"):
+        with pytest.raises(
+            ValueError, match=rf"label must be in 0..2, got \[{label}\]"
+        ):
             f(*args)
         assert np.isnan(jax.jit(f)(*args)[0])
 

@@ -138,7 +138,9 @@ def test_committed_results_are_of_this_code(path):
     results = []
     for result in stored["results"]:
         results.append({name: np.asarray(x, float) for name, x in result.items()})
-    claims = [claim._asdict() for claim in experiment.claims(results, stored["settings"])]
+    claims = [
+        claim._asdict() for claim in experiment.claims(results, stored["settings"])
+    ]
     assert stored["claims"] == json.loads(json.dumps(claims))
 
 
@@ -150,7 +152,9 @@ def test_the_page_is_that_of_the_committed_results(tmp_path, monkeypatch):
 
 def test_report(tmp_path, monkeypatch, capsys):
     name = harness.names()[0]
-    claim = harness.claim("it is small", "paper, figure 1", 3, [1.0, 2.0], harness.below(1))
+    claim = harness.claim(
+        "it is small", "paper, figure 1", 3, [1.0, 2.0], harness.below(1)
+    )
     result = {
         "name": name,
         "title": "A title",
@@ -167,10 +171,16 @@ def test_report(tmp_path, monkeypatch, capsys):
     assert call(monkeypatch, "report", "--results", tmp_path, "--page", page) == 0
     text = page.read_text()
     assert "| paper, figure 1 | it is small | 3 | 1.50 ± 0.71 | no |\n" in text
-    assert f"| A title | paper | 0 of 1 | `{name}` small, 2 seeds, cpu, 2 min |\n" in text
+    assert (
+        f"| A title | paper | 0 of 1 | `{name}` small, 2 seeds, cpu, 2 min |\n" in text
+    )
     assert text.count(": not run |") == len(harness.names()) - 1
     assert text in capsys.readouterr().out
-    later = {**result, "seconds": [30, None], "note": "Made in two parts."}  # one was interrupted
+    later = {
+        **result,
+        "seconds": [30, None],
+        "note": "Made in two parts.",
+    }  # one was interrupted
     (tmp_path / name / "cpu.json").write_text(json.dumps(later))
     text = harness.report(tmp_path, page)
     assert f"`{name}` small, 2 seeds, cpu |\n" in text
@@ -186,7 +196,9 @@ def test_what_diverged_is_written_as_json_that_others_can_read(tmp_path, monkeyp
         return [harness.claim("it is small", "paper", None, last, harness.below(1))]
 
     monkeypatch.setattr(harness, "load", lambda name: experiment(run, claims))
-    assert "not finite" in harness.table(harness.reproduce("x", "small", tmp_path)["claims"])
+    assert "not finite" in harness.table(
+        harness.reproduce("x", "small", tmp_path)["claims"]
+    )
     stored = json.loads((tmp_path / "x.json").read_text(), parse_constant=pytest.fail)
     assert stored["results"] == [{"x": [1.0, None, None]}]
     harness.reproduce("x", "small", tmp_path, resume=True)
@@ -220,10 +232,14 @@ def test_a_seed_that_was_begun_with_other_settings_is_refused(tmp_path, monkeypa
     def dies(seed, settings, folder):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(harness, "load", lambda name: experiment(dies, settings={"steps": 1}))
+    monkeypatch.setattr(
+        harness, "load", lambda name: experiment(dies, settings={"steps": 1})
+    )
     with pytest.raises(KeyboardInterrupt):
         harness.reproduce("x", "small", tmp_path)
-    monkeypatch.setattr(harness, "load", lambda name: experiment(dies, settings={"steps": 2}))
+    monkeypatch.setattr(
+        harness, "load", lambda name: experiment(dies, settings={"steps": 2})
+    )
     message = r"settings.json was made with other settings: \{'steps': 1\}"
     with pytest.raises(ValueError, match=message):
         harness.reproduce("x", "small", tmp_path, resume=True)
@@ -249,7 +265,13 @@ def test_meta_training_over_two_devices_comes_to_the_same(tmp_path):
     results = []
     for devices in (1, 2):
         out = tmp_path / str(devices)
-        command = [sys.executable, "-m", "benchmarks", "reproduce", "vsml-introspection"]
+        command = [
+            sys.executable,
+            "-m",
+            "benchmarks",
+            "reproduce",
+            "vsml-introspection",
+        ]
         command += ["--scale", "smoke", "--devices", str(devices), "--out", str(out)]
         subprocess.run(command, check=True, capture_output=True)
         results.append(json.loads((out / "vsml-introspection.json").read_text()))
@@ -318,14 +340,18 @@ def test_tasks_of_weights_that_stand_for_many():
     few = mx.problems.mlp((3, 4, 4, 2))
     digits = mx.data.load("digits")
     _, tasks = l2l_mnist.many(few, mx.tasks.minibatches(4), (8, 3))
-    _, factors = jax.vmap(tasks.sample, (0, None))(jax.random.split(jax.random.key(0), 64), digits)
+    _, factors = jax.vmap(tasks.sample, (0, None))(
+        jax.random.split(jax.random.key(0), 64), digits
+    )
     assert factors.shape == (64, 3)
     assert ((factors >= 1) & (factors <= jnp.array([8, 3, 3]))).all()
     assert (factors.max(0) > jnp.array([6, 2.5, 2.5])).all()
 
 
 def test_a_final_loss_is_that_of_the_last_tenth_before_each_end():
-    loop = mx.inner(mx.l2l(optax.sgd, mx.problems.quadratic()), mx.tasks.quadratics(3), horizon=40)
+    loop = mx.inner(
+        mx.l2l(optax.sgd, mx.problems.quadratic()), mx.tasks.quadratics(3), horizon=40
+    )
     start = loop.init(jax.random.key(0), 0.01, ())
     state = start
     losses = []
@@ -346,7 +372,9 @@ def test_each_query_set_has_every_class_and_is_tested_by_itself():
     tasks = mx.tasks.episodes(5, 2, 3 * 2)
     batch = tasks.test(key, data, tasks.sample(key, data))
     state = learner.init(key, params, None)
-    got, metrics = _few_shot.over_query_sets(learner, 5, 3).test(key, params, state, batch)
+    got, metrics = _few_shot.over_query_sets(learner, 5, 3).test(
+        key, params, state, batch
+    )
 
     losses = []
     accuracies = []

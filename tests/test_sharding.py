@@ -23,11 +23,15 @@ import metajax as mx
 
 TESTS = Path(__file__).parent
 DOCUMENT = TESTS.parent / "docs" / "scaling.md"
-QUADRATICS = mx.inner(mx.l2l(optax.sgd, mx.problems.quadratic()), mx.tasks.quadratics(3), 4)
+QUADRATICS = mx.inner(
+    mx.l2l(optax.sgd, mx.problems.quadratic()), mx.tasks.quadratics(3), 4
+)
 
 
 def environment(devices):
-    path = os.pathsep.join([str(TESTS.parent), str(TESTS), os.environ.get("PYTHONPATH", "")])
+    path = os.pathsep.join(
+        [str(TESTS.parent), str(TESTS), os.environ.get("PYTHONPATH", "")]
+    )
     flags = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count={devices}"
     return os.environ | {"PYTHONPATH": path, "XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"}
 
@@ -35,7 +39,9 @@ def environment(devices):
 @pytest.fixture(scope="module")
 def found():
     command = [sys.executable, TESTS / "four_devices.py", DOCUMENT]
-    done = subprocess.run(command, env=environment(4), capture_output=True, text=True, timeout=300)
+    done = subprocess.run(
+        command, env=environment(4), capture_output=True, text=True, timeout=300
+    )
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout.splitlines()[-1])
 
@@ -61,7 +67,9 @@ def test_a_gradient_is_reduced_once_outside_the_loops(found, name, reductions):
     """
     run = found["trained"][f"{name}, 4 devices"]
     assert len(run["collectives"]) == reductions
-    assert all(kind == "all-reduce" and in_entry for kind, _, in_entry in run["collectives"])
+    assert all(
+        kind == "all-reduce" and in_entry for kind, _, in_entry in run["collectives"]
+    )
     assert sum(elements for _, elements, _ in run["collectives"]) <= 4, (
         "one meta-parameter, the loss, metrics"
     )
@@ -88,7 +96,11 @@ def test_evaluation_is_split(found):
 
 
 def test_placing_and_gathering_change_nothing(found):
-    assert found["there and back"] == {"equal": True, "one device": True, "same types": True}
+    assert found["there and back"] == {
+        "equal": True,
+        "one device": True,
+        "same types": True,
+    }
 
 
 def test_the_document_runs(found):
@@ -126,7 +138,11 @@ ONE_DEVICE = {
         TypeError,
         "inner",
     ),
-    "split: a number of devices": (lambda: mx.sharding.split(QUADRATICS, 4), TypeError, "mesh"),
+    "split: a number of devices": (
+        lambda: mx.sharding.split(QUADRATICS, 4),
+        TypeError,
+        "mesh",
+    ),
     "split: another axis": (
         lambda: mx.sharding.split(QUADRATICS, Mesh(np.array(jax.devices()), ("data",))),
         ValueError,
@@ -145,7 +161,11 @@ ONE_DEVICE = {
         ValueError,
         "axis",
     ),
-    "initialize: timeout zero": (lambda: mx.sharding.initialize(timeout=0), ValueError, "timeout"),
+    "initialize: timeout zero": (
+        lambda: mx.sharding.initialize(timeout=0),
+        ValueError,
+        "timeout",
+    ),
     "initialize: no processes": (
         lambda: mx.sharding.initialize("a:1", 0, 0),
         ValueError,
@@ -197,7 +217,12 @@ class Processes:
         ]
         folder.mkdir(exist_ok=True)
         (folder / "train.py").write_text(text)
-        command = [sys.executable, script or folder / "train.py", folder / "run", str(num_steps)]
+        command = [
+            sys.executable,
+            script or folder / "train.py",
+            folder / "run",
+            str(num_steps),
+        ]
         self.logs = [folder / f"out{i}-{num_steps}" for i in range(2)]
         self.processes = []
         for i, log in enumerate(self.logs):
@@ -213,7 +238,9 @@ class Processes:
             }
             with log.open("w") as f:
                 self.processes.append(
-                    subprocess.Popen(command, env=cache | env, stdout=f, stderr=subprocess.STDOUT)
+                    subprocess.Popen(
+                        command, env=cache | env, stdout=f, stderr=subprocess.STDOUT
+                    )
                 )
 
     def __enter__(self):
@@ -259,14 +286,18 @@ def test_two_processes_stopped_and_killed_end_where_an_uninterrupted_run_does(tm
         assert run.processes[0].wait(timeout=60) != 0, (
             "the survivor ends, and not as if all were well"
         )
-        assert re.search("tasks have crashed|another task died", run.outputs()[0]), run.outputs()[0]
+        assert re.search("tasks have crashed|another task died", run.outputs()[0]), (
+            run.outputs()[0]
+        )
     killed = checkpoint(folder / "run")[2].step
     assert killed >= 40
 
     with Processes(folder, 10**5) as run:
         run.wait_for(folder / "run" / f"{killed + 20}.npz")
         run.processes[1].terminate()
-        assert run.exit_codes() == [143, 143], "all processes end by the signal that one has got"
+        assert run.exit_codes() == [143, 143], (
+            "all processes end by the signal that one has got"
+        )
         first, second = run.outputs()
     stopped = checkpoint(folder / "run")[2].step
     assert f"resumed at meta-step {killed} of" in first
@@ -287,13 +318,19 @@ def test_two_processes_stopped_and_killed_end_where_an_uninterrupted_run_does(tm
     assert got.step == want.step == total
     runs.same(got, want)
     for name in ("run.csv", "run.npz"):
-        assert (folder / name).read_bytes() == (tmp_path / "whole" / name).read_bytes(), name
+        assert (folder / name).read_bytes() == (
+            tmp_path / "whole" / name
+        ).read_bytes(), name
     assert len((folder / "run.csv").read_text().splitlines()) == total + 1
 
     # The same in this one process of one device.
     alone = mx.fit(trainer, state, num_steps=total, progress=None)
-    np.testing.assert_allclose(want.arrays["history/loss"], alone.history["loss"], rtol=1e-4)
-    np.testing.assert_allclose(want.tree["state"].meta_params, alone.state.meta_params, rtol=1e-4)
+    np.testing.assert_allclose(
+        want.arrays["history/loss"], alone.history["loss"], rtol=1e-4
+    )
+    np.testing.assert_allclose(
+        want.tree["state"].meta_params, alone.state.meta_params, rtol=1e-4
+    )
     check_that_they_agree(*found)
 
 
@@ -303,9 +340,17 @@ def check_that_they_agree(first, second):
     assert first["refused"] == ["ValueError", "no"]
     assert second["refused"] == ["RuntimeError", "on the first host: no"]
     assert first["largest"] == second["largest"] == 1
-    for name in ("stopped early", "not finite", "another tag", "damaged", "a full disk"):
+    for name in (
+        "stopped early",
+        "not finite",
+        "another tag",
+        "damaged",
+        "a full disk",
+    ):
         assert first[name] == second[name], name
-    assert first["stopped early"] == [[0, 2, 4, 6], [3.0, 1.0, 2.0, 2.0]], "the first one's losses"
+    assert first["stopped early"] == [[0, 2, 4, 6], [3.0, 1.0, 2.0, 2.0]], (
+        "the first one's losses"
+    )
     assert "4 steps in a row, up to meta-step 6; " in first["not finite"]
     assert "saved at meta-step 6 in" in first["not finite"]
     assert "has the tag '', want 'another'" in first["another tag"]

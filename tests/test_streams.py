@@ -18,7 +18,10 @@ def unequal_classes():
     needed.
     """
     label = np.random.default_rng(0).permutation(np.repeat([2, 3, 5, 9], COUNTS))
-    return {"image": np.arange(16, dtype=np.float32)[:, None], "label": label.astype(np.int32)}
+    return {
+        "image": np.arange(16, dtype=np.float32)[:, None],
+        "label": label.astype(np.int32),
+    }
 
 
 def test_draws_are_uniform_over_the_examples_of_the_classes():
@@ -43,9 +46,15 @@ def test_draws_are_uniform_over_the_examples_of_the_classes():
 
 def test_tasks_are_ordered_subsets_all_equally_likely():
     data = mx.data.by_class(unequal_classes())
-    sample = jax.vmap(lambda key: mx.tasks.classification(2).sample(key, data)["classes"])
-    drawn = [tuple(c) for c in np.asarray(sample(jax.random.split(KEY, 12_000))).tolist()]
-    counts = {order: drawn.count(order) for order in itertools.permutations(range(4), 2)}
+    sample = jax.vmap(
+        lambda key: mx.tasks.classification(2).sample(key, data)["classes"]
+    )
+    drawn = [
+        tuple(c) for c in np.asarray(sample(jax.random.split(KEY, 12_000))).tolist()
+    ]
+    counts = {
+        order: drawn.count(order) for order in itertools.permutations(range(4), 2)
+    }
     assert sum(counts.values()) == len(drawn)
     assert all(abs(count - 1000) < 5 * 1000**0.5 for count in counts.values())
 
@@ -59,11 +68,14 @@ def test_a_draw_costs_the_same_however_large_the_data():
             "label": jnp.zeros(size, int),
             "start": jnp.arange(11) * size // 10,
         }
-        program = jax.make_jaxpr(lambda key, data: tasks.train(key, data, tasks.sample(key, data)))(
-            KEY, data
-        )
+        program = jax.make_jaxpr(
+            lambda key, data: tasks.train(key, data, tasks.sample(key, data))
+        )(KEY, data)
         return [
-            x.aval.shape for jaxpr in _all(program.jaxpr) for eqn in jaxpr.eqns for x in eqn.outvars
+            x.aval.shape
+            for jaxpr in _all(program.jaxpr)
+            for eqn in jaxpr.eqns
+            for x in eqn.outvars
         ]
 
     assert (2, 5) in shapes(1000)
@@ -82,7 +94,9 @@ def _all(jaxpr):
 
 
 def test_uint8_becomes_floats_up_to_one():
-    data = mx.data.by_class({"image": np.full((4, 2), 255, np.uint8), "label": np.arange(4)})
+    data = mx.data.by_class(
+        {"image": np.full((4, 2), 255, np.uint8), "label": np.arange(4)}
+    )
     tasks = mx.tasks.classification(2)
     image = tasks.train(KEY, data, tasks.sample(KEY, data))["image"]
     assert image.dtype == jnp.float32
@@ -107,12 +121,18 @@ def test_random_images_are_a_fixed_set():
     found = (batch["image"][:, None] == np.asarray(task["image"])).all((2, 3))
     np.testing.assert_array_equal(found.sum(1), 1)
     assert found.any(0).all(), "all are drawn"
-    np.testing.assert_array_equal(batch["label"], np.asarray(task["label"])[found.argmax(1)])
-    assert set(np.asarray(tasks.sample(jax.random.key(1), ())["label"])) <= set(range(10))
+    np.testing.assert_array_equal(
+        batch["label"], np.asarray(task["label"])[found.argmax(1)]
+    )
+    assert set(np.asarray(tasks.sample(jax.random.key(1), ())["label"])) <= set(
+        range(10)
+    )
 
 
 def test_sum_sign():
-    batch = jax.tree.map(np.asarray, mx.tasks.sum_sign((40, 40), test_size=500).test(KEY, (), ()))
+    batch = jax.tree.map(
+        np.asarray, mx.tasks.sum_sign((40, 40), test_size=500).test(KEY, (), ())
+    )
     np.testing.assert_array_equal(batch["label"], batch["image"].sum((1, 2)) >= 0)
     means = batch["image"].mean((1, 2))
     assert np.abs(means).max() < 1.1
@@ -120,7 +140,9 @@ def test_sum_sign():
         np.percentile(means, [25, 50, 75]), [-0.5, 0, 0.5], atol=0.15
     )  # uniform in [-1, 1]
     around = batch["image"] - means[:, None, None]
-    np.testing.assert_allclose(around.std(), 0.880, atol=0.005)  # of a normal cut at two deviations
+    np.testing.assert_allclose(
+        around.std(), 0.880, atol=0.005
+    )  # of a normal cut at two deviations
     assert np.abs(around).max() < 2.1
 
 
@@ -146,7 +168,9 @@ def test_project():
     for w, new, old in pairs(lambda tasks: mx.tasks.project(tasks, 7)):
         assert w.shape == (6, 7)
         assert 0.8 < float(jnp.abs(w).max()) / (6 / 12) ** 0.5 <= 1
-        want = np.asarray(old["image"], np.float64).reshape(-1, 6) @ np.asarray(w, np.float64)
+        want = np.asarray(old["image"], np.float64).reshape(-1, 6) @ np.asarray(
+            w, np.float64
+        )
         np.testing.assert_allclose(new["image"], want, rtol=1e-4, atol=1e-5)
         np.testing.assert_array_equal(new["label"], old["label"])
 
@@ -164,7 +188,8 @@ def test_permute_pixels():
         assert new["image"].shape == old["image"].shape
         assert sorted(order.tolist()) == list(range(6))
         np.testing.assert_array_equal(
-            new["image"].reshape(-1, 6), np.asarray(old["image"]).reshape(-1, 6)[:, order]
+            new["image"].reshape(-1, 6),
+            np.asarray(old["image"]).reshape(-1, 6)[:, order],
         )
 
 
@@ -188,7 +213,9 @@ def test_standardize():
 
 def test_standardized_integers_are_fractions():
     tasks = mx.Tasks(
-        lambda key, data: (), lambda *_: None, lambda *_: {"image": jnp.array([0, 1, 3])}
+        lambda key, data: (),
+        lambda *_: None,
+        lambda *_: {"image": jnp.array([0, 1, 3])},
     )
     tasks = mx.tasks.standardize(tasks, 1.0, 2.0)
     np.testing.assert_array_equal(
@@ -211,15 +238,22 @@ def test_unit_spread():
 
 def test_unit_spread_of_constant_images_is_zero():
     constant = BASE._replace(
-        test=lambda key, data, task: {"image": jnp.ones((4, 2)), "label": jnp.zeros(4, int)}
+        test=lambda key, data, task: {
+            "image": jnp.ones((4, 2)),
+            "label": jnp.zeros(4, int),
+        }
     )
     tasks = mx.tasks.unit_spread(constant)
-    np.testing.assert_array_equal(tasks.test(KEY, (), tasks.sample(KEY, ()))["image"], 0.0)
+    np.testing.assert_array_equal(
+        tasks.test(KEY, (), tasks.sample(KEY, ()))["image"], 0.0
+    )
 
 
 def test_ragged_tasks_have_each_number_of_examples_as_often():
     tasks = mx.tasks.ragged(mx.tasks.sinusoids(shots=6), fewest=3)
-    drawn = jax.jit(jax.vmap(lambda key: tasks.sample(key, ())))(jax.random.split(KEY, 8000))
+    drawn = jax.jit(jax.vmap(lambda key: tasks.sample(key, ())))(
+        jax.random.split(KEY, 8000)
+    )
     mask = np.asarray(drawn.own)
     count = np.bincount(mask.sum(1), minlength=7)
     assert (count[:3] == 0).all()
@@ -252,7 +286,9 @@ def test_an_episode_adapts_to_the_examples_that_count(x64):
         x, y = (task.task["support"][name][task.own, 0] for name in "xy")
         w = 1.0
         for t in range(3):
-            np.testing.assert_allclose(curves.loss[i, t], np.mean((w * x - y) ** 2), rtol=1e-10)
+            np.testing.assert_allclose(
+                curves.loss[i, t], np.mean((w * x - y) ** 2), rtol=1e-10
+            )
             w -= 0.01 * np.mean(2 * (w * x - y) * x)
         np.testing.assert_allclose(curves.state.learner.params[i, 0, 0], w, rtol=1e-10)
     assert len(set(curves.state.task.own.sum(1).tolist())) > 1
@@ -306,23 +342,47 @@ CASES = {
         TypeError,
         "data",
     ),
-    "prototypes: one class": (lambda: mx.tasks.prototypes(1, (3,)), ValueError, "num_classes"),
+    "prototypes: one class": (
+        lambda: mx.tasks.prototypes(1, (3,)),
+        ValueError,
+        "num_classes",
+    ),
     "prototypes: shape an int": (
         lambda: mx.tasks.prototypes(2, 16),
         TypeError,
         "shape must be a tuple",
     ),
-    "prototypes: shape empty": (lambda: mx.tasks.prototypes(2, ()), ValueError, "shape"),
-    "prototypes: noise negative": (lambda: mx.tasks.prototypes(2, (3,), -1.0), ValueError, "noise"),
-    "random_images: no images": (lambda: mx.tasks.random_images((3,), 0), ValueError, "num_images"),
+    "prototypes: shape empty": (
+        lambda: mx.tasks.prototypes(2, ()),
+        ValueError,
+        "shape",
+    ),
+    "prototypes: noise negative": (
+        lambda: mx.tasks.prototypes(2, (3,), -1.0),
+        ValueError,
+        "noise",
+    ),
+    "random_images: no images": (
+        lambda: mx.tasks.random_images((3,), 0),
+        ValueError,
+        "num_images",
+    ),
     "random_images: one class": (
         lambda: mx.tasks.random_images((3,), 5, 1),
         ValueError,
         "num_classes",
     ),
-    "sum_sign: a side of zero": (lambda: mx.tasks.sum_sign((3, 0)), ValueError, "shape"),
+    "sum_sign: a side of zero": (
+        lambda: mx.tasks.sum_sign((3, 0)),
+        ValueError,
+        "shape",
+    ),
     "augment: no tasks": (lambda: mx.tasks.flatten(None), TypeError, "tasks"),
-    "augment: no function": (lambda: mx.tasks.augment(BASE, None, None), TypeError, "sample"),
+    "augment: no function": (
+        lambda: mx.tasks.augment(BASE, None, None),
+        TypeError,
+        "sample",
+    ),
     "project: size zero": (lambda: mx.tasks.project(BASE, 0), ValueError, "size"),
     "permute_labels: no classes": (
         lambda: mx.tasks.permute_labels(BASE, 0),
@@ -335,8 +395,16 @@ CASES = {
         ValueError,
         "fewest is 6, but a training batch has 5 examples",
     ),
-    "standardize: no spread": (lambda: mx.tasks.standardize(BASE, 0.0, 0.0), ValueError, "std"),
-    "standardize: NaN": (lambda: mx.tasks.standardize(BASE, float("nan"), 1.0), ValueError, "mean"),
+    "standardize: no spread": (
+        lambda: mx.tasks.standardize(BASE, 0.0, 0.0),
+        ValueError,
+        "std",
+    ),
+    "standardize: NaN": (
+        lambda: mx.tasks.standardize(BASE, float("nan"), 1.0),
+        ValueError,
+        "mean",
+    ),
 }
 
 

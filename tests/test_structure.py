@@ -83,9 +83,17 @@ def test_no_module_imports_one_that_imports_it(package):
     [
         ("from package import second", "from package.first import f", True),
         ("import package.second", "from package import first", True),
-        ("from package.second import g", "class C:\n    from package import first", True),
+        (
+            "from package.second import g",
+            "class C:\n    from package import first",
+            True,
+        ),
         ("from package import f", "", True),  # which the package takes from there
-        ("from package import second", "def g():\n    from package import first", False),
+        (
+            "from package import second",
+            "def g():\n    from package import first",
+            False,
+        ),
         ("from package import second", "import json", False),
         ("from package.part.deep import h", "", False),
         ("from package import second", "from package.part.deep import h", False),

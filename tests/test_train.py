@@ -22,7 +22,9 @@ from metajax.training._progress import Plateau
 
 def quadratics(rate_cap=None):
     problem = mx.problems.quadratic()
-    return mx.inner(mx.l2l(optax.sgd, problem, second_order=True), mx.tasks.quadratics(3), 5)
+    return mx.inner(
+        mx.l2l(optax.sgd, problem, second_order=True), mx.tasks.quadratics(3), 5
+    )
 
 
 def test_fit_learns_a_learning_rate(key):
@@ -71,11 +73,16 @@ def test_an_optimizer_that_looks_at_the_loss(key):
     # The loss never falls, so the rate is halved at every second step.
     estimator = mx.Estimator(
         lambda key, m, data: (),
-        lambda key, m, state, data: (mx.Estimate(jnp.float32(1), jnp.float32(3), {}), state),
+        lambda key, m, state, data: (
+            mx.Estimate(jnp.float32(1), jnp.float32(3), {}),
+            state,
+        ),
     )
     halve = optax.contrib.reduce_on_plateau(factor=0.5, patience=1)
     trainer = mx.trainer(estimator, optax.chain(optax.sgd(1.0), halve))
-    result = mx.fit(trainer, trainer.init(key, jnp.float32(0)), num_steps=6, progress=None)
+    result = mx.fit(
+        trainer, trainer.init(key, jnp.float32(0)), num_steps=6, progress=None
+    )
     scale = optax.tree.get(result.state.opt_state, "scale")
     assert float(scale) < 0.5
     assert_array_equal(result.history["skipped"], np.zeros(6))
@@ -86,7 +93,9 @@ def test_a_trainer_that_is_gone_leaves_no_program_behind(key):
     def estimate(key, meta_params, state, data):
         return mx.Estimate(meta_params, jnp.float32(0), {}), state
 
-    trainer = mx.trainer(mx.Estimator(lambda key, m, data: (), estimate), optax.sgd(0.1))
+    trainer = mx.trainer(
+        mx.Estimator(lambda key, m, data: (), estimate), optax.sgd(0.1)
+    )
     start = trainer.init(key, jnp.float32(1))
     mx.fit(trainer, start, num_steps=3, progress=None)
     alive = weakref.ref(estimate)
@@ -146,8 +155,12 @@ def test_a_state_of_another_trainer_is_refused(key):
             match=r"state.estimator is not as the estimator of .* trainer.init\(key, state.m",
         ):
             mx.fit(other, state, num_steps=2, progress=None)
-        mx.fit(other, other.init(key, state.meta_params), num_steps=1, progress=None)  # as it says
-    with pytest.raises(ValueError, match=r"state.opt_state is not as the tx of this trainer"):
+        mx.fit(
+            other, other.init(key, state.meta_params), num_steps=1, progress=None
+        )  # as it says
+    with pytest.raises(
+        ValueError, match=r"state.opt_state is not as the tx of this trainer"
+    ):
         mx.trainer(estimators["bptt"], optax.sgd(1e-3)).step(state)
 
 
@@ -166,7 +179,9 @@ def test_the_total_is_a_total(key):
     half = mx.fit(trainer, start, num_steps=20, progress=None)
     rest = mx.fit(trainer, half.state, num_steps=30, progress=None)
     assert int(rest.state.step) == 30
-    assert_array_equal(rest.history["loss"], np.float32(1) / np.arange(21, 31, dtype=np.float32))
+    assert_array_equal(
+        rest.history["loss"], np.float32(1) / np.arange(21, 31, dtype=np.float32)
+    )
     with pytest.raises(
         ValueError,
         match="num_steps is the total to train to, 20, but state is already at meta-step 20",
@@ -181,7 +196,9 @@ def test_a_run_stops_at_the_same_step_whatever_the_chunk(key):
     for chunk in (1, 7, 100):
         trainer = runs.counter(metrics, chunk, max_skipped=5)
         start = trainer.init(key, jnp.float32(0))
-        with pytest.raises(FloatingPointError, match="5 steps in a row, up to meta-step 17;"):
+        with pytest.raises(
+            FloatingPointError, match="5 steps in a row, up to meta-step 17;"
+        ):
             mx.fit(trainer, start, num_steps=50, progress=None)
 
 
@@ -199,12 +216,16 @@ def test_an_optimizer_state_that_overflows_is_skipped(key):
     chex.assert_trees_all_equal(after.opt_state, state.opt_state)
     # An optimizer that starts from infinity is not taken for one that has diverged.
     trainer = mx.trainer(estimator, optax.chain(optax.sgd(1e-3), _best_so_far()))
-    after, metrics = trainer.step(trainer.init(key, jnp.float32(1), jnp.float32(1)), jnp.float32(1))
+    after, metrics = trainer.step(
+        trainer.init(key, jnp.float32(1), jnp.float32(1)), jnp.float32(1)
+    )
     assert int(metrics["skipped"]) == 0
 
 
 def _best_so_far():
-    return optax.GradientTransformation(lambda p: jnp.float32(jnp.inf), lambda u, s, p=None: (u, s))
+    return optax.GradientTransformation(
+        lambda p: jnp.float32(jnp.inf), lambda u, s, p=None: (u, s)
+    )
 
 
 # Validation
@@ -254,7 +275,9 @@ def test_patience_counts_validations_without_a_new_best(key):
 def test_patience_cannot_end_a_run_on_its_initial_plateau(key):
     ln10, noise = np.log(10), np.random.default_rng(0).uniform(-0.03, 0.03, 61)
     plateau = ln10 + noise
-    assert int(judged(key, plateau, patience=2).state.step) == 60, "a guess is waited for"
+    assert int(judged(key, plateau, patience=2).state.step) == 60, (
+        "a guess is waited for"
+    )
     departed = np.concatenate([plateau[:40], np.linspace(2, 1, 10), np.full(11, 1.5)])
     result = judged(key, departed, patience=3)
     assert int(result.state.step) == 49 + 3
@@ -278,7 +301,10 @@ def test_validations_do_not_depend_on_chunks(key):
 
 
 def reporting(step):
-    return {"loss": jnp.where(step == 3, jnp.nan, 0.1 * step), "parts": jnp.stack([step, -step])}
+    return {
+        "loss": jnp.where(step == 3, jnp.nan, 0.1 * step),
+        "parts": jnp.stack([step, -step]),
+    }
 
 
 def test_a_log_has_a_row_a_step(key, tmp_path):
@@ -287,7 +313,9 @@ def test_a_log_has_a_row_a_step(key, tmp_path):
     folder = tmp_path / "new"
     logs = [mx.log(folder / "log.csv"), mx.log(folder / "log.jsonl")]
     start = trainer.init(key, jnp.float32(0))
-    mx.fit(trainer, start, num_steps=5, validate=validate, callbacks=logs, progress=None)
+    mx.fit(
+        trainer, start, num_steps=5, validate=validate, callbacks=logs, progress=None
+    )
     assert (folder / "log.csv").read_text().splitlines() == [
         "step,loss,parts,skipped,validation",
         '1,0.1,"[1, -1]",0,',
@@ -296,7 +324,9 @@ def test_a_log_has_a_row_a_step(key, tmp_path):
         '4,0.4,"[4, -4]",0,4.0',
         '5,0.5,"[5, -5]",0,',
     ]
-    rows = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+    rows = [
+        json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()
+    ]
     row = {"step": 3, "loss": None, "parts": [3, -3], "skipped": 0, "validation": None}
     assert rows[2] == row
     row = {"step": 4, "loss": 0.4, "parts": [4, -4], "skipped": 0, "validation": 4.0}
@@ -305,7 +335,9 @@ def test_a_log_has_a_row_a_step(key, tmp_path):
 
 
 def logged(trainer, state, num_steps, path):
-    return mx.fit(trainer, state, num_steps=num_steps, callbacks=[mx.log(path)], progress=None)
+    return mx.fit(
+        trainer, state, num_steps=num_steps, callbacks=[mx.log(path)], progress=None
+    )
 
 
 @pytest.mark.parametrize("name", ["log.csv", "log.jsonl"])
@@ -369,7 +401,9 @@ def test_a_log_is_written_when_there_is_a_row_and_stays_where_it_was_named(
     log.resume([])
     assert (tmp_path / "log.csv").read_text() == "old"
     log([{"step": 1, "loss": 0.5}])
-    log([{"step": 1, "loss": 0.5}, {"step": 2, "loss": 0.25}])  # again, after an error of another
+    log(
+        [{"step": 1, "loss": 0.5}, {"step": 2, "loss": 0.25}]
+    )  # again, after an error of another
     assert (tmp_path / "log.csv").read_text() == "step,loss\n1,0.5\n2,0.25\n"
 
 
@@ -399,8 +433,12 @@ def test_callbacks_are_told_what_the_run_has_already(key, tmp_path):
     trainer, store = runs.counter(chunk=3), mx.checkpoints(tmp_path)
     start = trainer.init(key, jnp.float32(0))
     first, second = Steps(), Steps()
-    mx.fit(trainer, start, num_steps=4, checkpoint=store, callbacks=[first], progress=None)
-    mx.fit(trainer, start, num_steps=6, checkpoint=store, callbacks=[second], progress=None)
+    mx.fit(
+        trainer, start, num_steps=4, checkpoint=store, callbacks=[first], progress=None
+    )
+    mx.fit(
+        trainer, start, num_steps=6, checkpoint=store, callbacks=[second], progress=None
+    )
     assert (first.resumed, first.called) == ([[]], [[1, 2, 3], [4]])
     assert (second.resumed, second.called) == ([[1, 2, 3, 4]], [[5, 6]])
 
@@ -428,7 +466,9 @@ def test_tensorboard(key, tmp_path, monkeypatch):
 
     def run(state, num_steps, **options):
         callbacks = [mx.tensorboard(tmp_path)]
-        return mx.fit(trainer, state, num_steps=num_steps, callbacks=callbacks, **options)
+        return mx.fit(
+            trainer, state, num_steps=num_steps, callbacks=callbacks, **options
+        )
 
     half = run(start, 2, progress=None).state
     run(half, 4, progress=None, validate=validate)
@@ -441,7 +481,9 @@ def test_tensorboard(key, tmp_path, monkeypatch):
         ("skipped", 0, 2),
         "flush",
     ]
-    assert [event for event in events if event[0] == "validation"] == [("validation", 4.0, 4)]
+    assert [event for event in events if event[0] == "validation"] == [
+        ("validation", 4.0, 4)
+    ]
     monkeypatch.setitem(sys.modules, "tensorboardX", None)
     with pytest.raises(ImportError, match=r"pip install 'metajax\[tensorboard\]'"):
         mx.tensorboard(tmp_path)
@@ -455,7 +497,9 @@ def test_plateaus():
     assert Plateau(np.full(400, 2.3)).length() == 400
     assert Plateau(2.3 + 0.1 * noise).length() >= 400, "noise is no movement"
     assert Plateau(np.linspace(2.3, 0.1, 1000)).length() <= 50
-    moved = np.concatenate([np.full(300, 2.3), np.linspace(2.3, 1, 200), np.full(250, 1)])
+    moved = np.concatenate(
+        [np.full(300, 2.3), np.linspace(2.3, 1, 200), np.full(250, 1)]
+    )
     assert Plateau(moved).length() == 250
     assert Plateau(np.full(400, np.nan)).length() == 0
     assert Plateau([]).length() == 0
@@ -463,7 +507,11 @@ def test_plateaus():
     for part in np.array_split(moved, 17):
         parts.add(part)
     assert parts.length() == Plateau(moved).length()
-    assert Plateau(np.full(400, 2.3)).note().startswith("plateau, 400 steps from the start")
+    assert (
+        Plateau(np.full(400, 2.3))
+        .note()
+        .startswith("plateau, 400 steps from the start")
+    )
     assert Plateau(moved).note() == "plateau, 250 steps"
     assert Plateau(np.full(150, 2.3)).note() == ""
 
@@ -477,7 +525,9 @@ def test_progress_speaks_of_plateaus_skips_and_the_best(key, capsys):
     mx.fit(trainer, trainer.init(key, jnp.float32(0)), num_steps=300, validate=validate)
     line = capsys.readouterr().err.splitlines()[-1]
     assert line.startswith("meta-training: 300/300 steps, loss 2.3 best 0 skipped 3, ")
-    assert line.endswith(" (plateau, 300 steps from the start: learning to learn often waits)")
+    assert line.endswith(
+        " (plateau, 300 steps from the start: learning to learn often waits)"
+    )
 
 
 def test_progress_says_where_it_resumed(key, capsys, tmp_path):
@@ -490,12 +540,16 @@ def test_progress_says_where_it_resumed(key, capsys, tmp_path):
     assert lines[1].startswith("meta-training: 20/20 steps, loss ")
 
 
-def test_progress_in_a_notebook_is_one_output_that_is_replaced(key, tmp_path, monkeypatch, capsys):
+def test_progress_in_a_notebook_is_one_output_that_is_replaced(
+    key, tmp_path, monkeypatch, capsys
+):
     shown = []
 
     def display(data, raw, display_id):
         assert (data, raw, display_id) == ({"text/plain": ""}, True, True)
-        return types.SimpleNamespace(update=lambda data, raw: shown.append(data["text/plain"]))
+        return types.SimpleNamespace(
+            update=lambda data, raw: shown.append(data["text/plain"])
+        )
 
     shell = types.SimpleNamespace(kernel=None)
     ipython = types.SimpleNamespace(
@@ -505,13 +559,16 @@ def test_progress_in_a_notebook_is_one_output_that_is_replaced(key, tmp_path, mo
     trainer, store = runs.counter(), mx.checkpoints(tmp_path, every=5)
     start = trainer.init(key, jnp.float32(0))
     mx.fit(trainer, start, num_steps=10, checkpoint=store)
-    assert re.fullmatch(r"meta-training: 100%\|█+\| 10/10 \[.*step/s, loss=\S+\]", shown[-1])
+    assert re.fullmatch(
+        r"meta-training: 100%\|█+\| 10/10 \[.*step/s, loss=\S+\]", shown[-1]
+    )
     assert capsys.readouterr().err == ""
     mx.fit(trainer, start, num_steps=20, checkpoint=store)
     assert "20/20" in shown[-1]
     assert not any(c in line for line in shown for c in "\r\n")
     assert (
-        capsys.readouterr().err == f"meta-training: resumed at meta-step 10 of 20 from {tmp_path}\n"
+        capsys.readouterr().err
+        == f"meta-training: resumed at meta-step 10 of 20 from {tmp_path}\n"
     )
     count = len(shown)
     mx.fit(trainer, start, num_steps=10, progress=None)
@@ -530,7 +587,8 @@ LOSS = table([1.0, 1.0])
 
 # It does not return its state.
 ESTIMATOR = mx.Estimator(
-    lambda key, m, data: (), lambda key, m, state, data: mx.Estimate(m, jnp.float32(0), {})
+    lambda key, m, data: (),
+    lambda key, m, state, data: mx.Estimate(m, jnp.float32(0), {}),
 )
 STATELESS = mx.trainer(ESTIMATOR, optax.sgd(1.0))
 
@@ -546,7 +604,9 @@ CASES = {
         "validate must be a metajax.Validation",
     ),
     "validate: a loss that is no scalar": (
-        lambda: fit(validate=mx.validation(lambda k, m, d: jnp.ones(3), jax.random.key(0))),
+        lambda: fit(
+            validate=mx.validation(lambda k, m, d: jnp.ones(3), jax.random.key(0))
+        ),
         ValueError,
         "the loss returned by validate.loss",
     ),
@@ -560,7 +620,11 @@ CASES = {
         ValueError,
         "path must end in .csv or .jsonl",
     ),
-    "log: no path": (lambda: mx.log(3), TypeError, "path must be a str or an os.PathLike"),
+    "log: no path": (
+        lambda: mx.log(3),
+        TypeError,
+        "path must be a str or an os.PathLike",
+    ),
     "progress: a bool": (
         lambda: fit(progress=False),
         TypeError,
@@ -587,12 +651,16 @@ CASES = {
         "chunk must be at least 1",
     ),
     "state: NaN": (
-        lambda: mx.fit(COUNTER, START._replace(meta_params=jnp.float32(np.nan)), num_steps=1),
+        lambda: mx.fit(
+            COUNTER, START._replace(meta_params=jnp.float32(np.nan)), num_steps=1
+        ),
         ValueError,
         "state.meta_params holds 1 NaN",
     ),
     "estimator: no state": (
-        lambda: mx.fit(STATELESS, STATELESS.init(jax.random.key(0), jnp.float32(0)), num_steps=1),
+        lambda: mx.fit(
+            STATELESS, STATELESS.init(jax.random.key(0), jnp.float32(0)), num_steps=1
+        ),
         TypeError,
         r"estimator.estimate must return \(estimate, state\), got Estimate of 3",
     ),
@@ -601,7 +669,11 @@ CASES = {
         TypeError,
         "loss must be a function",
     ),
-    "validation: a seed": (lambda: mx.validation(LOSS, 0), TypeError, "key must be a typed key"),
+    "validation: a seed": (
+        lambda: mx.validation(LOSS, 0),
+        TypeError,
+        "key must be a typed key",
+    ),
     "validation: never": (
         lambda: mx.validation(LOSS, jax.random.key(0), every=0),
         ValueError,
@@ -622,14 +694,26 @@ CASES = {
         ValueError,
         r"data\['x'\] holds 1 NaN",
     ),
-    "checkpoints: no path": (lambda: mx.checkpoints(3), TypeError, "directory must be a path"),
+    "checkpoints: no path": (
+        lambda: mx.checkpoints(3),
+        TypeError,
+        "directory must be a path",
+    ),
     "checkpoints: a file": (
         lambda: mx.checkpoints(__file__),
         ValueError,
         "directory must be a folder",
     ),
-    "checkpoints: never": (lambda: mx.checkpoints("never", every=0), ValueError, "every"),
-    "checkpoints: none kept": (lambda: mx.checkpoints("never", keep=0), ValueError, "keep"),
+    "checkpoints: never": (
+        lambda: mx.checkpoints("never", every=0),
+        ValueError,
+        "every",
+    ),
+    "checkpoints: none kept": (
+        lambda: mx.checkpoints("never", keep=0),
+        ValueError,
+        "keep",
+    ),
     "checkpoints: a number for a tag": (
         lambda: mx.checkpoints("never", tag=2),
         TypeError,

@@ -43,7 +43,9 @@ def lstm_by_hand(params, c, h, forward, backward, ticks):
     gates = params["gates"]
     w = np.concatenate([gates["forward"], gates["backward"], gates["hidden"]])
     for _ in range(ticks):
-        i, g, f, o = np.split(np.concatenate([forward, backward, h]) @ w + gates["b"], 4)
+        i, g, f, o = np.split(
+            np.concatenate([forward, backward, h]) @ w + gates["b"], 4
+        )
         c = sigmoid(f + 5) * c + sigmoid(i - 5) * np.tanh(g)
         h = sigmoid(o) * np.tanh(c)
     return c, h
@@ -52,11 +54,15 @@ def lstm_by_hand(params, c, h, forward, backward, ticks):
 def message_by_hand(params, h):
     x = h @ params["w"] + params["b"]
     if "scale" in params:
-        x = (x - x.mean()) / np.sqrt(x.var() + 1e-5) * params["scale"] + params["offset"]
+        x = (x - x.mean()) / np.sqrt(x.var() + 1e-5) * params["scale"] + params[
+            "offset"
+        ]
     return x
 
 
-def network_by_hand(sizes, params, cells, images, labels, *, ticks, slots, reduce, backward_pass):
+def network_by_hand(
+    sizes, params, cells, images, labels, *, ticks, slots, reduce, backward_pass
+):
     """Kirsch & Schmidhuber 2021, eq. 7, one cell at a time. ``cells[k][a][b] = (c, h)``."""
     layers, classes = len(sizes) - 1, sizes[-1]
     error = np.zeros(classes)
@@ -71,12 +77,16 @@ def network_by_hand(sizes, params, cells, images, labels, *, ticks, slots, reduc
             slot = [np.concatenate([[e], np.zeros(slots - 1)]) for e in error]
         else:
             slot = [
-                total([message_by_hand(params["backward"], h) for _, h in cells[k + 1][a]])
+                total(
+                    [message_by_hand(params["backward"], h) for _, h in cells[k + 1][a]]
+                )
                 for a in range(sizes[k + 1])
             ]
         for a in range(sizes[k]):
             for b in range(sizes[k + 1]):
-                cells[k][a][b] = lstm_by_hand(params, *cells[k][a][b], forward[a], slot[b], ticks)
+                cells[k][a][b] = lstm_by_hand(
+                    params, *cells[k][a][b], forward[a], slot[b], ticks
+                )
 
     losses = []
     for image, y in zip(images, labels, strict=True):
@@ -117,7 +127,11 @@ CASES = [
 @pytest.mark.slow
 def test_equals_a_loop_over_single_cells(case):
     with jax.enable_x64(True):
-        sizes, ticks, reduce = case["sizes"], case.get("ticks", 2), case.get("reduce", "mean")
+        sizes, ticks, reduce = (
+            case["sizes"],
+            case.get("ticks", 2),
+            case.get("reduce", "mean"),
+        )
         norm, back = (case.get(name, False) for name in ("layer_norm", "backward_pass"))
         cell = lstm_cell(4, 3, ticks=ticks, reduce=reduce, layer_norm=norm)
         net = mx.vsml(sizes, cell, backward_pass=back)
@@ -134,7 +148,10 @@ def test_equals_a_loop_over_single_cells(case):
         state = jax.tree.map(lambda x: x.astype(jnp.float64), state)
         cells = [
             [
-                [(np.asarray(c[0, 0, a, b]), np.asarray(h[0, 0, a, b])) for b in range(c.shape[3])]
+                [
+                    (np.asarray(c[0, 0, a, b]), np.asarray(h[0, 0, a, b]))
+                    for b in range(c.shape[3])
+                ]
                 for a in range(c.shape[2])
             ]
             for c, h in state.cells
@@ -151,13 +168,18 @@ def test_equals_a_loop_over_single_cells(case):
 
 
 @pytest.mark.parametrize(
-    ("inputs", "outputs", "features"), [(3, 3, 4), (2, 5, 3), (5, 2, 3), (1, 1, 2), (4, 1, 1)]
+    ("inputs", "outputs", "features"),
+    [(3, 3, 4), (2, 5, 3), (5, 2, 3), (1, 1, 2), (4, 1, 1)],
 )
 def test_the_large_matrix_and_the_message_passing_agree(inputs, outputs, features):
     with jax.enable_x64(True):
-        w, c = jax.random.normal(jax.random.key(0), (2, features, features), jnp.float64)
+        w, c = jax.random.normal(
+            jax.random.key(0), (2, features, features), jnp.float64
+        )
         large = shared_matrix(w, c, inputs, outputs)
-        state = jax.random.normal(jax.random.key(1), (inputs, outputs, features), jnp.float64)
+        state = jax.random.normal(
+            jax.random.key(1), (inputs, outputs, features), jnp.float64
+        )
         flat = state.ravel()
         for _ in range(3):
             state, flat = minimal_vsml(w, c, state), jnp.tanh(flat @ large)
@@ -167,7 +189,9 @@ def test_the_large_matrix_and_the_message_passing_agree(inputs, outputs, feature
 def test_the_large_matrix_entry_by_entry():
     # Eq. 6 as the paper writes it, one entry at a time.
     w, c = np.random.default_rng(0).normal(size=(2, 2, 2))
-    got = np.asarray(shared_matrix(jnp.asarray(w), jnp.asarray(c), 3, 2)).reshape(3, 2, 2, 3, 2, 2)
+    got = np.asarray(shared_matrix(jnp.asarray(w), jnp.asarray(c), 3, 2)).reshape(
+        3, 2, 2, 3, 2, 2
+    )
     for k, d, i, a, b, j in np.ndindex(got.shape):
         want = (c[i, j] if d == a else 0) + (w[i, j] if (d, k) == (b, a) else 0)
         np.testing.assert_allclose(got[k, d, i, a, b, j], want, rtol=1e-6)
@@ -180,7 +204,9 @@ def test_the_minimal_cell_runs_eq_4():
         w, c = jax.random.normal(jax.random.key(0), (2, 3, 3), jnp.float64)
         state = jax.random.normal(jax.random.key(1), (4, 4, 3), jnp.float64)
         params = {"W": w, "C": c, "D": jnp.zeros((3, 3))}
-        got = cell.step(params, state, cell.forward(params, state, 3), jnp.zeros((4, 1)))
+        got = cell.step(
+            params, state, cell.forward(params, state, 3), jnp.zeros((4, 1))
+        )
         np.testing.assert_allclose(got, minimal_vsml(w, c, state), rtol=1e-12)
 
 
@@ -198,20 +224,25 @@ def test_a_permutation_of_inputs_and_outputs_changes_nothing(name):
     params = net.meta(jax.random.key(0))
     images, labels = stream(jax.random.key(1), 12, 1, 6, 4)
     state = net.init(jax.random.key(2), params, ())
-    rows, columns = np.random.default_rng(0).permutation(6), np.random.default_rng(1).permutation(4)
+    rows, columns = (
+        np.random.default_rng(0).permutation(6),
+        np.random.default_rng(1).permutation(4),
+    )
     first = jax.tree.map(lambda x: x[:, :, rows], state.cells[0])
     cells = (first, *state.cells[1:])
     cells = (*cells[:-1], jax.tree.map(lambda x: x[:, :, :, columns], cells[-1]))
     _, (want, accuracy) = run(net, params, images, labels, state)
     moved = state._replace(cells=cells)
-    got = run(net, params, images[..., rows], jnp.asarray(np.argsort(columns))[labels], moved)[1]
+    got = run(
+        net, params, images[..., rows], jnp.asarray(np.argsort(columns))[labels], moved
+    )[1]
     np.testing.assert_allclose(got[0], want, rtol=2e-5)
     np.testing.assert_array_equal(got[1], accuracy)
     assert np.std(want) > 1e-4
     # And it is the permutation of the state that does it: without, the outcome is another.
-    other = run(net, params, images[..., rows], jnp.asarray(np.argsort(columns))[labels], state)[1][
-        0
-    ]
+    other = run(
+        net, params, images[..., rows], jnp.asarray(np.argsort(columns))[labels], state
+    )[1][0]
     assert np.abs(np.asarray(other) - np.asarray(want)).max() > 1e-5
 
 
@@ -230,7 +261,10 @@ def test_the_headline_configuration_has_2384_parameters():
     params = mx.vsml((784, 10)).meta(jax.random.key(0))
     assert sum(x.size for x in jax.tree.leaves(params)) == 2384
     gates = np.concatenate(
-        [np.asarray(params["gates"][name]) for name in ("forward", "backward", "hidden")]
+        [
+            np.asarray(params["gates"][name])
+            for name in ("forward", "backward", "hidden")
+        ]
     )
     assert gates.shape == (32, 64)
     # A normal of std 1/sqrt(32), truncated at two of its standard deviations, which leaves .8796 of
@@ -258,7 +292,8 @@ def test_a_convolution_with_one_position_is_dense():
 
 
 @pytest.mark.parametrize(
-    ("shape", "kernel", "stride"), [((5, 4, 2), 3, 2), ((4, 6, 1), 3, 1), ((7, 7, 3), 2, 3)]
+    ("shape", "kernel", "stride"),
+    [((5, 4, 2), 3, 2), ((4, 6, 1), 3, 1), ((7, 7, 3), 2, 3)],
 )
 @pytest.mark.slow
 def test_the_wiring_of_a_convolution_is_that_of_lax(shape, kernel, stride):
@@ -275,7 +310,9 @@ def test_the_wiring_of_a_convolution_is_that_of_lax(shape, kernel, stride):
     # nothing looks at it.
     seen = layer.merge(jnp.ones((1, layer.positions, layer.inputs, 1)))[0, :, 0] > 0
     back = layer.merge(layer.split(image.reshape(2, -1, 1)))
-    np.testing.assert_allclose(back[:, seen], image.reshape(2, -1, 1)[:, seen], rtol=1e-6)
+    np.testing.assert_allclose(
+        back[:, seen], image.reshape(2, -1, 1)[:, seen], rtol=1e-6
+    )
 
 
 def test_equal_replicas_that_see_equal_examples_are_one():
@@ -329,7 +366,9 @@ def test_what_is_masked_is_not_learned_from(x64, name):
         if name == "convolution":
             layers = [convolution((3, 3, 1), 2, kernel=2, stride=2), dense(8, 3)]
             return mx.vsml(layers, cell, batch_size=batch_size)
-        return mx.vsml((9, 5, 3), cell, batch_size=batch_size, backward_pass=name == "two sweeps")
+        return mx.vsml(
+            (9, 5, 3), cell, batch_size=batch_size, backward_pass=name == "two sweeps"
+        )
 
     three, two = make(3), make(2)
     params = three.meta(jax.random.key(0))
@@ -399,14 +438,19 @@ def test_the_loss_of_a_batch_is_that_of_the_next_prediction():
 def test_the_gradient_through_an_episode(norm):
     with jax.enable_x64(True):
         net = mx.vsml((2, 3, 2), lstm_cell(3, 2, layer_norm=norm), backward_pass=True)
-        params = jax.tree.map(lambda x: x.astype(jnp.float64), net.meta(jax.random.key(0)))
+        params = jax.tree.map(
+            lambda x: x.astype(jnp.float64), net.meta(jax.random.key(0))
+        )
         images, labels = stream(jax.random.key(1), 3, 1, 2, 2)
         state = jax.tree.map(
             lambda x: x.astype(jnp.float64), net.init(jax.random.key(2), params, ())
         )
         images = images.astype(jnp.float64)
         check_grads(
-            lambda p: run(net, p, images, labels, state)[1][0].mean(), (params,), 1, rtol=1e-6
+            lambda p: run(net, p, images, labels, state)[1][0].mean(),
+            (params,),
+            1,
+            rtol=1e-6,
         )
 
 
@@ -421,7 +465,11 @@ def test_a_label_that_is_no_class_gives_nan_and_not_a_number_that_looks_right():
 BAD = {
     "no layers": (lambda: mx.vsml(()), ValueError, "layers must be the units"),
     "one size": (lambda: mx.vsml((4,)), ValueError, "layers must be the units"),
-    "mixed": (lambda: mx.vsml((4, dense(4, 2))), ValueError, "layers must be the units"),
+    "mixed": (
+        lambda: mx.vsml((4, dense(4, 2))),
+        ValueError,
+        "layers must be the units",
+    ),
     "a chain that breaks": (
         lambda: mx.vsml([dense(4, 5), dense(6, 3)]),
         ValueError,
@@ -452,7 +500,11 @@ BAD = {
         ValueError,
         "batch_size is 1",
     ),
-    "image shape": (lambda: convolution((28, 28), 8), ValueError, "shape must have 3 numbers"),
+    "image shape": (
+        lambda: convolution((28, 28), 8),
+        ValueError,
+        "shape must have 3 numbers",
+    ),
     "matrix": (
         lambda: shared_matrix(jnp.ones((2, 3)), jnp.ones((2, 3)), 2, 2),
         ValueError,

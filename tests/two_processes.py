@@ -23,7 +23,9 @@ FOUND = {}
 def run(name, trainer, num_steps=6, **options):
     state = trainer.init(jax.random.key(0), jnp.float32(0))
     store = mx.checkpoints(FOLDER / name, every=2)
-    return mx.fit(trainer, state, num_steps=num_steps, checkpoint=store, progress=None, **options)
+    return mx.fit(
+        trainer, state, num_steps=num_steps, checkpoint=store, progress=None, **options
+    )
 
 
 def error(f):
@@ -43,7 +45,9 @@ def stopped_early(me):
     validate = mx.validation(
         lambda *_: jnp.float32(next(losses)), jax.random.key(1), every=2, patience=2
     )
-    result = run("early", runs.counter(chunk=2), 20, validate=validate, callbacks=[reported])
+    result = run(
+        "early", runs.counter(chunk=2), 20, validate=validate, callbacks=[reported]
+    )
     return [x.tolist() for x in result.validation.values()]
 
 

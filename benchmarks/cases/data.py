@@ -15,9 +15,17 @@ def data_loading(setting: Setting) -> list[Row]:
 
     The host's form is given the indices for nothing: it gathers, scales and copies to the device.
     """
-    classes, num_tasks = (20, 2) if setting.smoke else (1_200, 32)
-    image = np.random.default_rng(0).integers(0, 256, (20 * classes, 28, 28, 1), np.uint8)
-    data = mx.data.by_class({"image": image, "label": np.repeat(np.arange(classes), 20)})
+    classes = 20 if setting.smoke else 1_200
+    num_tasks = 2 if setting.smoke else 32
+    shape = (20 * classes, 28, 28, 1)
+    image = np.random.default_rng(0).integers(
+        0,
+        256,
+        shape,
+        np.uint8,
+    )
+    label = np.repeat(np.arange(classes), 20)
+    data = mx.data.by_class({"image": image, "label": label})
     tasks = mx.tasks.episodes(WAYS, shots=1, queries=5)
     keys = jax.random.split(jax.random.key(0), num_tasks)
 
@@ -36,7 +44,8 @@ def data_loading(setting: Setting) -> list[Row]:
 
     def gather(index):
         index = index.reshape(num_tasks, -1)
-        label = np.repeat(np.arange(WAYS, dtype=np.int32), index.shape[1] // WAYS)
+        classes = np.arange(WAYS, dtype=np.int32)
+        label = np.repeat(classes, index.shape[1] // WAYS)
         batch = {
             "image": data["image"][index].astype(np.float32) / 255,
             "label": np.tile(label, (num_tasks, 1)),
@@ -50,7 +59,11 @@ def data_loading(setting: Setting) -> list[Row]:
         "NumPy gather and copy": Program(host, (), jit=False),
     }
     found = contest(programs, setting.limits, rounds=setting.rounds)
-    return [compared("data_loading", f"{num_tasks} episodes, {WAYS} ways, 6 images each", found)]
+    return [
+        compared(
+            "data_loading", f"{num_tasks} episodes, {WAYS} ways, 6 images each", found
+        )
+    ]
 
 
 CASES = (data_loading,)

@@ -27,7 +27,13 @@ def estimators(setting: Setting) -> list[Row]:
     learner = mx.l2l(optimizer, mx.problems.quadratic(), second_order=True)
     loop = mx.inner(learner, mx.tasks.quadratics(8), HORIZON)
     meta_params = descending_point(loop, learner, 4 if setting.smoke else 60)
-    exact = mx.mean_gradient(mx.bptt(loop, 64), jax.random.key(2), meta_params, samples=samples)
+    whole = mx.bptt(loop, 64)
+    exact = mx.mean_gradient(
+        whole,
+        jax.random.key(2),
+        meta_params,
+        samples=samples,
+    )
 
     print(_line("estimator", "bias", "± error", "snr", "cosine", "steps", "ms", "MiB"))
     found = {}
@@ -68,7 +74,8 @@ def descending_point(loop: mx.Inner, learner: mx.Learner, steps: int) -> Any:
     """
     outer = optax.chain(optax.clip_by_global_norm(1.0), optax.adam(1e-2))
     trainer = mx.trainer(mx.bptt(loop, 32), outer)
-    start = trainer.init(jax.random.key(0), learner.meta(jax.random.key(1)))
+    random = learner.meta(jax.random.key(1))
+    start = trainer.init(jax.random.key(0), random)
     fitted = mx.fit(trainer, start, num_steps=steps, progress=None)
     return fitted.state.meta_params
 

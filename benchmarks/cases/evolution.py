@@ -36,7 +36,10 @@ def pes(setting: Setting) -> list[Row]:
 
 
 def _population(smoke: bool) -> Population:
-    pairs, units, steps, batch_size = (2, 3, 4, 8) if smoke else (32, 20, 20, 32)
+    pairs = 2 if smoke else 32
+    units = 3 if smoke else 20
+    steps = 4 if smoke else 20
+    batch_size = 8 if smoke else 32
     optimizer = mx.optim.lstm(hidden=(4,)) if smoke else mx.optim.lstm()
     learner = mx.l2l(optimizer, mx.problems.mlp((64, units, 10)))
     loop = mx.inner(learner, mx.tasks.minibatches(batch_size), steps)
@@ -73,7 +76,9 @@ def _antithetic(setting: Setting, case: str, truncation: int | None) -> Row:
 
 
 def _open_es(setting: Setting, case: str) -> Row:
-    from evosax.algorithms import Open_ES  # here, since importing it settles JAX's devices
+    from evosax.algorithms import (
+        Open_ES,  # here, since importing it settles JAX's devices
+    )
 
     population = _population(setting.smoke)
     loop, pairs, meta_params, data = population
@@ -84,19 +89,27 @@ def _open_es(setting: Setting, case: str) -> Row:
     # The members that the estimator will ask for, on its task.
     k_ask, k_tasks, _ = jax.random.split(jax.random.key(2), 3)
     mean, _ = ravel_pytree(meta_params)
-    members, _ = jax.jit(strategy.ask)(k_ask, state.replace(mean=mean), strategy.default_params)
+    at_mean = state.replace(mean=mean)
+    members, _ = jax.jit(strategy.ask)(k_ask, at_mean, strategy.default_params)
+    (task_key,) = jax.random.split(k_tasks, 1)
 
     def bare(members, key, data):
         def meta_loss(member):
             start = loop.init(key, member, data)
-            _, loss, _ = mx.unroll(loop, member, start, data, loop.horizon)
+            _, loss, _ = mx.unroll(
+                loop,
+                member,
+                start,
+                data,
+                loop.horizon,
+            )
             return loss
 
         return jax.vmap(meta_loss)(members)
 
     what = f"Open_ES, {2 * pairs} members x {loop.horizon} steps, {mean.size:,} meta-parameters"
     ours = _estimate(estimator, population, state)
-    alone = Program(bare, (members, jax.random.split(k_tasks, 1)[0], data), jnp.mean)
+    alone = Program(bare, (members, task_key, data), jnp.mean)
     return _against_inner_loops(setting, case, what, ours, alone)
 
 
@@ -123,7 +136,12 @@ def _against_inner_loops(
     """An estimate is to take at most a ninth longer than its bare inner loops."""
     programs = {"ours": ours, "inner loops alone": alone}
     found = contest(programs, setting.limits, rounds=setting.rounds)
-    return compared(case, what, found, targets=[Target("ratio", ">=", 0.9)])
+    return compared(
+        case,
+        what,
+        found,
+        targets=[Target("ratio", ">=", 0.9)],
+    )
 
 
 CASES = (es_population, pes)

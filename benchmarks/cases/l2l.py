@@ -24,7 +24,7 @@ def plain_update(
     c: Any,
     p: float = 10.0,
     scale: float = 0.1,
-) -> tuple[Any, tuple, tuple]:
+) -> tuple[Any, list, list]:
     """One coordinate: ``grad`` a scalar, ``h`` and ``c`` a vector ``[20]`` for each layer."""
     is_large = jnp.abs(grad) >= jnp.exp(-p)
     size = jnp.log(jnp.where(is_large, jnp.abs(grad), 1.0)) / p
@@ -36,15 +36,22 @@ def plain_update(
     )
     new_h = []
     new_c = []
-    for layer, h_layer, c_layer in zip(meta_params["lstm"], h, c, strict=True):
+    for layer, h_layer, c_layer in zip(
+        meta_params["lstm"],
+        h,
+        c,
+        strict=True,
+    ):
         gates = layer["w"] @ jnp.concatenate([x, h_layer]) + layer["b"]
         i, j, f, o = jnp.split(gates, 4)
-        c_layer = jax.nn.sigmoid(f + 1) * c_layer + jax.nn.sigmoid(i) * jnp.tanh(j)
+        kept = jax.nn.sigmoid(f + 1) * c_layer
+        c_layer = kept + jax.nn.sigmoid(i) * jnp.tanh(j)
         x = jax.nn.sigmoid(o) * jnp.tanh(c_layer)
         new_h.append(x)
         new_c.append(c_layer)
     out = meta_params["out"]
-    return scale * (out["w"] @ x + out["b"]), tuple(new_h), tuple(new_c)
+    update = scale * (out["w"] @ x + out["b"])
+    return update, new_h, new_c
 
 
 plain_updates = jax.vmap(plain_update, (None, 0, 0, 0))
@@ -85,10 +92,13 @@ def l2l_step(setting: Setting) -> list[Row]:
     return rows
 
 
-def _in_one_leaf(setting: Setting, optimizer: mx.LearnedOptimizer, at_work: Coordinates) -> Row:
+def _in_one_leaf(
+    setting: Setting, optimizer: mx.LearnedOptimizer, at_work: Coordinates
+) -> Row:
     meta_params, grad, h, c = at_work
     state = optimizer.tx(meta_params).init(grad)._replace(h=h, c=c)
-    rows_h, rows_c = (tuple(np.ascontiguousarray(x.T) for x in part) for part in (h, c))
+    rows_h = [np.ascontiguousarray(x.T) for x in h]
+    rows_c = [np.ascontiguousarray(x.T) for x in c]
 
     def ours_flat(result):
         updates, state = result
@@ -125,7 +135,12 @@ def _in_many_leaves(
     parts_h = zip(*map(split, h), strict=True)
     parts_c = zip(*map(split, c), strict=True)
     states = []
-    for leaf, leaf_h, leaf_c in zip(blank.leaves, parts_h, parts_c, strict=True):
+    for leaf, leaf_h, leaf_c in zip(
+        blank.leaves,
+        parts_h,
+        parts_c,
+        strict=True,
+    ):
         states.append(leaf._replace(h=leaf_h, c=leaf_c))
     by_leaf = blank._replace(leaves=tuple(states))
 
@@ -142,17 +157,21 @@ def _in_many_leaves(
 
     programs = {
         "ours": Program(_update(optimizer), (meta_params, grads, state), ours_flat),
-        "leaf by leaf": Program(_update(leafwise), (meta_params, grads, by_leaf), by_leaf_flat),
+        "leaf by leaf": Program(
+            _update(leafwise), (meta_params, grads, by_leaf), by_leaf_flat
+        ),
     }
     found = contest(programs, setting.limits, rounds=setting.rounds)
     bound = [Target("ratio", ">=", 8)]
-    return _row(at_work, found, f", {leaves} leaves", bound if _is_small(at_work) else [])
+    return _row(
+        at_work, found, f", {leaves} leaves", bound if _is_small(at_work) else []
+    )
 
 
 def _in_bfloat16(setting: Setting, at_work: Coordinates) -> Row:
     meta_params, grad, h, c = at_work
     optimizer = mx.optim.lstm(state_dtype=jnp.bfloat16)
-    half_h, half_c = (tuple(x.astype(jnp.bfloat16) for x in part) for part in (h, c))
+    half_h, half_c = jax.tree.map(lambda x: x.astype(jnp.bfloat16), (h, c))
     state = optimizer.tx(meta_params).init(grad)._replace(h=half_h, c=half_c)
     programs = {"ours": Program(_update(optimizer), (meta_params, grad, state))}
     found = contest(programs, setting.limits, rounds=setting.rounds)
@@ -212,7 +231,9 @@ def l2l_bptt(setting: Setting) -> list[Row]:
 
         def meta_loss(meta_params):
             def episode(key, params):
-                return plain_episode(meta_params, key, params, data, problem, tasks, steps)
+                return plain_episode(
+                    meta_params, key, params, data, problem, tasks, steps
+                )
 
             return jax.vmap(episode)(starts.key, starts.learner.params).mean()
 
@@ -226,8 +247,15 @@ def l2l_bptt(setting: Setting) -> list[Row]:
     num_params = sum(inputs * outputs + outputs for inputs, outputs in pairwise(sizes))
     what = f"{num_tasks} tasks x {num_params:,} parameters x {steps} steps"
     return [
-        compared("l2l_bptt", what, found, targets=[Target("ratio", ">=", 2.2)]),
-        memory("l2l_bptt", f"temporary memory, {what}", found, [Target("ratio", ">=", 5)]),
+        compared(
+            "l2l_bptt",
+            what,
+            found,
+            targets=[Target("ratio", ">=", 2.2)],
+        ),
+        memory(
+            "l2l_bptt", f"temporary memory, {what}", found, [Target("ratio", ">=", 5)]
+        ),
     ]
 
 
@@ -253,11 +281,17 @@ def plain_episode(
             return value
 
         value, grad = jax.value_and_grad(loss)(x)
-        update, h, c = plain_updates(meta_params, jax.lax.stop_gradient(grad), h, c)
+        update, h, c = plain_updates(
+            meta_params,
+            jax.lax.stop_gradient(grad),
+            h,
+            c,
+        )
         return (x + update, h, c), value
 
-    zeros = (jnp.zeros((flat.size, HIDDEN)),) * LAYERS
-    _, losses = jax.lax.scan(step, (flat, zeros, zeros), jnp.arange(steps))
+    zeros = [jnp.zeros((flat.size, HIDDEN))] * LAYERS
+    start = (flat, zeros, zeros)
+    _, losses = jax.lax.scan(step, start, jnp.arange(steps))
     return losses.mean()
 
 

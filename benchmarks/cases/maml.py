@@ -82,7 +82,12 @@ def implicit_cg(setting: Setting) -> list[Row]:
     batch = {"image": images, "label": labels}
 
     def loss(phi, batch):
-        value, _ = work.problem.loss(jax.random.key(0), phi, (), batch)
+        value, _ = work.problem.loss(
+            jax.random.key(0),
+            phi,
+            (),
+            batch,
+        )
         return value
 
     objective = mx.implicit.proximal(loss)
@@ -92,12 +97,24 @@ def implicit_cg(setting: Setting) -> list[Row]:
         return system(params, vector, params, work.lam, batch).x
 
     def plain(params, vector, batch):
-        gradient = jax.grad(lambda phi: objective(phi, params, work.lam, batch))
+        gradient = jax.grad(
+            lambda phi: objective(
+                phi,
+                params,
+                work.lam,
+                batch,
+            )
+        )
 
         def product(v):
             return jax.jvp(gradient, (params,), (v,))[1]
 
-        solution, _ = jax.scipy.sparse.linalg.cg(product, vector, tol=0.0, maxiter=work.cg)
+        solution, _ = jax.scipy.sparse.linalg.cg(
+            product,
+            vector,
+            tol=0.0,
+            maxiter=work.cg,
+        )
         return solution
 
     args = (params, jax.tree.map(_some_vector, params), batch)
@@ -107,7 +124,8 @@ def implicit_cg(setting: Setting) -> list[Row]:
 
 
 def _some_vector(x: Any) -> Any:
-    return jnp.cos(jnp.arange(x.size, dtype=x.dtype)).reshape(x.shape)
+    numbers = jnp.arange(x.size, dtype=x.dtype)
+    return jnp.cos(numbers).reshape(x.shape)
 
 
 def plain_maml(work: Workload, params: Any, *batches: Any) -> Any:
@@ -121,7 +139,8 @@ def plain_maml(work: Workload, params: Any, *batches: Any) -> Any:
         return plain_loss(phi, x_query, y_query)
 
     def meta_loss(params):
-        return jax.vmap(task_loss, (None, 0, 0, 0, 0))(params, *batches).mean()
+        losses = jax.vmap(task_loss, (None, 0, 0, 0, 0))
+        return losses(params, *batches).mean()
 
     return jax.grad(meta_loss)(params)
 
@@ -141,13 +160,15 @@ def plain_imaml(work: Workload, params: Any, *batches: Any) -> Any:
             return phi - work.rate * (gradient(phi) + work.lam * (phi - flat))
 
         def product(phi, p):
-            return p + jax.jvp(gradient, (phi,), (p,))[1] / work.lam
+            _, curvature = jax.jvp(gradient, (phi,), (p,))
+            return p + curvature / work.lam
 
         phi = jax.lax.fori_loop(0, work.steps, descend, flat)
         right = jax.grad(loss)(phi, x_query, y_query)
         return unravel(_conjugate_gradients(partial(product, phi), right, work.cg))
 
-    return jax.tree.map(lambda g: g.mean(0), jax.vmap(task_gradient)(*batches))
+    gradients = jax.vmap(task_gradient)(*batches)
+    return jax.tree.map(lambda g: g.mean(0), gradients)
 
 
 def _conjugate_gradients(product: Any, right: Any, steps: int) -> Any:
@@ -155,10 +176,12 @@ def _conjugate_gradients(product: Any, right: Any, steps: int) -> Any:
         x, r, p = carry
         q = product(p)
         a = r @ r / (p @ q)
-        new = r - a * q
-        return x + a * p, new, new + (new @ new) / (r @ r) * p
+        new_r = r - a * q
+        new_p = new_r + (new_r @ new_r) / (r @ r) * p
+        return x + a * p, new_r, new_p
 
-    x, _, _ = jax.lax.fori_loop(0, steps, body, (jnp.zeros_like(right), right, right))
+    start = (jnp.zeros_like(right), right, right)
+    x, _, _ = jax.lax.fori_loop(0, steps, body, start)
     return x
 
 

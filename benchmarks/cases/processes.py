@@ -101,7 +101,9 @@ def first_call(setting: Setting) -> list[Row]:
         _, printed = python(TRAINING_STEP, **environment)
         return float(printed)
 
-    rows = _cold_and_cached("a training step with the LSTM optimizer", step, setting, limits=(5, 1))
+    rows = _cold_and_cached(
+        "a training step with the LSTM optimizer", step, setting, limits=(5, 1)
+    )
     examples = list(README.items())
     for system, heading in examples[:1] if setting.smoke else examples:
         code = PRELUDE + example(heading, blocks=1 if setting.smoke else None)
@@ -160,7 +162,8 @@ def example(heading: str, blocks: int | None = None) -> str:
     if section is None:
         raise ValueError(f"the README has no heading that begins with {heading!r}")
     sources = []
-    for block in re.findall(r"^```python\n(.*?)^```", section[0], re.S | re.M)[:blocks]:
+    found = re.findall(r"^```python\n(.*?)^```", section[0], re.S | re.M)
+    for block in found[:blocks]:
         examples = doctest.DocTestParser().get_examples(block)
         sources += [one.source for one in examples]
     return "".join(sources)

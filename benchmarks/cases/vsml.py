@@ -29,8 +29,10 @@ def plain_cell(
     gates = params["gates"]
     w = jnp.concatenate([gates["forward"], gates["backward"], gates["hidden"]])
     for _ in range(2):
-        i, g, f, o = jnp.split(jnp.concatenate([up, down, h]) @ w + gates["b"], 4)
-        c = jax.nn.sigmoid(f + 5) * c + jax.nn.sigmoid(i - 5) * jnp.tanh(g)
+        inputs = jnp.concatenate([up, down, h])
+        i, g, f, o = jnp.split(inputs @ w + gates["b"], 4)
+        kept = jax.nn.sigmoid(f + 5) * c
+        c = kept + jax.nn.sigmoid(i - 5) * jnp.tanh(g)
         h = jax.nn.sigmoid(o) * jnp.tanh(c)
     return c, h
 
@@ -49,7 +51,8 @@ def plain_tick(
     up = jnp.zeros((len(x), SLOTS)).at[:, 0].set(x)
     down = jnp.zeros((len(error), SLOTS)).at[:, 0].set(error)
     row = jax.vmap(plain_cell, (None, 0, 0, None, 0))
-    c, h = jax.vmap(row, (None, 0, 0, 0, None))(params, c, h, up, down)
+    grid = jax.vmap(row, (None, 0, 0, 0, None))
+    c, h = grid(params, c, h, up, down)
 
     def message(h):
         return h @ params["forward"]["w"] + params["forward"]["b"]
@@ -60,7 +63,8 @@ def plain_tick(
 
 def vsml_tick(setting: Setting) -> list[Row]:
     """The two micro-ticks that an example takes, and the messages upwards."""
-    inputs, outputs = (12, 3) if setting.smoke else (784, 10)
+    inputs = 12 if setting.smoke else 784
+    outputs = 3 if setting.smoke else 10
     cell = mx.cells.lstm()
     params = cell.init(jax.random.key(0))
     rng = np.random.default_rng(0)
@@ -69,7 +73,9 @@ def vsml_tick(setting: Setting) -> list[Row]:
     error = rng.normal(size=outputs).astype(np.float32)
 
     def ours(params, c, h, x, error):
-        state = cell.step(params, (c, h), x[:, None], error[:, None])
+        upward = x[:, None]
+        downward = error[:, None]
+        state = cell.step(params, (c, h), upward, downward)
         return *state, cell.forward(params, state, 2)
 
     def first_two_slots(result):
@@ -83,12 +89,23 @@ def vsml_tick(setting: Setting) -> list[Row]:
     }
     found = contest(programs, setting.limits, rounds=setting.rounds)
     what = f"{inputs} x {outputs} cells"
-    return [compared("vsml_tick", what, found, targets=[Target("ratio", ">=", 2)])]
+    return [
+        compared(
+            "vsml_tick",
+            what,
+            found,
+            targets=[Target("ratio", ">=", 2)],
+        )
+    ]
 
 
 def vsml_episode(setting: Setting) -> list[Row]:
     """Online learning over an episode: forward, and the gradient through time."""
-    side, classes, steps, num_tasks = (3, 3, 4, 2) if setting.smoke else (28, 10, 100, 1)
+    smoke = setting.smoke
+    side = 3 if smoke else 28
+    classes = 3 if smoke else 10
+    steps = 4 if smoke else 100
+    num_tasks = 2 if smoke else 1
     loop, meta_params, data = _episodes(side, classes, steps)
     estimator = mx.bptt(loop, num_tasks)
     key = jax.random.key(2)
@@ -131,7 +148,13 @@ def vsml_episode(setting: Setting) -> list[Row]:
         compared("vsml_episode", f"forward, {what}", up, targets=twice),
         compared("vsml_episode", f"BPTT, {what}", down, targets=twice),
         memory("vsml_episode", f"temporary memory of BPTT, {what}", down),
-        Row("vsml_episode", "BPTT over forward", "x", bptt_over_forward, targets=at_most_four),
+        Row(
+            "vsml_episode",
+            "BPTT over forward",
+            "x",
+            bptt_over_forward,
+            targets=at_most_four,
+        ),
     ]
     if jax.default_backend() != "cpu":
         rows.append(_published(setting))
@@ -154,7 +177,8 @@ def plain_episode(
         k_data, _ = jax.random.split(jax.random.fold_in(start.key, t))
         batch = tasks.train(k_data, data, ())
         label = batch["label"][0]
-        c, h, messages = plain_tick(meta_params, c, h, batch["image"].reshape(-1), error)
+        x = batch["image"].reshape(-1)
+        c, h, messages = plain_tick(meta_params, c, h, x, error)
         logits = 100 * jnp.tanh(messages[:, 1] / 100)
         loss = optax.softmax_cross_entropy_with_integer_labels(logits, label)
         error = jax.nn.softmax(logits) - jax.nn.one_hot(label, classes)
@@ -167,7 +191,9 @@ def plain_episode(
 
 def _published(setting: Setting) -> Row:
     """The published ES meta-step: 2,048 rollouts of 500 examples on 784 x 10 cells."""
-    pairs, side, steps = (2, 3, 4) if setting.smoke else (1024, 28, 500)
+    pairs = 2 if setting.smoke else 1024
+    side = 3 if setting.smoke else 28
+    steps = 4 if setting.smoke else 500
     loop, meta_params, data = _episodes(side, 10, steps)
     estimator = mx.es(loop, pairs, 0.05)
     state = jax.jit(estimator.init)(jax.random.key(3), meta_params, data)
@@ -186,7 +212,13 @@ def _episodes(side: int, classes: int, steps: int) -> tuple[mx.Inner, Any, Any]:
     """An inner loop on images of noise, its meta-parameters and the images."""
     learner = mx.vsml((side * side, classes))
     loop = mx.inner(learner, mx.tasks.minibatches(1), steps)
-    image = np.random.default_rng(0).integers(0, 256, (50, side, side, 1), np.uint8)
+    shape = (50, side, side, 1)
+    image = np.random.default_rng(0).integers(
+        0,
+        256,
+        shape,
+        np.uint8,
+    )
     data = {"image": image, "label": np.arange(50, dtype=np.int32) % classes}
     return loop, learner.meta(jax.random.key(1)), data
 

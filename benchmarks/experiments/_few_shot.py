@@ -14,7 +14,7 @@ import optax
 
 import metajax as mx
 from benchmarks.experiments._training import Run, divided, meta_train
-from benchmarks.reproduce import Claim, Results, Settings, at_least, claim
+from benchmarks.reproduce import Claim, Result, Results, Settings, at_least, claim
 
 EMBEDDING = 64  # numbers in an embedding of ProtoNet
 # setting -> method -> per cent and its 95 % interval
@@ -47,7 +47,7 @@ def run(
     folder: Path,
     load: Callable[[str], Any],
     published: Published,
-) -> dict[str, np.ndarray]:
+) -> Result:
     """Meta-trains each method of each setting on ``load("train")``.
 
     The test is on the classes of ``load("test")``.
@@ -68,10 +68,14 @@ def run(
             key = jax.random.key(300)
             num_test = settings["test_tasks"]
             at_once = settings["at_once"]
-            found = accuracies(test_loop, key, meta_params, data["test"], num_test, at_once)
+            found = accuracies(
+                test_loop, key, meta_params, data["test"], num_test, at_once
+            )
             per_cent = 100 * found
             results[name] = per_cent.mean()
-            results[f"{name}: interval"] = 1.96 * per_cent.std(ddof=1) / len(per_cent) ** 0.5
+            results[f"{name}: interval"] = (
+                1.96 * per_cent.std(ddof=1) / len(per_cent) ** 0.5
+            )
         print(table(setting, results, published), flush=True)
     return results
 
@@ -99,11 +103,17 @@ def meta_trained(
     """
     options = trial.options
     shape = data["train"]["image"].shape[1:]
-    meta_params = None
-    test_loop = None
+    meta_params: Any = None
+    test_loop: Any = None
     for i, phase in enumerate(options.get("phases", [{"share": 1}])):
         options = options | phase
-        learner = build(trial.method, trial.ways, shape, settings["net"], options)
+        learner = build(
+            trial.method,
+            trial.ways,
+            shape,
+            settings["net"],
+            options,
+        )
         training_loop, test_loop = loops(learner, trial, options)
         if meta_params is None:
             meta_params = learner.meta(jax.random.key(100 + seed))
@@ -141,7 +151,12 @@ def build(
     """
     name, width, *net_options = network
     outputs = EMBEDDING if method == "ProtoNet" else ways
-    net = getattr(mx.nets, name)(outputs, shape, width, **dict(*net_options))
+    net = getattr(mx.nets, name)(
+        outputs,
+        shape,
+        width,
+        **dict(*net_options),
+    )
     if method == "ProtoNet":
         return mx.protonet(net, ways, EMBEDDING)
 
@@ -161,17 +176,23 @@ def imaml(method: str, problem: mx.Problem, options: dict[str, Any]) -> mx.Learn
     damping = options["damping"]
     cg = mx.implicit.cg(options["cg"], damping)
     if method == "iMAML, GD":
-        solver = mx.implicit.descend(optax.sgd(options["rate"]), options["solver_steps"])
+        solver = mx.implicit.descend(
+            optax.sgd(options["rate"]), options["solver_steps"]
+        )
     else:
         solver = mx.implicit.newton(options["solver_steps"], cg)
 
     linear_solver = cg
     if "lanczos" in options:
-        linear_solver = mx.implicit.lanczos(options["lanczos"], floor=lam, damping=damping)
+        linear_solver = mx.implicit.lanczos(
+            options["lanczos"], floor=lam, damping=damping
+        )
     return mx.imaml(problem, solver, linear_solver, lam)
 
 
-def loops(learner: mx.Learner, trial: Trial, options: dict[str, Any]) -> tuple[mx.Inner, mx.Inner]:
+def loops(
+    learner: mx.Learner, trial: Trial, options: dict[str, Any]
+) -> tuple[mx.Inner, mx.Inner]:
     """The inner loops of training and of the test.
 
     There are as many queries a class as shots, in the test and in training, as is published. In
@@ -195,7 +216,12 @@ def over_query_sets(learner: mx.Learner, ways: int, sets: int) -> mx.Learner:
     """
 
     def separate(x):
-        x = x.reshape(ways, sets, -1, *x.shape[1:])
+        x = x.reshape(
+            ways,
+            sets,
+            -1,
+            *x.shape[1:],
+        )
         return jnp.moveaxis(x, 1, 0).reshape(sets, -1, *x.shape[3:])
 
     def test(key, meta_params, state, batch):
@@ -224,9 +250,24 @@ def validation(loop: mx.Inner, settings: Settings, data: Any) -> mx.Validation:
     at_once = settings["at_once"]
 
     def error(key, meta_params, data):
-        return 1 - accuracies(loop, key, meta_params, data, num_tasks, at_once).mean()
+        return (
+            1
+            - accuracies(
+                loop,
+                key,
+                meta_params,
+                data,
+                num_tasks,
+                at_once,
+            ).mean()
+        )
 
-    return mx.validation(error, jax.random.key(200), data, every=settings["validate"])
+    return mx.validation(
+        error,
+        jax.random.key(200),
+        data,
+        every=settings["validate"],
+    )
 
 
 def accuracies(
@@ -280,7 +321,15 @@ def claims(
             text = f"{name}: test accuracy, no more than 2 points below the published"
             text += f", >= {wanted:.2f} %"
             figure = _text(per_cent, interval) + " %"
-            found.append(claim(text, sources[method], figure, ours, at_least(wanted)))
+            found.append(
+                claim(
+                    text,
+                    sources[method],
+                    figure,
+                    ours,
+                    at_least(wanted),
+                )
+            )
     return found
 
 
@@ -291,7 +340,12 @@ def picture(
     published: Published,
 ) -> None:
     """Accuracies and their intervals, ours beside those published, a panel for each setting."""
-    axes = figure.subplots(1, len(settings["budgets"]), sharey=True, squeeze=False)[0]
+    axes = figure.subplots(
+        1,
+        len(settings["budgets"]),
+        sharey=True,
+        squeeze=False,
+    )[0]
     for ax, setting in zip(axes, settings["budgets"], strict=True):
         _draw(results, setting, published[setting], ax)
     figure.legend(
@@ -316,7 +370,13 @@ def _draw(
 
     per_cent, interval = zip(*published.values(), strict=True)
     known = [x or 0 for x in interval]
-    ax.errorbar(per_cent, places - 0.15, xerr=known, label="published", **grey)
+    ax.errorbar(
+        per_cent,
+        places - 0.15,
+        xerr=known,
+        label="published",
+        **grey,
+    )
     for place, method in zip(places, published, strict=True):
         name = f"{setting}, {method}"
         if name in results[0]:

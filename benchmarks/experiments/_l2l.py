@@ -49,7 +49,9 @@ def learn(
             validation_loops.append(to_the_ends)
             estimators.append(_estimator(learner, tasks, options, to_the_ends))
 
-        schedule = optax.cosine_decay_schedule(phase["rate"], phase["steps"], alpha=0.05)
+        schedule = optax.cosine_decay_schedule(
+            phase["rate"], phase["steps"], alpha=0.05
+        )
         by_gradients = phase["estimator"] == "bptt"
         loss = _mean_loss(validation_loops, validated)
         key = jax.random.key(200 + seed)
@@ -77,14 +79,13 @@ def _estimator(
     to_the_ends: mx.Inner,
 ) -> mx.Estimator:
     num_tasks = options["tasks"]
-    horizon = options.get("horizon")
     if options["estimator"] == "bptt":
-        loop = mx.inner(learner, tasks, horizon)
+        loop = mx.inner(learner, tasks, options["horizon"])
         return mx.bptt(divided(loop, num_tasks), num_tasks, options["window"])
 
     loop = to_the_ends
     if "ends" not in options:
-        loop = mx.inner(learner, tasks, horizon, meta_loss="heldout")
+        loop = mx.inner(learner, tasks, options["horizon"], meta_loss="heldout")
     return mx.es(divided(loop, num_tasks), num_tasks, options["std"])
 
 
@@ -205,7 +206,12 @@ def draw(
         )
         steps = range(curves.shape[1])
         band = {"color": colour, "alpha": 0.15, "linewidth": 0}
-        ax.fill_between(steps, curves.min(0), curves.max(0), **band)
+        ax.fill_between(
+            steps,
+            curves.min(0),
+            curves.max(0),
+            **band,
+        )
     ax.set(
         title=case,
         xlabel="step",

@@ -142,7 +142,14 @@ def stream_accuracy(
     """
     loop = mx.inner(learner, tasks, steps)
     key = jax.random.key(5000 + seed)
-    curves = mx.evaluate(loop, key, meta_params, data, num_tasks=runs, steps=steps)
+    curves = mx.evaluate(
+        loop,
+        key,
+        meta_params,
+        data,
+        num_tasks=runs,
+        steps=steps,
+    )
     return np.asarray(curves.metrics["accuracy"])
 
 
@@ -172,7 +179,14 @@ def baselines(
             loop = mx.inner(mx.l2l(tx, problem), tasks(10), steps)
             accuracies = []
             for rate in RATES[name]:
-                curves = mx.evaluate(loop, key, rate, data, num_tasks=runs, steps=steps)
+                curves = mx.evaluate(
+                    loop,
+                    key,
+                    rate,
+                    data,
+                    num_tasks=runs,
+                    steps=steps,
+                )
                 accuracies.append(curves.metrics["accuracy"])
             found[f"{name}, {len(sizes) - 2} hidden"] = np.stack(accuracies)
     return found

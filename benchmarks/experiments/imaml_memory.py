@@ -15,6 +15,7 @@ import metajax as mx
 from benchmarks.reproduce import (
     Claim,
     Experiment,
+    Result,
     Results,
     Settings,
     above,
@@ -39,7 +40,12 @@ def method(name: str, steps: int, settings: Settings) -> tuple[mx.Learner, mx.Tr
     horizon = steps
     if name == "iMAML":
         solver = mx.implicit.descend(optax.sgd(rate), steps)
-        learner = mx.imaml(problem, solver, mx.implicit.cg(settings["cg"]), settings["lam"])
+        learner = mx.imaml(
+            problem,
+            solver,
+            mx.implicit.cg(settings["cg"]),
+            settings["lam"],
+        )
         horizon = 1
     elif name == "FOMAML":
         learner = mx.fomaml(problem, rate)
@@ -80,12 +86,17 @@ def noise_images(seed: int, settings: Settings) -> Any:
     classes = 2 * settings["ways"]
     each = 2 * settings["shots"]
     shape = (classes * each, settings["size"], settings["size"], 1)
-    image = np.random.default_rng(seed).integers(0, 256, shape, np.uint8)
+    image = np.random.default_rng(seed).integers(
+        0,
+        256,
+        shape,
+        np.uint8,
+    )
     label = np.repeat(np.arange(classes), each)
     return jax.device_put(mx.data.by_class({"image": image, "label": label}))
 
 
-def run(seed: int, settings: Settings, folder: Path) -> dict[str, np.ndarray]:
+def run(seed: int, settings: Settings, folder: Path) -> Result:
     data = noise_images(seed, settings)
     key = jax.random.key(seed)
     results = {}
@@ -98,7 +109,10 @@ def run(seed: int, settings: Settings, folder: Path) -> dict[str, np.ndarray]:
             size, median = measure(trainer, state, data, settings["repeats"])
             mebibytes.append(size)
             seconds.append(median)
-            print(f"{name}, {steps} steps: {size:.1f} MiB, {1e3 * median:.0f} ms", flush=True)
+            print(
+                f"{name}, {steps} steps: {size:.1f} MiB, {1e3 * median:.0f} ms",
+                flush=True,
+            )
         results[f"{name}: MiB"] = np.array(mebibytes)
         results[f"{name}: seconds"] = np.array(seconds)
     return results
@@ -112,7 +126,9 @@ def claims(results: Results, settings: Settings) -> list[Claim]:
     def last_ratios(name, other, quantity):
         ratios = []
         for result in results:
-            ratios.append(result[f"{name}: {quantity}"][-1] / result[f"{other}: {quantity}"][-1])
+            ratios.append(
+                result[f"{name}: {quantity}"][-1] / result[f"{other}: {quantity}"][-1]
+            )
         return ratios
 
     not_flat = []
@@ -145,12 +161,20 @@ def claims(results: Results, settings: Settings) -> list[Claim]:
 
 def picture(results: Results, settings: Settings, figure: Any) -> None:
     panels = {"MiB": "temporary memory (MiB)", "seconds": "time of a meta-step (s)"}
-    for ax, (quantity, ylabel) in zip(figure.subplots(1, 2), panels.items(), strict=True):
+    for ax, (quantity, ylabel) in zip(
+        figure.subplots(1, 2), panels.items(), strict=True
+    ):
         means = {}
         for name in NAMES:
             curves = [result[f"{name}: {quantity}"] for result in results]
             means[name] = np.stack(curves).mean(0)
-        mx.plot.scaling(settings["steps"], means, ax, xlabel="inner gradient steps", ylabel=ylabel)
+        mx.plot.scaling(
+            settings["steps"],
+            means,
+            ax,
+            xlabel="inner gradient steps",
+            ylabel=ylabel,
+        )
 
 
 _SOLVE = {"rate": 0.1, "lam": 2.0, "cg": 5}

@@ -9,11 +9,9 @@ import csv
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 import metajax as mx
 from benchmarks.experiments import _few_shot
-from benchmarks.reproduce import Claim, Experiment, Results, Settings
+from benchmarks.reproduce import Claim, Experiment, Result, Results, Settings
 
 SOURCE = "Rajeswaran et al. 2019, table 3"
 PUBLISHED: _few_shot.Published = {
@@ -49,7 +47,7 @@ def make(folder: Path, pictures: int) -> None:
             csv.writer(f).writerows(rows)
 
 
-def run(seed: int, settings: Settings, folder: Path) -> dict[str, np.ndarray]:
+def run(seed: int, settings: Settings, folder: Path) -> Result:
     directory = None
     if "made" in settings:
         directory = folder
@@ -90,7 +88,9 @@ _SMOKE = {
     "at_once": 4,
     "validate": 1,
     "chunk": 1,
-    "budgets": {"5-way 1-shot": {"iMAML, GD": [2, 1]}},  # method: meta-steps, tasks a step
+    "budgets": {
+        "5-way 1-shot": {"iMAML, GD": [2, 1]}
+    },  # method: meta-steps, tasks a step
 }
 _FULL = {
     "methods": _METHODS,
@@ -117,7 +117,9 @@ _SMALL = {
     "at_once": 10,
     "validate": 100,
     "chunk": 20,
-    "budgets": {"5-way 1-shot": {"MAML": [500, 2], "FOMAML": [500, 2], "iMAML, GD": [1000, 2]}},
+    "budgets": {
+        "5-way 1-shot": {"MAML": [500, 2], "FOMAML": [500, 2], "iMAML, GD": [1000, 2]}
+    },
 }
 EXPERIMENT = Experiment(
     title="Mini-ImageNet, few-shot, held-out classes",

@@ -7,11 +7,17 @@ import math
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 import metajax as mx
 from benchmarks.experiments import _few_shot
-from benchmarks.reproduce import Claim, Experiment, Results, Settings, above, claim
+from benchmarks.reproduce import (
+    Claim,
+    Experiment,
+    Result,
+    Results,
+    Settings,
+    above,
+    claim,
+)
 
 SOURCE = "Rajeswaran et al. 2019, table 2"
 PUBLISHED: _few_shot.Published = {
@@ -52,7 +58,7 @@ SOURCES = dict.fromkeys(PUBLISHED["5-way 1-shot"], SOURCE)
 SOURCES["ProtoNet"] = "Snell et al. 2017, table 1"  # who test in another way
 
 
-def run(seed: int, settings: Settings, folder: Path) -> dict[str, np.ndarray]:
+def run(seed: int, settings: Settings, folder: Path) -> Result:
     def load(part):
         return mx.data.rotations(mx.data.few_shot(settings["data"], part))
 
@@ -125,7 +131,13 @@ _METHODS_20 = {  # where it differs for 20 ways
 # validation classes decided.
 _QUICK = _METHODS | {
     "FOMAML": {"rate": 0.4, "steps": 3, "test_steps": 3},
-    "iMAML, GD": {**_IMPLICIT, "lam": 0.1, "damping": 3.0, "rate": 0.4, "solver_steps": 16},
+    "iMAML, GD": {
+        **_IMPLICIT,
+        "lam": 0.1,
+        "damping": 3.0,
+        "rate": 0.4,
+        "solver_steps": 16,
+    },
     "iMAML, Hessian-free": {**_IMPLICIT, "lam": 0.1, "damping": 1.0, "solver_steps": 3},
 }
 # Shorter solves are behind at first, ahead in a long run. In trials of minutes, by their error on
@@ -136,7 +148,10 @@ _LONG = {
         "lanczos": 3,
         "solver_steps": 5,
         "query_sets": 5,
-        "phases": [{"share": 0.15, "damping": 0.5}, {"share": 0.85, "lam": 0.3, "damping": 0.1}],
+        "phases": [
+            {"share": 0.15, "damping": 0.5},
+            {"share": 0.85, "lam": 0.3, "damping": 0.1},
+        ],
     },
     "iMAML, Hessian-free": {"lanczos": 3, "query_sets": 5},  # damped by 0.5 it diverged
 }
@@ -149,7 +164,13 @@ _LONG_20_1 = {
     "FOMAML": {"rate": 0.1, "steps": 5, "test_steps": 5, "query_sets": 3},
 }
 _LONG_5 = {
-    "iMAML, GD": {"lanczos": 3, "solver_steps": 8, "query_sets": 2, "damping": 1.0, "lam": 0.05}
+    "iMAML, GD": {
+        "lanczos": 3,
+        "solver_steps": 8,
+        "query_sets": 2,
+        "damping": 1.0,
+        "lam": 0.05,
+    }
 }
 
 # Budgets are method -> meta-steps, tasks a step.

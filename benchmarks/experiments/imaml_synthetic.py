@@ -12,12 +12,21 @@ import numpy as np
 import optax
 
 import metajax as mx
-from benchmarks.reproduce import Claim, Experiment, Results, Settings, above, below, claim
+from benchmarks.reproduce import (
+    Claim,
+    Experiment,
+    Result,
+    Results,
+    Settings,
+    above,
+    below,
+    claim,
+)
 
 SOURCE = "Rajeswaran et al. 2019, section 4, figure 2a"
 
 
-def run(seed: int, settings: Settings, folder: Path) -> dict[str, np.ndarray]:
+def run(seed: int, settings: Settings, folder: Path) -> Result:
     with jax.enable_x64(True):  # errors of 1e-12 are told apart
         return errors(seed, settings)
 
@@ -29,7 +38,9 @@ def errors(seed: int, settings: Settings) -> dict[str, np.ndarray]:
     """
     size = settings["size"]
     lam = settings["lam"]
-    problem = mx.problems.regressor(lambda key: jnp.zeros((size, 1)), lambda w, x: x @ w)
+    problem = mx.problems.regressor(
+        lambda key: jnp.zeros((size, 1)), lambda w, x: x @ w
+    )
     k_theta, k_tasks = jax.random.split(jax.random.key(seed))
     theta = jax.random.normal(k_theta, (size, 1))
     keys = jax.random.split(k_tasks, settings["tasks"])
@@ -41,7 +52,12 @@ def errors(seed: int, settings: Settings) -> dict[str, np.ndarray]:
         noise=settings["noise"],
     )
     drawn = drawn_tasks(problem, tasks, keys, theta)
-    exact, steepest = closed_form(drawn["support"], drawn["query"], np.asarray(theta), lam)
+    exact, steepest = closed_form(
+        drawn["support"],
+        drawn["query"],
+        np.asarray(theta),
+        lam,
+    )
     rate = 1 / steepest
 
     def error(learner, steps=1):
@@ -56,13 +72,17 @@ def errors(seed: int, settings: Settings) -> dict[str, np.ndarray]:
 
     maml = proximal_descent(problem, rate, lam)
     to_the_solution = mx.implicit.newton(1, mx.implicit.direct())
-    results: dict[str, Any] = {"MAML": [error(maml, steps) for steps in settings["steps"]]}
+    results: dict[str, Any] = {
+        "MAML": [error(maml, steps) for steps in settings["steps"]]
+    }
     for products in settings["cg"]:
         cg = mx.implicit.cg(products)
         name = f"iMAML, {products} CG"
         results[name] = [implicit(descend(steps), cg) for steps in settings["steps"]]
         results[f"{name}: at the solution"] = implicit(to_the_solution, cg)
-    results["converged"] = implicit(descend(settings["converged"]), mx.implicit.cg(2 * size))
+    results["converged"] = implicit(
+        descend(settings["converged"]), mx.implicit.cg(2 * size)
+    )
     results["condition number"] = steepest / lam  # at most
     return {name: np.asarray(x) for name, x in results.items()}
 
@@ -95,7 +115,13 @@ def meta_gradient(
     def mean_loss(theta):
         def loss(key):
             start = loop.init(key, theta, ())
-            _, meta_loss, _ = mx.unroll(loop, theta, start, (), steps)
+            _, meta_loss, _ = mx.unroll(
+                loop,
+                theta,
+                start,
+                (),
+                steps,
+            )
             return meta_loss
 
         return jax.vmap(loss)(keys).mean()
@@ -111,7 +137,12 @@ def proximal_descent(problem: mx.Problem, rate: float, lam: float) -> mx.Learner
 
     def make_tx(theta):
         def pull(grads, params):
-            return jax.tree.map(lambda g, p, t: g + lam * (p - t), grads, params, theta)
+            return jax.tree.map(
+                lambda g, p, t: g + lam * (p - t),
+                grads,
+                params,
+                theta,
+            )
 
         return optax.chain(optax.stateless(pull), optax.sgd(rate))
 

@@ -14,7 +14,7 @@ import optax
 
 import metajax as mx
 from benchmarks.experiments import _l2l
-from benchmarks.reproduce import Claim, Experiment, Results, Settings
+from benchmarks.reproduce import Claim, Experiment, Result, Results, Settings
 
 SOURCE = "Andrychowicz et al. 2016, section 3.3, figure 7"
 CASES = {"CIFAR-10": tuple(range(10)), "CIFAR-5": (0, 1, 2, 3, 4), "CIFAR-2": (0, 1)}
@@ -41,7 +41,9 @@ def grouped(optimizer: mx.LearnedOptimizer) -> mx.LearnedOptimizer:
     return mx.LearnedOptimizer(init, tx)
 
 
-def images(settings: Settings, split: str, classes: tuple[int, ...]) -> dict[str, np.ndarray]:
+def images(
+    settings: Settings, split: str, classes: tuple[int, ...]
+) -> dict[str, np.ndarray]:
     """Those of some classes, renumbered, with three channels."""
     data = mx.data.resize(mx.data.load(settings["data"], split), settings["size"])
     chosen = np.isin(data["label"], classes)
@@ -65,7 +67,7 @@ def network(settings: Settings, classes: tuple[int, ...]) -> mx.Problem:
     )
 
 
-def run(seed: int, settings: Settings, folder: Path) -> dict[str, np.ndarray]:
+def run(seed: int, settings: Settings, folder: Path) -> Result:
     tasks = mx.tasks.minibatches(settings["batch"])
     lstm = mx.optim.lstm(**settings["preset"])
     nadam = mx.optim.nadam(rate=0.005, knots=(1, 10, 100, 300, 600, 850, 1000))
@@ -110,8 +112,20 @@ def claims(results: Results, settings: Settings) -> list[Claim]:
     found = []
     for case in cases(settings):
         for name in NAMES[:2]:
-            found.append(_l2l.against_baselines(results, case, name, SOURCE, "below all baselines"))
-        found.append(_l2l.against_baselines(results, case, NAMES[2], f"beyond {SOURCE}", None))
+            found.append(
+                _l2l.against_baselines(
+                    results, case, name, SOURCE, "below all baselines"
+                )
+            )
+        found.append(
+            _l2l.against_baselines(
+                results,
+                case,
+                NAMES[2],
+                f"beyond {SOURCE}",
+                None,
+            )
+        )
     return found
 
 
@@ -143,8 +157,19 @@ _SMOKE = {
     "test_tasks": 2,
     "rates": [1e-7, 0.01, 0.1, 1.0, 1e4],
     "meta_training": {
-        "LSTM": [{**_WINDOWS, "horizon": 10, "window": 5, "rate": 1e-3, "steps": 4, "chunk": 2}],
-        "Nadam, learned": [{**_SEARCH, "ends": [10], "tasks": 2, "steps": 4, "chunk": 2}],
+        "LSTM": [
+            {
+                **_WINDOWS,
+                "horizon": 10,
+                "window": 5,
+                "rate": 1e-3,
+                "steps": 4,
+                "chunk": 2,
+            }
+        ],
+        "Nadam, learned": [
+            {**_SEARCH, "ends": [10], "tasks": 2, "steps": 4, "chunk": 2}
+        ],
     },
 }
 _SMALL = {
@@ -162,10 +187,26 @@ _SMALL = {
     "rates": _RATES,
     "meta_training": {
         "LSTM": [
-            {**_WINDOWS, "horizon": 200, "window": 25, "rate": 3e-3, "steps": 400, "chunk": 50},
-            {**_WINDOWS, "horizon": 500, "window": 100, "rate": 1e-3, "steps": 150, "chunk": 25},
+            {
+                **_WINDOWS,
+                "horizon": 200,
+                "window": 25,
+                "rate": 3e-3,
+                "steps": 400,
+                "chunk": 50,
+            },
+            {
+                **_WINDOWS,
+                "horizon": 500,
+                "window": 100,
+                "rate": 1e-3,
+                "steps": 150,
+                "chunk": 25,
+            },
         ],
-        "Nadam, learned": [{**_SEARCH, "ends": [1000], "tasks": 4, "steps": 30, "chunk": 5}],
+        "Nadam, learned": [
+            {**_SEARCH, "ends": [1000], "tasks": 4, "steps": 30, "chunk": 5}
+        ],
     },
 }
 _FULL = {
@@ -202,7 +243,9 @@ _FULL = {
                 "chunk": 20,
             },
         ],
-        "Nadam, learned": [{**_SEARCH, "ends": [1000], "tasks": 64, "steps": 300, "chunk": 10}],
+        "Nadam, learned": [
+            {**_SEARCH, "ends": [1000], "tasks": 64, "steps": 300, "chunk": 10}
+        ],
     },
 }
 EXPERIMENT = Experiment(

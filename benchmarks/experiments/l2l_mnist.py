@@ -20,7 +20,7 @@ import numpy as np
 
 import metajax as mx
 from benchmarks.experiments import _l2l
-from benchmarks.reproduce import Claim, Experiment, Results, Settings
+from benchmarks.reproduce import Claim, Experiment, Result, Results, Settings
 
 SOURCE = "Andrychowicz et al. 2016, section 3.2"
 PLAIN = "LSTM"
@@ -47,10 +47,20 @@ class Case(NamedTuple):
 
 CASES = {
     "20 units": Case((20,), jax.nn.sigmoid, figure=4),
-    "twice the steps": Case((20,), jax.nn.sigmoid, figure=4, factor=2),
+    "twice the steps": Case(
+        (20,),
+        jax.nn.sigmoid,
+        figure=4,
+        factor=2,
+    ),
     "40 units": Case((40,), jax.nn.sigmoid, figure=5),
     "2 layers": Case((20, 20), jax.nn.sigmoid, figure=5),
-    "ReLU": Case((20,), jax.nn.relu, figure=5, wins=False),
+    "ReLU": Case(
+        (20,),
+        jax.nn.relu,
+        figure=5,
+        wins=False,
+    ),
 }
 
 
@@ -88,15 +98,30 @@ def _standing_for_many(problem: mx.Problem) -> mx.Problem:
 
     def loss(key, params, model_state, batch_and_factors):
         batch, factors = batch_and_factors
-        return problem.loss(key, _scaled(jnp.multiply, params, factors), model_state, batch)
+        return problem.loss(
+            key,
+            _scaled(jnp.multiply, params, factors),
+            model_state,
+            batch,
+        )
 
     def test(key, params, model_state, batch_and_factors):
         batch, factors = batch_and_factors
-        return problem.test(key, _scaled(jnp.multiply, params, factors), model_state, batch)
+        return problem.test(
+            key,
+            _scaled(jnp.multiply, params, factors),
+            model_state,
+            batch,
+        )
 
     def predict(key, params, model_state, inputs_and_factors):
         inputs, factors = inputs_and_factors
-        return problem.predict(key, _scaled(jnp.multiply, params, factors), model_state, inputs)
+        return problem.predict(
+            key,
+            _scaled(jnp.multiply, params, factors),
+            model_state,
+            inputs,
+        )
 
     return mx.Problem(init, loss, test, predict)
 
@@ -106,7 +131,9 @@ def _scaled(operation, params, factors):
     return [layer | {"w": operation(layer["w"], factor)} for layer, factor in layers]
 
 
-def _with_factors(problem: mx.Problem, tasks: mx.Tasks, most: tuple[float, float]) -> mx.Tasks:
+def _with_factors(
+    problem: mx.Problem, tasks: mx.Tasks, most: tuple[float, float]
+) -> mx.Tasks:
     def sample(key, data):
         k_task, k_factor = jax.random.split(key)
         task = tasks.sample(k_task, data)
@@ -127,7 +154,7 @@ def _with_factors(problem: mx.Problem, tasks: mx.Tasks, most: tuple[float, float
     return mx.Tasks(sample, train, test)
 
 
-def run(seed: int, settings: Settings, folder: Path) -> dict[str, np.ndarray]:
+def run(seed: int, settings: Settings, folder: Path) -> Result:
     tasks = mx.tasks.minibatches(settings["batch"])
     optimizers = {
         PLAIN: mx.optim.lstm(**settings["preset"]),
@@ -178,7 +205,13 @@ def _pose(settings: Settings, tasks: mx.Tasks, phase: _l2l.Phase) -> _l2l.Posed:
     if phase["network"] == "family":
         widths = phase.get("widths", (hidden // 2, hidden))
         depths = phase.get("depths", (1, 2))
-        problem, tasks = mx.problems.random_mlp(tasks, inputs, 10, widths=widths, depths=depths)
+        problem, tasks = mx.problems.random_mlp(
+            tasks,
+            inputs,
+            10,
+            widths=widths,
+            depths=depths,
+        )
     else:
         problem = mx.problems.mlp((inputs, hidden, 10))
     problem, tasks = many(problem, tasks, phase["stands_for"])
@@ -190,7 +223,16 @@ def claims(results: Results, settings: Settings) -> list[Claim]:
     for name, case in cases(settings).items():
         source = f"{SOURCE}, figure {case.figure}"
         published = "below all baselines" if case.wins else "fails"
-        found.append(_l2l.against_baselines(results, name, PLAIN, source, published, case.wins))
+        found.append(
+            _l2l.against_baselines(
+                results,
+                name,
+                PLAIN,
+                source,
+                published,
+                case.wins,
+            )
+        )
     for optimizer in FAMILY:
         for name in cases(settings):
             source = f"beyond {SOURCE}"
@@ -236,11 +278,23 @@ _PHASES = (
     {**_LONG, "steps": 200, "chunk": 50},
     {**_LAST, "tasks": 16, "steps": 150, "chunk": 25},
 )
-_MORE = {**_LAST, "tasks": 16, "horizon": 150, "std": 0.02, "rate": 1e-2, "steps": 150, "chunk": 25}
+_MORE = {
+    **_LAST,
+    "tasks": 16,
+    "horizon": 150,
+    "std": 0.02,
+    "rate": 1e-2,
+    "steps": 150,
+    "chunk": 25,
+}
 
 _TINY = {"size": 4, "hidden": 8, "stands_for": [2, 2]}
 _FEW = {"tasks": 2, "horizon": 6, "rate": 1e-3, "steps": 4, "chunk": 2}
-_SMALL = {"size": 10, "hidden": 16, "stands_for": [8, 3]}  # 8: about 28 x 28 / (10 x 10)
+_SMALL = {
+    "size": 10,
+    "hidden": 16,
+    "stands_for": [8, 3],
+}  # 8: about 28 x 28 / (10 x 10)
 _LARGE = {"size": 28, "hidden": 20, "stands_for": [2, 3]}
 _WHOLE = {"size": 28, "hidden": 20, "stands_for": [1, 1], "widths": (20, 20)}
 
@@ -248,7 +302,14 @@ _PARTS = [
     {"depths": (1, 1), "ends": [100, 200], "tasks": 8},
     {"depths": (2, 2), "ends": [100], "tasks": 6},
 ]
-_SEARCH = {"network": "family", "estimator": "es", "std": 0.1, "rate": 0.05, "chunk": 10, **_WHOLE}
+_SEARCH = {
+    "network": "family",
+    "estimator": "es",
+    "std": 0.1,
+    "rate": 0.05,
+    "chunk": 10,
+    **_WHOLE,
+}
 _TINY_SEARCH = {"network": "family", "estimator": "es", "std": 0.03, **_TINY, **_FEW}
 
 _MNIST = {
@@ -282,7 +343,9 @@ _TWO_CORES = {
     "validated": 16,
     "test_tasks": 32,
     "meta_training": {
-        PLAIN: [{"network": "sigmoid", **_SMALL, **phase} for phase in (*_PHASES, _MORE)],
+        PLAIN: [
+            {"network": "sigmoid", **_SMALL, **phase} for phase in (*_PHASES, _MORE)
+        ],
         FAMILY[0]: [{"network": "family", **_SMALL, **phase} for phase in _PHASES],
         FAMILY[1]: [{**_SEARCH, "parts": _PARTS, "tasks": 8, "steps": 80}],
     },

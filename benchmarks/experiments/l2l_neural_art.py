@@ -20,7 +20,7 @@ from PIL import Image
 
 import metajax as mx
 from benchmarks.experiments import _l2l
-from benchmarks.reproduce import Claim, Experiment, Results, Settings
+from benchmarks.reproduce import Claim, Experiment, Result, Results, Settings
 
 SOURCE = "Andrychowicz et al. 2016, section 3.4, figure 8"
 CASES = ("training style", "unseen style", "double resolution")
@@ -92,7 +92,13 @@ def features_of(
         problem = mx.problems.classifier(init, apply)
         learner = mx.l2l(optax.adam, problem)
         loop = mx.inner(learner, mx.tasks.minibatches(64), settings["network_steps"])
-        curves = mx.evaluate(loop, jax.random.key(seed), 2e-3, data, num_tasks=1)
+        curves = mx.evaluate(
+            loop,
+            jax.random.key(seed),
+            2e-3,
+            data,
+            num_tasks=1,
+        )
         per_cent = 100 * float(curves.test_metrics["accuracy"][0])
         print(f"embedded network: {per_cent:.0f} % of training images", flush=True)
         mx.save(path, jax.tree.map(lambda x: x[0], curves.state.learner.params))
@@ -113,13 +119,18 @@ def initial_network(key: Any, layers: dict[str, int]) -> dict[str, Any]:
     return {"conv": convs, "head": mx.nets.GLOROT(key, (inputs, 10))}
 
 
-def run(seed: int, settings: Settings, folder: Path) -> dict[str, np.ndarray]:
+def run(seed: int, settings: Settings, folder: Path) -> Result:
     size = settings["size"]
     train = colour_images(settings["data"], "train", size)
     features = features_of(seed, settings, train, folder)
     content = settings["content"]
     style = settings["style"]
-    problem, tasks = mx.problems.neural_art(features, content, style, **settings["weights"])
+    problem, tasks = mx.problems.neural_art(
+        features,
+        content,
+        style,
+        **settings["weights"],
+    )
     posed = (problem, tasks, {"content": train["image"], "style": waves(size)[None]})
 
     nadam = mx.optim.nadam(rate=0.1, knots=(1, 10, 30, 60, 90, 110, 128))
@@ -154,7 +165,9 @@ def run(seed: int, settings: Settings, folder: Path) -> dict[str, np.ndarray]:
         made = {"LSTM": learned["LSTM"], "Adam": adam}
         row = images_made(made, unseen, key, settings["steps"])
         for name, pixels in row.items():
-            Image.fromarray(pixels.astype(np.uint8)).save(folder / f"{case}, {name}.png")
+            Image.fromarray(pixels.astype(np.uint8)).save(
+                folder / f"{case}, {name}.png"
+            )
             if seed == 0:
                 scale = len(pixels) // size
                 results[f"{case}: image, {name}"] = pixels[::scale, ::scale]
@@ -188,7 +201,13 @@ def images_made(
     for name, tx in optimizers.items():
         learner = mx.l2l(lambda _, tx=tx: tx, problem)
         loop = mx.inner(learner, tasks, steps)
-        state = mx.evaluate(loop, key, jnp.zeros(()), data, num_tasks=1).state
+        state = mx.evaluate(
+            loop,
+            key,
+            jnp.zeros(()),
+            data,
+            num_tasks=1,
+        ).state
         row["content"] = state.task["content"][0]
         row["style"] = state.task["style"][0]
         row[name] = state.learner.params[0]
@@ -209,10 +228,23 @@ def claims(results: Results, settings: Settings) -> list[Claim]:
 def picture(results: Results, settings: Settings, figure: Any) -> None:
     figure.set_size_inches(9, 4)
     num_cases = len(cases(settings))
-    curves, strips = figure.subplots(2, num_cases, squeeze=False, height_ratios=[3, 1])
-    shown = next((result for result in results if f"{CASES[0]}: image, LSTM" in result), None)
+    curves, strips = figure.subplots(
+        2,
+        num_cases,
+        squeeze=False,
+        height_ratios=[3, 1],
+    )
+    shown = next(
+        (result for result in results if f"{CASES[0]}: image, LSTM" in result), None
+    )
     for i, case in enumerate(cases(settings)):
-        _l2l.draw(results, case, list(LEARNED), curves[i], "loss" if i == 0 else "")
+        _l2l.draw(
+            results,
+            case,
+            list(LEARNED),
+            curves[i],
+            "loss" if i == 0 else "",
+        )
         strips[i].axis("off")
         if shown is not None:
             images = [np.asarray(shown[f"{case}: image, {name}"]) for name in ROW]
@@ -232,7 +264,13 @@ def _draw_strip(images: list[np.ndarray], ax: Any) -> None:
 
 _WEIGHTS = {"alpha": 1.0, "beta": 1.0, "gamma": 1.0}
 _NETWORK = {
-    "layers": {"conv1_1": 16, "conv1_2": 16, "conv2_1": 32, "conv2_2": 32, "conv3_1": 64},
+    "layers": {
+        "conv1_1": 16,
+        "conv1_2": 16,
+        "conv2_1": 32,
+        "conv2_2": 32,
+        "conv3_1": 64,
+    },
     "content": ["conv2_2"],
     "style": ["conv1_1", "conv2_1", "conv3_1"],
     "vgg": None,
@@ -266,7 +304,9 @@ _SMOKE = {
                 "chunk": 2,
             }
         ],
-        "Nadam, learned": [{**_SEARCH, "ends": [10], "tasks": 2, "steps": 4, "chunk": 2}],
+        "Nadam, learned": [
+            {**_SEARCH, "ends": [10], "tasks": 2, "steps": 4, "chunk": 2}
+        ],
     },
 }
 _SMALL = {
@@ -281,9 +321,18 @@ _SMALL = {
     "meta_training": {
         "LSTM": [
             {**_WINDOWS, "tasks": 4, "rate": 3e-3, "steps": 400, "chunk": 40},
-            {**_WINDOWS, "window": 128, "tasks": 4, "rate": 1e-3, "steps": 200, "chunk": 20},
+            {
+                **_WINDOWS,
+                "window": 128,
+                "tasks": 4,
+                "rate": 1e-3,
+                "steps": 200,
+                "chunk": 20,
+            },
         ],
-        "Nadam, learned": [{**_SEARCH, "ends": [128], "tasks": 12, "steps": 60, "chunk": 10}],
+        "Nadam, learned": [
+            {**_SEARCH, "ends": [128], "tasks": 12, "steps": 60, "chunk": 10}
+        ],
     },
 }
 # With a VGG, name its file in "vgg", and the layers of Gatys et al.
@@ -295,7 +344,9 @@ _FULL = {
     "test_tasks": 32,
     "meta_training": {
         "LSTM": [{**_WINDOWS, "tasks": 8, "rate": 1e-3, "steps": 10_000, "chunk": 100}],
-        "Nadam, learned": [{**_SEARCH, "ends": [128], "tasks": 64, "steps": 300, "chunk": 10}],
+        "Nadam, learned": [
+            {**_SEARCH, "ends": [128], "tasks": 64, "steps": 300, "chunk": 10}
+        ],
     },
 }
 EXPERIMENT = Experiment(

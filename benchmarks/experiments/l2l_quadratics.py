@@ -10,13 +10,22 @@ import optax
 import metajax as mx
 from benchmarks.experiments import _l2l
 from benchmarks.experiments._training import Run, clipped_adam, meta_train
-from benchmarks.reproduce import Claim, Experiment, Results, Settings, at_most, below, claim
+from benchmarks.reproduce import (
+    Claim,
+    Experiment,
+    Result,
+    Results,
+    Settings,
+    at_most,
+    below,
+    claim,
+)
 
 SOURCE = "Andrychowicz et al. 2016, section 3.1"
 CASE = "quadratics"
 
 
-def run(seed: int, settings: Settings, folder: Path) -> dict[str, np.ndarray]:
+def run(seed: int, settings: Settings, folder: Path) -> Result:
     horizon = settings["horizon"]
     chunk = settings["chunk"]
     optimizer = mx.optim.lstm(p=None)
@@ -26,10 +35,18 @@ def run(seed: int, settings: Settings, folder: Path) -> dict[str, np.ndarray]:
     loop = mx.inner(learner, tasks, horizon)
 
     def last_loss(key, meta_params, data):
-        curves = mx.evaluate(loop, key, meta_params, data, num_tasks=settings["validated"])
+        curves = mx.evaluate(
+            loop,
+            key,
+            meta_params,
+            data,
+            num_tasks=settings["validated"],
+        )
         return _last(curves)
 
-    schedule = optax.cosine_decay_schedule(settings["rate"], settings["steps"], alpha=0.01)
+    schedule = optax.cosine_decay_schedule(
+        settings["rate"], settings["steps"], alpha=0.01
+    )
     meta_params = meta_train(
         mx.bptt(loop, settings["tasks"], settings["window"]),
         clipped_adam(schedule),
@@ -95,8 +112,20 @@ _SMOKE = {
     "validated": 8,
     "test_tasks": 8,
 }
-_SMALL = {**_PUBLISHED, "steps": 12_000, "chunk": 100, "validated": 512, "test_tasks": 2560}
-_FULL = {**_PUBLISHED, "steps": 50_000, "chunk": 500, "validated": 4096, "test_tasks": 12_800}
+_SMALL = {
+    **_PUBLISHED,
+    "steps": 12_000,
+    "chunk": 100,
+    "validated": 512,
+    "test_tasks": 2560,
+}
+_FULL = {
+    **_PUBLISHED,
+    "steps": 50_000,
+    "chunk": 500,
+    "validated": 4096,
+    "test_tasks": 12_800,
+}
 EXPERIMENT = Experiment(
     title="Learning to minimise random quadratics",
     source=f"{SOURCE}, figure 4",

@@ -4,11 +4,10 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import numpy as np
 
 import metajax as mx
 from benchmarks.experiments import _l2l
-from benchmarks.reproduce import Claim, Experiment, Results, Settings
+from benchmarks.reproduce import Claim, Experiment, Result, Results, Settings
 
 SOURCE = "this package: mx.pretrained"
 
@@ -20,7 +19,13 @@ def problems(batch_size: int) -> dict[str, _l2l.Posed]:
     text = mx.data.sums("test")
     passages = mx.tasks.text(batch_size, 20)
     network = mx.problems.mlp((64, 32, 32, 10), jax.nn.relu)
-    convolutions = mx.problems.convnet(10, (8, 8, 1), (8, 8), 16, 3)
+    convolutions = mx.problems.convnet(
+        10,
+        (8, 8, 1),
+        (8, 8),
+        16,
+        3,
+    )
     language_model = mx.problems.character_gru(len(text["alphabet"]), 24)
     return {
         "quadratics": (mx.problems.quadratic(), mx.tasks.quadratics(10), ()),
@@ -37,7 +42,7 @@ def chosen(settings: Settings) -> list[str]:
     return settings["problems"] or list(problems(1))
 
 
-def run(seed: int, settings: Settings, folder: Path) -> dict[str, np.ndarray]:
+def run(seed: int, settings: Settings, folder: Path) -> Result:
     name = settings["optimizer"]
     posed = problems(settings["batch"])
     results = {}
@@ -57,7 +62,16 @@ def run(seed: int, settings: Settings, folder: Path) -> dict[str, np.ndarray]:
 
 def claims(results: Results, settings: Settings) -> list[Claim]:
     name = settings["optimizer"]
-    return [_l2l.against_baselines(results, case, name, SOURCE, None) for case in chosen(settings)]
+    return [
+        _l2l.against_baselines(
+            results,
+            case,
+            name,
+            SOURCE,
+            None,
+        )
+        for case in chosen(settings)
+    ]
 
 
 def picture(results: Results, settings: Settings, figure: Any) -> None:

@@ -14,7 +14,16 @@ import optax
 
 import metajax as mx
 from benchmarks.experiments._training import Run, meta_train
-from benchmarks.reproduce import Claim, Experiment, Results, Settings, above, below, claim
+from benchmarks.reproduce import (
+    Claim,
+    Experiment,
+    Result,
+    Results,
+    Settings,
+    above,
+    below,
+    claim,
+)
 
 SOURCE = "Finn et al. 2017, section 5.1"
 NAMES = ("MAML", "iMAML", "pretrained", "oracle")
@@ -66,15 +75,21 @@ def imaml(settings: Settings, problem: mx.Problem, newton_steps: int) -> mx.Lear
     Newton's method searches its own.
     """
     cg = mx.implicit.cg(settings["cg"])
-    return mx.imaml(problem, mx.implicit.newton(newton_steps, cg), cg, settings["lam"])
+    return mx.imaml(
+        problem,
+        mx.implicit.newton(newton_steps, cg),
+        cg,
+        settings["lam"],
+    )
 
 
-def run(seed: int, settings: Settings, folder: Path) -> dict[str, np.ndarray]:
+def run(seed: int, settings: Settings, folder: Path) -> Result:
     params = trained(seed, settings, folder)
     learners = adapting(settings)
     candidates = {name: [params[name]] for name in learners}
     candidates["pretrained"] = [
-        {"params": params["pretrained"], "rate": jnp.float32(rate)} for rate in settings["rates"]
+        {"params": params["pretrained"], "rate": jnp.float32(rate)}
+        for rate in settings["rates"]
     ]
 
     num_tasks = settings["test_tasks"]
@@ -91,17 +106,23 @@ def run(seed: int, settings: Settings, folder: Path) -> dict[str, np.ndarray]:
             results[f"K={shots}, {name}"] = errors[best].mean(0)
             results[f"K={shots}, {name}: error"] = interval
             if name == "pretrained":
-                results[f"K={shots}, {name}: rate"] = np.asarray(settings["rates"][best])
+                results[f"K={shots}, {name}: rate"] = np.asarray(
+                    settings["rates"][best]
+                )
             if shots == settings["test"][0]:
                 example_key = jax.random.key(300 + seed)
-                results |= example(name, learner, tasks, example_key, candidates[name][best])
+                results |= example(
+                    name, learner, tasks, example_key, candidates[name][best]
+                )
 
         error = oracle_error(tasks, key, params["oracle"], num_tasks)
         results[f"K={shots}, oracle"] = np.full(STEPS + 1, error)
         for name in NAMES:
             curve = results[f"K={shots}, {name}"]
             shown = ", ".join(f"{curve[i]:.3f}" for i in (0, 1, 5, 10))
-            print(f"K={shots}, {name}: MSE after 0, 1, 5, 10 steps: {shown}", flush=True)
+            print(
+                f"K={shots}, {name}: MSE after 0, 1, 5, 10 steps: {shown}", flush=True
+            )
     return results
 
 
@@ -174,7 +195,9 @@ def query_errors(
 
     errors_of_tasks = jax.jit(jax.vmap(errors_of_task, (0, None)))
     keys = jax.random.split(key, num_tasks)
-    return [np.asarray(errors_of_tasks(keys, meta_params)) for meta_params in candidates]
+    return [
+        np.asarray(errors_of_tasks(keys, meta_params)) for meta_params in candidates
+    ]
 
 
 def oracle_error(
@@ -182,10 +205,11 @@ def oracle_error(
     key: Any,
     meta_params: Any,
     num_tasks: int,
-) -> np.ndarray:
+) -> float:
     """The mean squared error of the oracle, which does not adapt."""
     loop = mx.inner(mx.maml(regressor(3), 0.0), known_sinusoids(tasks), 1)
-    return mx.evaluate(loop, key, meta_params, num_tasks=num_tasks).test_loss.mean()
+    curves = mx.evaluate(loop, key, meta_params, num_tasks=num_tasks)
+    return float(curves.test_loss.mean())
 
 
 def example(
@@ -201,12 +225,23 @@ def example(
     start = jax.jit(loop.init)(key, meta_params, ())
     states = {0: start}
     for steps in (1, STEPS):
-        states[steps], _, _ = unroll(loop, meta_params, start, (), steps)
+        states[steps], _, _ = unroll(
+            loop,
+            meta_params,
+            start,
+            (),
+            steps,
+        )
 
     task = jax.tree.map(np.asarray, start.task)
     found = {}
     for steps, state in states.items():
-        predictions = learner.predict(key, meta_params, state.learner, GRID[:, None])
+        predictions = learner.predict(
+            key,
+            meta_params,
+            state.learner,
+            GRID[:, None],
+        )
         found[f"example: {name}, after {steps}"] = np.asarray(predictions[:, 0])
     found["example: truth"] = task["amplitude"] * np.sin(GRID - task["phase"])
     support = task["support"]
@@ -216,42 +251,77 @@ def example(
 
 def claims(results: Results, settings: Settings) -> list[Claim]:
     few, many = settings["test"]
+    return [
+        *_level_claims(results, few),
+        *_comparison_claims(results, few),
+        *_comparison_claims(results, many),
+        _oracle_claim(results, few),
+        _imaml_claim(results, few),
+    ]
 
-    def errors(shots, name, step):
-        return [result[f"K={shots}, {name}"][step] for result in results]
 
-    def ratios(numerators, denominators):
-        return [x / y for x, y in zip(numerators, denominators, strict=True)]
-
+def _level_claims(results: Results, shots: int) -> list[Claim]:
     table = f"{SOURCE} and appendix, 5-shot sinusoids"
-    figure = f"{SOURCE}, figure 3"
     found = []
     for step, published, wanted in ((1, 0.67, 1.0), (5, 0.38, 0.6), (10, 0.35, 0.55)):
-        text = f"MAML, K = {few}: mean squared error after {step} gradient steps < {wanted}"
-        found.append(claim(text, table, published, errors(few, "MAML", step), below(wanted)))
+        errors = _errors(results, shots, "MAML", step)
+        text = f"MAML, K = {shots}: mean squared error after {step} gradient steps < {wanted}"
+        found.append(claim(text, table, published, errors, below(wanted)))
 
-    text = f"Pretrained on all tasks, K = {few}: mean squared error after 10 steps > 1.5"
-    found.append(claim(text, table, 2.19, errors(few, "pretrained", 10), above(1.5)))
-
-    for shots in (few, many):
-        maml = errors(shots, "MAML", 10)
-        over_pretraining = ratios(maml, errors(shots, "pretrained", 10))
-        text = f"K = {shots}: MAML's error over that of pretraining, after 10 steps, < 0.5"
-        found.append(claim(text, figure, "well below", over_pretraining, below(0.5)))
-
-        over_one_step = ratios(maml, errors(shots, "MAML", 1))
-        text = f"K = {shots}: MAML goes on improving beyond the one step it was trained for"
-        text += ": error after 10 over 1 < 1"
-        found.append(claim(text, figure, "improves", over_one_step, below(1)))
-
-    text = f"The oracle, K = {few}: mean squared error < 0.1"
-    found.append(claim(text, figure, "near 0", errors(few, "oracle", 0), below(0.1)))
-
-    over_pretraining = ratios(errors(few, "iMAML", 10), errors(few, "pretrained", 10))
-    text = f"iMAML, K = {few}: its error after 10 steps of Newton's method over that of pretraining"
-    text += " < 0.5"
-    found.append(claim(text, "this package", None, over_pretraining, below(0.5)))
+    pretrained = _errors(results, shots, "pretrained", 10)
+    text = (
+        f"Pretrained on all tasks, K = {shots}: mean squared error after 10 steps > 1.5"
+    )
+    found.append(claim(text, table, 2.19, pretrained, above(1.5)))
     return found
+
+
+def _comparison_claims(results: Results, shots: int) -> list[Claim]:
+    figure = f"{SOURCE}, figure 3"
+    maml = _errors(results, shots, "MAML", 10)
+    after_one = _errors(results, shots, "MAML", 1)
+    pretrained = _errors(results, shots, "pretrained", 10)
+    over_pretraining = _ratios(maml, pretrained)
+    over_one_step = _ratios(maml, after_one)
+
+    text = f"K = {shots}: MAML's error over that of pretraining, after 10 steps, < 0.5"
+    further = (
+        f"K = {shots}: MAML goes on improving beyond the one step it was trained for"
+    )
+    further += ": error after 10 over 1 < 1"
+    return [
+        claim(text, figure, "well below", over_pretraining, below(0.5)),
+        claim(further, figure, "improves", over_one_step, below(1)),
+    ]
+
+
+def _oracle_claim(results: Results, shots: int) -> Claim:
+    figure = f"{SOURCE}, figure 3"
+    oracle = _errors(results, shots, "oracle", 0)
+    text = f"The oracle, K = {shots}: mean squared error < 0.1"
+    return claim(text, figure, "near 0", oracle, below(0.1))
+
+
+def _imaml_claim(results: Results, shots: int) -> Claim:
+    imaml = _errors(results, shots, "iMAML", 10)
+    pretrained = _errors(results, shots, "pretrained", 10)
+    over_pretraining = _ratios(imaml, pretrained)
+    text = f"iMAML, K = {shots}: its error after 10 steps of Newton's method"
+    text += " over that of pretraining < 0.5"
+    return claim(text, "this package", None, over_pretraining, below(0.5))
+
+
+def _errors(
+    results: Results,
+    shots: int,
+    name: str,
+    step: int,
+) -> list[float]:
+    return [result[f"K={shots}, {name}"][step] for result in results]
+
+
+def _ratios(numerators: list[float], denominators: list[float]) -> list[float]:
+    return [x / y for x, y in zip(numerators, denominators, strict=True)]
 
 
 def picture(results: Results, settings: Settings, figure: Any) -> None:

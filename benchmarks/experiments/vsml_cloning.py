@@ -17,6 +17,7 @@ from benchmarks.experiments._training import Run, clipped_adam, meta_train
 from benchmarks.reproduce import (
     Claim,
     Experiment,
+    Result,
     Results,
     Settings,
     at_least,
@@ -26,14 +27,26 @@ from benchmarks.reproduce import (
 )
 
 SOURCE = "Kirsch & Schmidhuber 2021, section 4.1"
-PUBLISHED = {("mnist", 1): 87, ("mnist", 0): 90, ("fashion_mnist", 1): 76, ("fashion_mnist", 0): 80}
-WANTED = {("mnist", 1): 85, ("mnist", 0): 88, ("fashion_mnist", 1): 74, ("fashion_mnist", 0): 78}
+PUBLISHED = {
+    ("mnist", 1): 87,
+    ("mnist", 0): 90,
+    ("fashion_mnist", 1): 76,
+    ("fashion_mnist", 0): 80,
+}
+WANTED = {
+    ("mnist", 1): 85,
+    ("mnist", 0): 88,
+    ("fashion_mnist", 1): 74,
+    ("fashion_mnist", 0): 78,
+}
 PIECES = 50  # of a stream; the accuracy of each is kept
 
 
 def cell_of(settings: Settings) -> mx.cells.Cell:
     """The cell that is fitted."""
-    return mx.cells.with_weights(mx.cells.lstm(settings["hidden"], slots=1, reduce="sum"))
+    return mx.cells.with_weights(
+        mx.cells.lstm(settings["hidden"], slots=1, reduce="sum")
+    )
 
 
 def clone(seed: int, settings: Settings, folder: Path) -> Any:
@@ -54,17 +67,29 @@ def clone(seed: int, settings: Settings, folder: Path) -> Any:
     return meta_params
 
 
-def clone_errors(seed: int, settings: Settings, meta_params: Any) -> dict[str, np.ndarray]:
+def clone_errors(
+    seed: int, settings: Settings, meta_params: Any
+) -> dict[str, np.ndarray]:
     """How far a fitted cell is from backpropagation."""
     learner = mx.clone_backprop(cell_of(settings), settings["rate"])
     spread = settings["spread"]
     loop = mx.inner(learner, mx.tasks.signals(settings["cells"], spread), 500)
-    curves = mx.evaluate(loop, jax.random.key(2000 + seed), meta_params, num_tasks=4)
+    curves = mx.evaluate(
+        loop,
+        jax.random.key(2000 + seed),
+        meta_params,
+        num_tasks=4,
+    )
     drift = curves.metrics["drift"].mean(0)
 
     tasks = mx.tasks.signals(4096, spread)
     single = mx.inner(learner, tasks, 1)
-    one = mx.evaluate(single, jax.random.key(3000 + seed), meta_params, num_tasks=1)
+    one = mx.evaluate(
+        single,
+        jax.random.key(3000 + seed),
+        meta_params,
+        num_tasks=1,
+    )
 
     # The size of an update in units of the rate: e tanh(x) and e, as drawn by the tasks.
     task = tasks.sample(jax.random.key(0), ())
@@ -100,7 +125,7 @@ def same_network(net: mx.Learner) -> mx.Problem:
     return mx.problems.classifier(init, apply)
 
 
-def run(seed: int, settings: Settings, folder: Path) -> dict[str, np.ndarray]:
+def run(seed: int, settings: Settings, folder: Path) -> Result:
     meta_params = clone(seed, settings, folder)
     results = clone_errors(seed, settings, meta_params)
     for name in settings["data"]:
@@ -113,11 +138,18 @@ def run(seed: int, settings: Settings, folder: Path) -> dict[str, np.ndarray]:
                 "sgd": (mx.l2l(optax.sgd, same_network(net)), settings["rate"]),
             }
             for method, (learner, params) in methods.items():
-                loop = mx.inner(learner, mx.tasks.minibatches(1, test_size=1), settings["steps"])
+                loop = mx.inner(
+                    learner, mx.tasks.minibatches(1, test_size=1), settings["steps"]
+                )
                 key = jax.random.key(4000 + seed)
                 curves = mx.evaluate(loop, key, params, train, num_tasks=1)
                 learned = jax.tree.map(lambda x: x[0], curves.state.learner)
-                _, metrics = jax.jit(learner.test)(key, params, learned, test)
+                _, metrics = jax.jit(learner.test)(
+                    key,
+                    params,
+                    learned,
+                    test,
+                )
                 tested = 100 * np.asarray(metrics["accuracy"])
                 online = np.asarray(curves.metrics["accuracy"][0])
 
@@ -166,7 +198,12 @@ def _accuracy_claims(results: Results, name: str, hidden: int) -> list[Claim]:
 
 
 def picture(results: Results, settings: Settings, figure: Any) -> None:
-    axes = figure.subplots(1, len(settings["data"]), sharey=True, squeeze=False)[0]
+    axes = figure.subplots(
+        1,
+        len(settings["data"]),
+        sharey=True,
+        squeeze=False,
+    )[0]
     for ax, name in zip(axes, settings["data"], strict=True):
         for hidden in (0, 1):
             _draw(results, settings, name, hidden, ax)
@@ -196,7 +233,9 @@ def _draw(
     colour = mx.plot.COLOURS[(4, 6)[hidden]]
     layers = f"{hidden} hidden layer" if hidden == 1 else f"{hidden} hidden layers"
     for method, shown, style in (("vsml", "cloned", "-"), ("sgd", "SGD", "--")):
-        curves = [result[f"{name}, {hidden} hidden, {method}: online"] for result in results]
+        curves = [
+            result[f"{name}, {hidden} hidden, {method}: online"] for result in results
+        ]
         mean = np.stack(curves).mean(0)
         ax.plot(
             steps,

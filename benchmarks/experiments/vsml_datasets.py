@@ -11,7 +11,15 @@ import metajax as mx
 from benchmarks import _data
 from benchmarks.experiments import _vsml
 from benchmarks.experiments._training import Run, clipped_adam, meta_train
-from benchmarks.reproduce import Claim, Experiment, Results, Settings, above, claim
+from benchmarks.reproduce import (
+    Claim,
+    Experiment,
+    Result,
+    Results,
+    Settings,
+    above,
+    claim,
+)
 
 SOURCE = "Kirsch & Schmidhuber 2021, section 4.4"
 
@@ -40,7 +48,12 @@ def sources(settings: Settings) -> dict[str, Source]:
     for name in settings["sets"]:
         train, test = map(mx.data.by_class, _data.standardised(name, size))
         classes = min(most_classes, len(train["start"]) - 1)
-        found[name] = Source(mx.tasks.classification(classes), classes, train, test)
+        found[name] = Source(
+            mx.tasks.classification(classes),
+            classes,
+            train,
+            test,
+        )
 
     shape = (size * size,)
     random_images = mx.tasks.random_images(shape, num_classes=most_classes)
@@ -79,7 +92,7 @@ def train_on(
     )
 
 
-def run(seed: int, settings: Settings, folder: Path) -> dict[str, np.ndarray]:
+def run(seed: int, settings: Settings, folder: Path) -> Result:
     every = sources(settings)
     trainable = [name for name in every if name != "Sum Sign"]  # never trained on
     mixtures = {name: [name] for name in trainable}
@@ -121,7 +134,9 @@ def claims(results: Results, settings: Settings) -> list[Claim]:
         others = f"all but {name}"
         source = others if others in results[0] else "all"
         gain = [result[source][i] - chance[name] for result in results]
-        text = f"Meta-trained on {source}, tested on {name}: points of cumulative accuracy"
+        text = (
+            f"Meta-trained on {source}, tested on {name}: points of cumulative accuracy"
+        )
         text += " above chance > 5"
         found.append(claim(text, figure, "generalises", gain, above(5)))
 

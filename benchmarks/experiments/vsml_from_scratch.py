@@ -10,7 +10,15 @@ import metajax as mx
 from benchmarks import _data
 from benchmarks.experiments import _vsml
 from benchmarks.experiments._training import Run, clipped_adam, meta_train
-from benchmarks.reproduce import Claim, Experiment, Results, Settings, above, claim
+from benchmarks.reproduce import (
+    Claim,
+    Experiment,
+    Result,
+    Results,
+    Settings,
+    above,
+    claim,
+)
 
 SOURCE = "Kirsch & Schmidhuber 2021, section 4.2"
 AT = (50, 100, 300, 500, 1000, 2000)
@@ -41,7 +49,7 @@ def train_rnn(
     return rnn, meta_params
 
 
-def run(seed: int, settings: Settings, folder: Path) -> dict[str, np.ndarray]:
+def run(seed: int, settings: Settings, folder: Path) -> Result:
     size = settings["size"]
     train = mx.data.by_class(_data.standardised(settings["train"], size)[0])
     vsml = _vsml.network(train["image"].shape[1], 10)
@@ -71,7 +79,12 @@ def run(seed: int, settings: Settings, folder: Path) -> dict[str, np.ndarray]:
                 runs=runs,
             )
             results |= learned_results(f"{name}, {method}", accuracy)
-        for method, accuracy in _vsml.baselines(seed, test, steps=steps, runs=runs).items():
+        for method, accuracy in _vsml.baselines(
+            seed,
+            test,
+            steps=steps,
+            runs=runs,
+        ).items():
             rates = _vsml.RATES[method.split(",")[0]]
             results |= searched_results(f"{name}, {method}", accuracy, rates)
     return results
@@ -87,7 +100,9 @@ def learned_results(name: str, accuracy: np.ndarray) -> dict[str, Any]:
     return results
 
 
-def searched_results(name: str, accuracy: np.ndarray, rates: list[float]) -> dict[str, Any]:
+def searched_results(
+    name: str, accuracy: np.ndarray, rates: list[float]
+) -> dict[str, Any]:
     """Of a learner at each of the rates, from accuracies ``[rates, runs, steps]``.
 
     The best rate at each point is chosen on the very streams that are reported: more than a user
@@ -123,7 +138,9 @@ def claims(results: Results, settings: Settings) -> list[Claim]:
                 lead.append(result[f"{name}, VSML, BPTT: at"][i] - best)
             text = f"{name}: points of cumulative accuracy ahead of the best online SGD or Adam"
             text += f" after {steps} examples"
-            found.append(claim(text, figure, "ahead in the first hundreds", lead, above(0)))
+            found.append(
+                claim(text, figure, "ahead in the first hundreds", lead, above(0))
+            )
 
     source, *targets = settings["test"]
     for name in targets:
@@ -131,14 +148,21 @@ def claims(results: Results, settings: Settings) -> list[Claim]:
         for result in results:
             there = result[f"{source}, Meta RNN: at"][-1]
             lost.append(there - result[f"{name}, Meta RNN: at"][-1])
-        text = f"Meta RNN overfits: points of accuracy lost from {source} to {name} > 30"
+        text = (
+            f"Meta RNN overfits: points of accuracy lost from {source} to {name} > 30"
+        )
         found.append(claim(text, figure, "does not transfer", lost, above(30)))
     return found
 
 
 def picture(results: Results, settings: Settings, figure: Any) -> None:
     points = _vsml.points(settings["steps"])
-    axes = figure.subplots(1, len(settings["test"]), sharey=True, squeeze=False)[0]
+    axes = figure.subplots(
+        1,
+        len(settings["test"]),
+        sharey=True,
+        squeeze=False,
+    )[0]
     for ax, name in zip(axes, settings["test"], strict=True):
         for i, method in enumerate((*VSML, *ONLINE, "Meta RNN")):
             curves = [result[f"{name}, {method}"] for result in results]
@@ -163,8 +187,21 @@ def picture(results: Results, settings: Settings, figure: Any) -> None:
 
 _PROJECTED = {"view": "project", "dims": 32, "classes": 5, "horizon": 60}
 _MIXED = {"view": "mixed", "dims": 49, "classes": 10}
-_WHOLE = {"view": "project", "dims": 784, "classes": 10, "horizon": 500, "steps": 10_000}
-_SHORT = {"view": "mixed", "dims": 4, "classes": 3, "horizon": 8, "tasks": 2, "rate": 1e-2}
+_WHOLE = {
+    "view": "project",
+    "dims": 784,
+    "classes": 10,
+    "horizon": 500,
+    "steps": 10_000,
+}
+_SHORT = {
+    "view": "mixed",
+    "dims": 4,
+    "classes": 3,
+    "horizon": 8,
+    "tasks": 2,
+    "rate": 1e-2,
+}
 _SMOKE = {
     "train": "digits",
     "test": ["digits"],
@@ -185,22 +222,62 @@ _SMALL = {
     "judged": 6,
     "bptt": [  # short and small to leave the plateau, then longer
         {**_PROJECTED, "window": 60, "tasks": 16, "rate": 1e-2, "steps": 400},
-        {**_MIXED, "horizon": [100, 1000], "window": 50, "tasks": 16, "rate": 3e-3, "steps": 400},
-        {**_MIXED, "horizon": [200, 2000], "window": 200, "tasks": 8, "rate": 3e-3, "steps": 400},
-        {**_MIXED, "horizon": [500, 2000], "window": 500, "tasks": 4, "rate": 3e-3, "steps": 300},
+        {
+            **_MIXED,
+            "horizon": [100, 1000],
+            "window": 50,
+            "tasks": 16,
+            "rate": 3e-3,
+            "steps": 400,
+        },
+        {
+            **_MIXED,
+            "horizon": [200, 2000],
+            "window": 200,
+            "tasks": 8,
+            "rate": 3e-3,
+            "steps": 400,
+        },
+        {
+            **_MIXED,
+            "horizon": [500, 2000],
+            "window": 500,
+            "tasks": 4,
+            "rate": 3e-3,
+            "steps": 300,
+        },
     ],
     "es": [  # as many steps as take about the time of the above
         {**_PROJECTED, "tasks": 64, "std": 0.05, "rate": 2.5e-2, "steps": 1500},
-        {**_MIXED, "horizon": 100, "tasks": 32, "std": 0.05, "rate": 1e-2, "steps": 500},
+        {
+            **_MIXED,
+            "horizon": 100,
+            "tasks": 32,
+            "std": 0.05,
+            "rate": 1e-2,
+            "steps": 500,
+        },
     ],
-    "meta_rnn": {"hidden": 128, "horizon": 100, "tasks": 16, "rate": 1e-3, "steps": 1000},
+    "meta_rnn": {
+        "hidden": 128,
+        "horizon": 100,
+        "tasks": 16,
+        "rate": 1e-3,
+        "steps": 1000,
+    },
 }
 _FULL = {
     **_SMALL,
     "size": 28,
     "bptt": [{**_WHOLE, "window": 500, "tasks": 128, "rate": 1e-3}],
     "es": [{**_WHOLE, "tasks": 1024, "std": 0.05, "rate": 2.5e-2}],
-    "meta_rnn": {"hidden": 128, "horizon": 500, "tasks": 128, "rate": 1e-3, "steps": 10_000},
+    "meta_rnn": {
+        "hidden": 128,
+        "horizon": 500,
+        "tasks": 128,
+        "rate": 1e-3,
+        "steps": 10_000,
+    },
 }
 EXPERIMENT = Experiment(
     title="Meta-learning a learning algorithm from scratch",

@@ -12,7 +12,15 @@ import metajax as mx
 from benchmarks import _data
 from benchmarks.experiments import _vsml
 from benchmarks.experiments.vsml_from_scratch import EXPERIMENT as FROM_SCRATCH
-from benchmarks.reproduce import Claim, Experiment, Results, Settings, above, claim
+from benchmarks.reproduce import (
+    Claim,
+    Experiment,
+    Result,
+    Results,
+    Settings,
+    above,
+    claim,
+)
 
 SOURCE = "Kirsch & Schmidhuber 2021, section 5"
 
@@ -26,12 +34,12 @@ class Probed(NamedTuple):
       label: ``[runs, steps]``, its class.
     """
 
-    before: np.ndarray
-    after: np.ndarray
-    label: np.ndarray
+    before: Any
+    after: Any
+    label: Any
 
 
-def run(seed: int, settings: Settings, folder: Path) -> dict[str, np.ndarray]:
+def run(seed: int, settings: Settings, folder: Path) -> Result:
     size = settings["size"]
     train = mx.data.by_class(_data.standardised(settings["train"], size)[0])
     test = mx.data.by_class(_data.standardised(settings["test"], size)[1])
@@ -40,8 +48,23 @@ def run(seed: int, settings: Settings, folder: Path) -> dict[str, np.ndarray]:
     sgd = mx.l2l(optax.sgd, mx.problems.mlp((units, 10), jnp.tanh))
 
     key = jax.random.key(seed + 40)
-    probed = probe(key, _vsml.network(units, 10), meta_params, test, settings)
-    by_rate = [probe(key, sgd, rate, test, settings) for rate in settings["rates"]]
+    probed = probe(
+        key,
+        _vsml.network(units, 10),
+        meta_params,
+        test,
+        settings,
+    )
+    by_rate = [
+        probe(
+            key,
+            sgd,
+            rate,
+            test,
+            settings,
+        )
+        for rate in settings["rates"]
+    ]
 
     # The same image for both: the first of its place that VSML took for another.
     place = settings["after"][0] - 1
@@ -146,12 +169,16 @@ def claims(results: Results, settings: Settings) -> list[Claim]:
         corrected = []
         risen = []
         for result in results:
-            corrected.append(result[f"VSML, {seen}: corrected"] - result[f"SGD, {seen}: corrected"])
+            corrected.append(
+                result[f"VSML, {seen}: corrected"] - result[f"SGD, {seen}: corrected"]
+            )
             vsml = result[f"VSML, {seen}: after"] - result[f"VSML, {seen}: before"]
             sgd = result[f"SGD, {seen}: after"] - result[f"SGD, {seen}: before"]
             risen.append(vsml - sgd)
 
-        text = f"Misclassified images that are right after one look, examples up to {seen}"
+        text = (
+            f"Misclassified images that are right after one look, examples up to {seen}"
+        )
         text += ": VSML minus SGD, in points, > 0"
         found.append(claim(text, figure, "VSML corrects at once", corrected, above(0)))
         text = f"Rise of the probability of the right class of those, examples up to {seen}"
@@ -167,8 +194,20 @@ def picture(results: Results, settings: Settings, figure: Any) -> None:
     black = {"color": "#000000", "linestyle": ":", "linewidth": 1}
     for ax, method in zip(axes, ("VSML", "SGD"), strict=True):
         before, after = np.asarray(result[f"{method}: example"])
-        ax.bar(classes - 0.2, before, 0.4, color=mx.plot.COLOURS[2], label="before")
-        ax.bar(classes + 0.2, after, 0.4, color=mx.plot.COLOURS[4], label="after one look")
+        ax.bar(
+            classes - 0.2,
+            before,
+            0.4,
+            color=mx.plot.COLOURS[2],
+            label="before",
+        )
+        ax.bar(
+            classes + 0.2,
+            after,
+            0.4,
+            color=mx.plot.COLOURS[4],
+            label="after one look",
+        )
         ax.axvline(int(result[f"{method}: label"]), label="its class", **black)
         ax.set(
             title=method,

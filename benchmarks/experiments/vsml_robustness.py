@@ -14,7 +14,16 @@ import metajax as mx
 from benchmarks import _data
 from benchmarks.experiments import _vsml
 from benchmarks.experiments.vsml_from_scratch import EXPERIMENT as FROM_SCRATCH
-from benchmarks.reproduce import Claim, Experiment, Results, Settings, above, below, claim
+from benchmarks.reproduce import (
+    Claim,
+    Experiment,
+    Result,
+    Results,
+    Settings,
+    above,
+    below,
+    claim,
+)
 
 SOURCE = "Kirsch & Schmidhuber 2021, section 4.3"
 PLAIN = "plain"  # the usual size, not transformed; meta-training transformed all that it saw
@@ -54,11 +63,15 @@ def trained_on(settings: Settings) -> set[str]:
 
     Low resolutions are, of the size of a phase.
     """
-    mixed = [math.isqrt(phase["dims"]) for phase in settings["bptt"] if phase["view"] == "mixed"]
+    mixed = [
+        math.isqrt(phase["dims"])
+        for phase in settings["bptt"]
+        if phase["view"] == "mixed"
+    ]
     return {"projected"} | {f"{size}x{size}" for size in mixed}
 
 
-def run(seed: int, settings: Settings, folder: Path) -> dict[str, np.ndarray]:
+def run(seed: int, settings: Settings, folder: Path) -> Result:
     train = mx.data.by_class(_data.standardised(settings["train"], settings["size"])[0])
     varied = _vsml.train_phases(seed, train, settings["bptt"], folder)
     # This one was meta-trained on the images of the one size and its ten classes alone.
@@ -66,7 +79,9 @@ def run(seed: int, settings: Settings, folder: Path) -> dict[str, np.ndarray]:
 
     results = {}
     for name, condition in conditions(settings).items():
-        test = mx.data.by_class(_data.standardised(settings["train"], condition.size)[1])
+        test = mx.data.by_class(
+            _data.standardised(settings["train"], condition.size)[1]
+        )
         learner = _vsml.network(condition.size**2, condition.classes)
         tasks = condition.augment(_vsml.tasks(condition.classes))
         for diet, meta_params in (("varied", varied), ("narrow", narrow)):
@@ -81,7 +96,10 @@ def run(seed: int, settings: Settings, folder: Path) -> dict[str, np.ndarray]:
             )
             final = _vsml.cumulative(accuracy)[:, -1].mean()
             results[f"{name}, {diet}"] = final
-            print(f"{name}, {diet}: {final:.1f} % over {settings['steps']} examples", flush=True)
+            print(
+                f"{name}, {diet}: {final:.1f} % over {settings['steps']} examples",
+                flush=True,
+            )
     return results
 
 
@@ -91,13 +109,21 @@ def claims(results: Results, settings: Settings) -> list[Claim]:
     for name in conditions(settings):
         if name in (PLAIN, "5 classes"):
             continue
-        lost = [result[f"{PLAIN}, varied"] - result[f"{name}, varied"] for result in results]
-        view = " (a view that meta-training has, too)" if name in trained_on(settings) else ""
+        lost = [
+            result[f"{PLAIN}, varied"] - result[f"{name}, varied"] for result in results
+        ]
+        view = (
+            " (a view that meta-training has, too)"
+            if name in trained_on(settings)
+            else ""
+        )
         text = f"{name}{view}: points of cumulative accuracy lost against plain images of the usual"
         text += " size < 5"
         found.append(claim(text, figure, "robust", lost, below(5)))
 
-    gain = [result["5 classes, varied"] - result[f"{PLAIN}, varied"] for result in results]
+    gain = [
+        result["5 classes, varied"] - result[f"{PLAIN}, varied"] for result in results
+    ]
     text = "5 classes: points of cumulative accuracy above 10 classes > 0"
     found.append(claim(text, figure, "robust", gain, above(0)))
     return found
@@ -107,8 +133,22 @@ def picture(results: Results, settings: Settings, figure: Any) -> None:
     ax = figure.subplots()
     names = list(conditions(settings))
     places = np.arange(len(names))
-    _draw_bars(results, "varied", names, ax, places - 0.2, _label(settings, "varied"))
-    _draw_bars(results, "narrow", names, ax, places + 0.2, _label(settings, "narrow"))
+    _draw_bars(
+        results,
+        "varied",
+        names,
+        ax,
+        places - 0.2,
+        _label(settings, "varied"),
+    )
+    _draw_bars(
+        results,
+        "narrow",
+        names,
+        ax,
+        places + 0.2,
+        _label(settings, "narrow"),
+    )
     ax.set(
         xticks=places,
         ylabel=f"accuracy over {settings['steps']} examples (%)",
@@ -160,11 +200,23 @@ def _draw_bars(
 
 def _settings(scale: str, **own: Any) -> Settings:
     shared = FROM_SCRATCH.settings[scale]
-    return {"train": shared["train"], "size": shared["size"], "bptt": shared["bptt"], **own}
+    return {
+        "train": shared["train"],
+        "size": shared["size"],
+        "bptt": shared["bptt"],
+        **own,
+    }
 
 
 _TINY = FROM_SCRATCH.settings["smoke"]["bptt"]
-_PLAIN = {"view": None, "dims": 196, "classes": 10, "window": 50, "tasks": 8, "rate": 3e-3}
+_PLAIN = {
+    "view": None,
+    "dims": 196,
+    "classes": 10,
+    "window": 50,
+    "tasks": 8,
+    "rate": 3e-3,
+}
 _NARROW = [
     {**_PLAIN, "horizon": 50, "steps": 200},
     {**_PLAIN, "horizon": [100, 500], "steps": 200},

@@ -7,7 +7,9 @@ import jax.numpy as jnp
 from metajax.types import Array
 
 
-def minimal_vsml(w: Array, c: Array, state: Array, activation: Callable = jnp.tanh) -> Array:
+def minimal_vsml(
+    w: Array, c: Array, state: Array, activation: Callable = jnp.tanh
+) -> Array:
     """One step of eq. 4 as message passing (view B).
 
     ``s[a,b] <- activation(s[a,b] W + sum_a' s[a',a] C)``. An input ``a`` that is no output

@@ -71,12 +71,18 @@ def convolution(
     count = np.maximum(count, 1)
 
     def split(messages):
-        padded = jnp.pad(messages, ((0, 0), (0, 1), (0, 0)))  # the unit outside says nothing
+        padded = jnp.pad(
+            messages, ((0, 0), (0, 1), (0, 0))
+        )  # the unit outside says nothing
         return padded[:, index]
 
     def merge(messages):
         replicas, _, _, slots = messages.shape
-        total = jnp.zeros((replicas, units + 1, slots), messages.dtype).at[:, index].add(messages)
+        total = (
+            jnp.zeros((replicas, units + 1, slots), messages.dtype)
+            .at[:, index]
+            .add(messages)
+        )
         return total[:, :units] / count
 
     return Layer(len(index), kernel * kernel * depth, channels, units, split, merge)

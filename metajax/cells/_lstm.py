@@ -14,6 +14,8 @@ from metajax.types import Array, Key, Params
 _INPUTS = -3
 _OUTPUTS = -2
 
+State = tuple[Array, Array]  # c and h
+
 # With fewer rows than this one large product over all episodes is worth more than one for each.
 _ROWS_FOR_COPIES = 128
 
@@ -70,35 +72,25 @@ def lstm(
     def step(params, state, forward, backward):
         gates = _scaled_gates(params["gates"], hidden)
         drive = _drive(gates, forward, backward)
-        c, h = state
+        _, h = state
         weights = gates["hidden"]
         if h.size >= _ROWS_FOR_COPIES * hidden:
             weights = copy_per_episode(weights, h)
         for _ in range(ticks):
-            # In two dimensions, or XLA turns the derivatives of all gates around for that of the
-            # weights.
-            rows = h.reshape(-1, hidden) @ weights
-            pre_activation = drive + rows.reshape(*h.shape[:-1], 4 * hidden)
-            i, g, f, o = jnp.split(jnp.tanh(pre_activation), 4, axis=-1)
-            c = (0.5 + 0.5 * f) * c + (0.5 + 0.5 * i) * g
-            h = (0.5 + 0.5 * o) * jnp.tanh(c)
-        return c, h
+            state = _tick(weights, drive, state)
+        return state
 
-    def message(params, state, slots, axis):
-        _, h = state
-        if layer_norm:
-            messages = _normalised_messages(params, h)
-            x = messages[..., :slots].mean(axis)
-        else:  # the mean of a linear map is the map of the mean
-            mean = _mean_over_inputs(h) if axis == _INPUTS else h.mean(axis)
-            x = mean @ params["w"][:, :slots] + params["b"][:slots]
-        return x * h.shape[axis] if reduce == "sum" else x
+    def reduced(params, h, slots, axis):
+        mean = _mean_message(params, h, slots, axis)
+        return mean * h.shape[axis] if reduce == "sum" else mean
 
     def forward(params, state, slots):
-        return message(params["forward"], state, slots, _INPUTS)
+        _, h = state
+        return reduced(params["forward"], h, slots, _INPUTS)
 
     def backward(params, state, slots):
-        return message(params["backward"], state, slots, _OUTPUTS)
+        _, h = state
+        return reduced(params["backward"], h, slots, _OUTPUTS)
 
     return Cell(init, state, step, forward, backward, slots)
 
@@ -150,6 +142,26 @@ def _drive(gates: Params, forward: Array, backward: Array) -> Array:
     up = messages @ weights
     down = backward @ gates["backward"][: backward.shape[-1]]
     return up[..., :, None, :] + down[..., None, :, :]
+
+
+def _tick(weights: Array, drive: Array, state: State) -> State:
+    c, h = state
+    hidden = h.shape[-1]
+    # In two dimensions, or XLA turns the derivatives of all gates around for that of the weights.
+    rows = h.reshape(-1, hidden) @ weights
+    pre_activation = drive + rows.reshape(*h.shape[:-1], 4 * hidden)
+    i, g, f, o = jnp.split(jnp.tanh(pre_activation), 4, axis=-1)
+    c = (0.5 + 0.5 * f) * c + (0.5 + 0.5 * i) * g
+    h = (0.5 + 0.5 * o) * jnp.tanh(c)
+    return c, h
+
+
+def _mean_message(params: Params, h: Array, slots: int, axis: int) -> Array:
+    if "scale" in params:  # normalised, cell by cell
+        return _normalised_messages(params, h)[..., :slots].mean(axis)
+    # The mean of a linear map is the map of the mean.
+    mean = _mean_over_inputs(h) if axis == _INPUTS else h.mean(axis)
+    return mean @ params["w"][:, :slots] + params["b"][:slots]
 
 
 def _normalised_messages(params: Params, h: Array) -> Array:

@@ -61,7 +61,9 @@ class ConfigFile(TomlFile):
             self.fail(f"{place}.name", f"unknown name {name!r} in {place}{there_are}")
         return table[name]
 
-    def call(self, place: str, function: Callable, section: Section, **made: Any) -> Any:
+    def call(
+        self, place: str, function: Callable, section: Section, **made: Any
+    ) -> Any:
         """Calls a function with the arguments of a section, and with those of ``made`` it takes."""
         parameters = dict(inspect.signature(function).parameters)
         made = {name: value for name, value in made.items() if name in parameters}
@@ -83,11 +85,18 @@ class ConfigFile(TomlFile):
     ) -> None:
         for name in section:
             if name not in parameters:
-                there_are = _alternatives(name, [*parameters, *_EXTRA_KEYS.get(place, ())])
-                self.fail(f"{place}.{name}", f"unknown argument {name!r} in {place}{there_are}")
+                there_are = _alternatives(
+                    name, [*parameters, *_EXTRA_KEYS.get(place, ())]
+                )
+                self.fail(
+                    f"{place}.{name}",
+                    f"unknown argument {name!r} in {place}{there_are}",
+                )
         for name, parameter in parameters.items():
             if name not in section and parameter.default is parameter.empty:
-                self.fail(place, f"{place} lacks the argument {name!r}, {_wanted(parameter)}")
+                self.fail(
+                    place, f"{place} lacks the argument {name!r}, {_wanted(parameter)}"
+                )
 
     def _argument(self, place: str, parameter: inspect.Parameter, value: Any) -> Any:
         name = parameter.name

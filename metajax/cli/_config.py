@@ -123,7 +123,13 @@ def experiment(path: Path, **changes: Any) -> Experiment:
     uses = ("init", "run", "validation", "test")
     keys = jax.random.split(jax.random.key(run.seed), len(uses))
     return Experiment(
-        file, run, learner, inner, trainer, data, keys=dict(zip(uses, keys, strict=True))
+        file,
+        run,
+        learner,
+        inner,
+        trainer,
+        data,
+        keys=dict(zip(uses, keys, strict=True)),
     )
 
 
@@ -172,7 +178,9 @@ def _augmented(file: ConfigFile, tasks: Tasks) -> Tasks:
 
 
 def _inner(file: ConfigFile, learner: Learner, tasks: Tasks) -> Inner:
-    return file.call("inner", mx.inner, file.section("inner"), learner=learner, tasks=tasks)
+    return file.call(
+        "inner", mx.inner, file.section("inner"), learner=learner, tasks=tasks
+    )
 
 
 def _optimizer(file: ConfigFile) -> optax.GradientTransformation:
@@ -183,7 +191,9 @@ def _optimizer(file: ConfigFile) -> optax.GradientTransformation:
     return file.call("optimizer", _clipped, {"clip": section["clip"]}, tx=tx)
 
 
-def _clipped(tx: optax.GradientTransformation, clip: float) -> optax.GradientTransformation:
+def _clipped(
+    tx: optax.GradientTransformation, clip: float
+) -> optax.GradientTransformation:
     _checks.positive_float(clip=clip)
     return optax.chain(optax.clip_by_global_norm(clip), tx)
 

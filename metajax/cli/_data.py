@@ -20,7 +20,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help=f"{', '.join(_NAMES)}; with a configuration, where a set has several: emnist/letters",
     )
     prepare.add_argument(
-        "--data_dir", type=Path, help="default: $TFDS_DATA_DIR, else ~/tensorflow_datasets"
+        "--data_dir",
+        type=Path,
+        help="default: $TFDS_DATA_DIR, else ~/tensorflow_datasets",
     )
 
 
@@ -35,7 +37,9 @@ def run(args: argparse.Namespace) -> None:
         builder.download_and_prepare()
     except Exception as e:
         reason = f"{type(e).__name__}: {e}"
-        raise RuntimeError(f"{args.name} could not be prepared in {folder}: {reason}") from e
+        raise RuntimeError(
+            f"{args.name} could not be prepared in {folder}: {reason}"
+        ) from e
 
     splits = builder_of(args.name, folder).info.splits
     sizes = {name: split.num_examples for name, split in splits.items()}
@@ -44,5 +48,7 @@ def run(args: argparse.Namespace) -> None:
 
 def _name(text: str) -> str:
     if text.split("/")[0] not in _NAMES:
-        raise argparse.ArgumentTypeError(f"must be one of {', '.join(_NAMES)}, got {text}")
+        raise argparse.ArgumentTypeError(
+            f"must be one of {', '.join(_NAMES)}, got {text}"
+        )
     return text

@@ -54,7 +54,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default=80,
         help="generations of the evolution strategy (default 80)",
     )
-    parser.add_argument("--seed", type=_arguments.whole_number(0), default=0, help="default 0")
+    parser.add_argument(
+        "--seed", type=_arguments.whole_number(0), default=0, help="default 0"
+    )
 
 
 def run(args: argparse.Namespace) -> None:
@@ -90,7 +92,9 @@ def run(args: argparse.Namespace) -> None:
     )
 
 
-def _train_by_bptt(learner: Learner, meta_params: MetaParams, key: Key, num_steps: int) -> mx.Fit:
+def _train_by_bptt(
+    learner: Learner, meta_params: MetaParams, key: Key, num_steps: int
+) -> mx.Fit:
     """Truncated backpropagation through time."""
     inner = mx.inner(learner, _TASKS, horizon=_STEPS)
     estimator = mx.bptt(inner, num_tasks=2, truncation=_STEPS // 2)
@@ -99,7 +103,9 @@ def _train_by_bptt(learner: Learner, meta_params: MetaParams, key: Key, num_step
     return _fit(mx.trainer(estimator, tx), meta_params, key, num_steps, label="BPTT")
 
 
-def _train_by_es(learner: Learner, meta_params: MetaParams, key: Key, num_steps: int) -> mx.Fit:
+def _train_by_es(
+    learner: Learner, meta_params: MetaParams, key: Key, num_steps: int
+) -> mx.Fit:
     """OpenES over whole episodes, judged by the loss after the last step."""
     # Imported here: half a second that other commands need not spend.
     from evosax.algorithms import Open_ES
@@ -199,7 +205,9 @@ def _standard_error(values: np.ndarray) -> np.ndarray:
 
 
 def _verdict(results: dict[str, mx.Comparison]) -> str:
-    return "\n".join(f"{case}: {_verdict_of(result)}" for case, result in results.items())
+    return "\n".join(
+        f"{case}: {_verdict_of(result)}" for case, result in results.items()
+    )
 
 
 def _verdict_of(result: mx.Comparison) -> str:

@@ -21,16 +21,26 @@ _MOST_ROWS = 10  # of the table
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds what the command takes."""
     parser.add_argument(
-        "source", type=Path, metavar="CONFIG.toml|FOLDER", help="a config, or the folder of a run"
+        "source",
+        type=Path,
+        metavar="CONFIG.toml|FOLDER",
+        help="a config, or the folder of a run",
     )
     parser.add_argument(
-        "--tasks", type=_arguments.whole_number(1), default=32, help="number of tasks (default 32)"
+        "--tasks",
+        type=_arguments.whole_number(1),
+        default=32,
+        help="number of tasks (default 32)",
     )
     parser.add_argument(
-        "--steps", type=_arguments.whole_number(1), help="inner steps (default: the horizon)"
+        "--steps",
+        type=_arguments.whole_number(1),
+        help="inner steps (default: the horizon)",
     )
     parser.add_argument(
-        "--params", default="best.npz", help="which file of the folder (default best.npz)"
+        "--params",
+        default="best.npz",
+        help="which file of the folder (default best.npz)",
     )
     parser.add_argument(
         "--plot",
@@ -51,7 +61,10 @@ def run(args: argparse.Namespace) -> None:
     trained = _load(out, args.params, before, args.source)
     data = experiment.data("test")
     curves = {}
-    for name, meta_params in {"meta-trained": trained, "before meta-training": before}.items():
+    for name, meta_params in {
+        "meta-trained": trained,
+        "before meta-training": before,
+    }.items():
         # More ways than the test split has classes are noticed only here.
         try:
             curves[name] = mx.evaluate(
@@ -109,7 +122,9 @@ def _columns(curves: dict[str, mx.Curves]) -> list[_Column]:
         for quantity in ("loss", "accuracy"):
             if quantity in steps:
                 columns.append(
-                    _Column(name, quantity, _wide(steps[quantity]), _wide(test[quantity]))
+                    _Column(
+                        name, quantity, _wide(steps[quantity]), _wide(test[quantity])
+                    )
                 )
     return columns
 
@@ -130,7 +145,9 @@ def _table(curves: dict[str, mx.Curves]) -> str:
         label = f"{steps[0] + 1}"
         if len(steps) > 1:
             label = f"{steps[0] + 1}-{steps[-1] + 1}"
-        rows.append([label, *(_spread(column.steps[:, steps].mean(1)) for column in columns)])
+        rows.append(
+            [label, *(_spread(column.steps[:, steps].mean(1)) for column in columns)]
+        )
     rows.append(["test", *(_spread(column.test) for column in columns)])
 
     caption = (

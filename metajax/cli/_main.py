@@ -53,7 +53,9 @@ def _parser() -> argparse.ArgumentParser:
         epilog=_EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--version", action="version", version=f"metajax {mx.__version__}")
+    parser.add_argument(
+        "--version", action="version", version=f"metajax {mx.__version__}"
+    )
     commands = parser.add_subparsers(required=True, metavar="COMMAND", title="commands")
     for name, module in _COMMANDS.items():
         description = inspect.getdoc(module) or ""

@@ -27,7 +27,9 @@ def _named(module: ModuleType, *names: str) -> Table:
 
 def _as_they_are(functions: Table) -> Table:
     """Functions that are an argument themselves, and not called to make one."""
-    return {name: lambda function=function: function for name, function in functions.items()}
+    return {
+        name: lambda function=function: function for name, function in functions.items()
+    }
 
 
 def _returning(kind: type, module: ModuleType, made: tuple[str, ...] = ()) -> Table:
@@ -68,7 +70,9 @@ _SCHEDULES = _named(
     "exponential_decay",
     "linear_schedule",
 )
-_ACTIVATIONS = _named(jax.nn, "sigmoid", "tanh", "relu", "gelu", "silu", "elu", "softplus")
+_ACTIVATIONS = _named(
+    jax.nn, "sigmoid", "tanh", "relu", "gelu", "silu", "elu", "softplus"
+)
 _NORMS = _named(mx.nets, "layer_norm", "transductive_batch_norm")
 
 # What makes an argument, by its name: learning_rate = { name = "cosine_decay_schedule", ... }.
@@ -89,7 +93,9 @@ ARGUMENTS["net"] = _returning(Net, mx.nets)
 
 _TASKS = _returning(Tasks, mx.tasks)
 _TASKS_OF_TASKS = _returning(Tasks, mx.tasks, made=("tasks",))
-ARGUMENTS["augment"] = {k: f for k, f in _TASKS_OF_TASKS.items() if k not in _TASKS}
+ARGUMENTS["augment"] = {
+    name: function for name, function in _TASKS_OF_TASKS.items() if name not in _TASKS
+}
 _NETS = {name: _as_problem(make) for name, make in ARGUMENTS["net"].items()}
 
 # What a section may name.

@@ -21,9 +21,13 @@ def check_usable(folder: Path) -> None:
     """Notices a folder that cannot be written to before minutes are spent on compilation."""
     existing = next(path for path in (folder, *folder.parents) if path.exists())
     if not existing.is_dir():
-        raise ConfigError(f"out is {folder}, but {existing} is a file; give another out")
+        raise ConfigError(
+            f"out is {folder}, but {existing} is a file; give another out"
+        )
     if not os.access(existing, os.W_OK):
-        raise ConfigError(f"out is {folder}, but {existing} cannot be written to; give another out")
+        raise ConfigError(
+            f"out is {folder}, but {existing} cannot be written to; give another out"
+        )
 
 
 def refuse_another_run(path: Path, folder: Path) -> None:
@@ -34,7 +38,9 @@ def refuse_another_run(path: Path, folder: Path) -> None:
 
     old = _what_makes_a_run(kept)
     new = _what_makes_a_run(path)
-    changed = sorted(name for name in old.keys() | new.keys() if old.get(name) != new.get(name))
+    changed = sorted(
+        name for name in old.keys() | new.keys() if old.get(name) != new.get(name)
+    )
     if changed:
         raise ConfigError(
             f"{path} and {kept} differ in [{'], ['.join(changed)}], so that {folder} is the folder "

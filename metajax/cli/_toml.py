@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NoReturn
 
-_HEADER = re.compile(r"\s*\[([^\[\]]+)\]\s*(#.*)?$")
+_HEADER = re.compile(r"\s*\[\[?([^\[\]]+)\]\]?\s*(#.*)?$")
 _ENTRY = re.compile(r"\s*([\w.\s\"'-]+?)\s*=")
 
 

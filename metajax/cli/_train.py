@@ -29,7 +29,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds what the command takes."""
     parser.epilog = _what_a_config_may_say()
     parser.add_argument(
-        "source", type=Path, metavar="CONFIG.toml|FOLDER", help="a config, or the folder of a run"
+        "source",
+        type=Path,
+        metavar="CONFIG.toml|FOLDER",
+        help="a config, or the folder of a run",
     )
     parser.add_argument(
         "--steps",
@@ -54,6 +57,7 @@ def run(args: argparse.Namespace) -> None:
     _run_folder.check_usable(out)
     _run_folder.refuse_another_run(path, out)
     state, data = experiment.start()
+    validate = _validation(experiment)
 
     out.mkdir(parents=True, exist_ok=True)
     kept = out / _run_folder.CONFIG
@@ -62,15 +66,20 @@ def run(args: argparse.Namespace) -> None:
 
     label = path.stem if folder is None else folder.name
     try:
-        result = _fit(experiment, state, data, out, label)
+        result = _fit(experiment, state, data, validate, out, label)
     except ValueError as e:
         # Fewer steps than are done, or another seed than that of the checkpoints.
         raise ConfigError(f"{path}: {str(e).replace('num_steps', 'steps')}") from e
-    _keep(result, out)
+    _save(result, out)
 
 
 def _fit(
-    experiment: _config.Experiment, state: TrainState, data: Any, out: Path, label: str
+    experiment: _config.Experiment,
+    state: TrainState,
+    data: Any,
+    validate: mx.Validation,
+    out: Path,
+    label: str,
 ) -> mx.Fit:
     run = experiment.run
     return mx.fit(
@@ -78,7 +87,7 @@ def _fit(
         state,
         data,
         num_steps=run.steps,
-        validate=_validation(experiment),
+        validate=validate,
         checkpoint=mx.checkpoints(out / "checkpoints", every=run.checkpoint_every),
         callbacks=[mx.log(out / "metrics.csv")],
         progress=label,
@@ -91,7 +100,9 @@ def _validation(experiment: _config.Experiment) -> mx.Validation:
     inner = experiment.inner
 
     def loss(key, meta_params, data):
-        curves = mx.evaluate(inner, key, meta_params, data, num_tasks=run.validation_tasks)
+        curves = mx.evaluate(
+            inner, key, meta_params, data, num_tasks=run.validation_tasks
+        )
         losses = curves.test_loss if inner.heldout else curves.loss
         return losses.mean()
 
@@ -104,7 +115,7 @@ def _validation(experiment: _config.Experiment) -> mx.Validation:
     )
 
 
-def _keep(result: mx.Fit, out: Path) -> None:
+def _save(result: mx.Fit, out: Path) -> None:
     losses = result.validation["loss"]
     if not np.isfinite(losses).any():
         raise FloatingPointError(

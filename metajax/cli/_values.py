@@ -17,7 +17,13 @@ _WORDS = {
 # Parameters that take trees of arrays too, and are annotated Any: a file gives a number.
 _NUMBERS = ("lam", "mean", "std")
 # Parameters of optax, which lets them be anything.
-_AT_LEAST_ZERO = ("learning_rate", "init_value", "peak_value", "end_value", "weight_decay")
+_AT_LEAST_ZERO = (
+    "learning_rate",
+    "init_value",
+    "peak_value",
+    "end_value",
+    "weight_decay",
+)
 
 _LARGEST_INT = 2**31 - 1  # counts and seeds are int32
 _LARGEST_FLOAT = float(np.finfo(np.float32).max)
@@ -83,7 +89,7 @@ def _as_one_of(kinds: list[Any], value: Any) -> Any:
 
 def _check_range(value: Any) -> None:
     if isinstance(value, int) and abs(value) > _LARGEST_INT:
-        raise ValueError(f"must be at most {_LARGEST_INT}")
+        raise ValueError(f"must lie within ±{_LARGEST_INT}")
     if isinstance(value, float) and not abs(value) <= _LARGEST_FLOAT:
         raise ValueError("must be finite and fit float32")
     if isinstance(value, str) and "\0" in value:

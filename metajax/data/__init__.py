@@ -5,4 +5,13 @@ from metajax.data._few_shot import FEW_SHOT, few_shot
 from metajax.data._prepared import NAMES, load
 from metajax.data._sums import sums
 
-__all__ = ["FEW_SHOT", "NAMES", "by_class", "few_shot", "load", "resize", "rotations", "sums"]
+__all__ = [
+    "FEW_SHOT",
+    "NAMES",
+    "by_class",
+    "few_shot",
+    "load",
+    "resize",
+    "rotations",
+    "sums",
+]

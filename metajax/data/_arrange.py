@@ -24,7 +24,9 @@ def resize(data: Arrays, size: int) -> Arrays:
     image = np.asarray(data["image"])
     if image.ndim != 4:
         got = list(image.shape)
-        raise ValueError(f'data["image"] must be [M, height, width, channels], got {got}')
+        raise ValueError(
+            f'data["image"] must be [M, height, width, channels], got {got}'
+        )
 
     # A part at a time: floats take four times the memory.
     num_parts = max(1, len(image) // 10_000)
@@ -82,7 +84,9 @@ def rotations(data: Arrays) -> Arrays:
     start = np.asarray(data["start"])
     if image.ndim < 3 or image.shape[1] != image.shape[2]:
         got = list(image.shape)
-        raise ValueError(f'data["image"] must be square, [M, size, size, ...], got {got}')
+        raise ValueError(
+            f'data["image"] must be square, [M, size, size, ...], got {got}'
+        )
 
     size = len(image)
     num_classes = len(start) - 1
@@ -101,11 +105,15 @@ def labelled_images(data: Any) -> None:
     """``data`` must be labelled images, as `metajax.data.load` gives them."""
     if not isinstance(data, dict) or not {"image", "label"} <= data.keys():
         got = f"keys {sorted(data)}" if isinstance(data, dict) else type(data).__name__
-        raise TypeError(f'data must be a dict with "image" and "label" of metajax.data, got {got}')
+        raise TypeError(
+            f'data must be a dict with "image" and "label" of metajax.data, got {got}'
+        )
     image = list(np.shape(data["image"]))
     label = list(np.shape(data["label"]))
     if len(label) != 1 or image[:1] != label:
-        raise ValueError(f'data must have one label an image: "image" {image}, "label" {label}')
+        raise ValueError(
+            f'data must have one label an image: "image" {image}, "label" {label}'
+        )
     if label == [0]:
         raise ValueError('data["label"] is empty: give at least one example')
     dtype = jnp.result_type(data["label"])
@@ -117,7 +125,9 @@ def sorted_by_class(data: Any) -> None:
     """``data`` must be labelled images that `by_class` has sorted."""
     labelled_images(data)
     if "start" not in data:
-        raise TypeError('data has no "start": sort it by class with metajax.data.by_class(data)')
+        raise TypeError(
+            'data has no "start": sort it by class with metajax.data.by_class(data)'
+        )
 
 
 def _resize_images(image: np.ndarray, size: int) -> np.ndarray:

@@ -66,7 +66,9 @@ def few_shot(
     parts = str(split).split("+")
     has_repeats = len(set(parts)) < len(parts)
     if has_repeats or not set(parts) <= PARTS.keys():
-        raise ValueError(f"split must be like 'train', 'validation' or 'train+test', got {split!r}")
+        raise ValueError(
+            f"split must be like 'train', 'validation' or 'train+test', got {split!r}"
+        )
 
     load_parts = _SETS[name]
     data = load_parts(tfds_directory(data_dir), parts)
@@ -139,7 +141,9 @@ def _csv_parts(file: str) -> list[str]:
 
 # The table of all sets.
 
-_LoadParts = Callable[[Path, list[str]], Arrays]  # (tfds directory, parts) -> their examples
+_LoadParts = Callable[
+    [Path, list[str]], Arrays
+]  # (tfds directory, parts) -> their examples
 
 
 def _by_list(
@@ -167,8 +171,12 @@ def _in_folder(name: str, size: int) -> _LoadParts:
 _SETS = {
     "digits": _by_list(partial(_both_halves, "digits"), _digits_parts),
     "omniglot": _by_list(_small_omniglot, partial(_omniglot_parts, "omniglot")),
-    "omniglot_vinyals": _by_list(_small_omniglot, partial(_omniglot_parts, "omniglot_vinyals")),
-    "cifar_fs": _by_list(partial(_both_halves, "cifar100"), partial(_csv_parts, "cifar_fs.csv")),
+    "omniglot_vinyals": _by_list(
+        _small_omniglot, partial(_omniglot_parts, "omniglot_vinyals")
+    ),
+    "cifar_fs": _by_list(
+        partial(_both_halves, "cifar100"), partial(_csv_parts, "cifar_fs.csv")
+    ),
     "mini_imagenet": _in_folder("mini_imagenet", size=84),
 }
 FEW_SHOT = tuple(_SETS)

@@ -45,7 +45,9 @@ def read_csv(file: Path) -> Table:
 def _read_table(file: Path) -> Table:
     rows = read_csv(file)
     if not rows or not {"filename", "label"} <= rows[0].keys():
-        raise ValueError(f"{file} must have the columns filename and label, and at least one row")
+        raise ValueError(
+            f"{file} must have the columns filename and label, and at least one row"
+        )
     return rows
 
 
@@ -81,5 +83,7 @@ def _check_no_shared_classes(folder: Path, tables: dict[str, Table]) -> None:
         shared = sorted(classes & seen)
         if shared:
             file = folder / PARTS[part]
-            raise ValueError(f"{file} has classes that are in more than one of the parts: {shared}")
+            raise ValueError(
+                f"{file} has classes that are in more than one of the parts: {shared}"
+            )
         seen |= classes

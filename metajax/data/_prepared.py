@@ -80,7 +80,9 @@ def load(
     if set_name not in _SETS or (config and not _SETS[set_name].has_configs):
         raise ValueError(f"name must be one of {', '.join(NAMES)}, got {name!r}")
     if not isinstance(split, str):
-        raise TypeError(f"split must be a string such as 'train' or 'test', got {split!r}")
+        raise TypeError(
+            f"split must be a string such as 'train' or 'test', got {split!r}"
+        )
 
     if name == "digits":
         arrays = _load_digits(split)
@@ -157,7 +159,9 @@ def _decode(name: str, split: str, builder: Any, size: int) -> Arrays:
         try:
             example = source[i]
         except Exception as e:
-            raise _damaged(name, builder, f"is corrupt at example {i} of {split} ({e})") from e
+            raise _damaged(
+                name, builder, f"is corrupt at example {i} of {split} ({e})"
+            ) from e
 
         features = _numeric_features(example, channels)
         for feature, x in features.items():
@@ -186,7 +190,9 @@ def _open(name: str, split: str, builder: Any, size: int) -> Any:
 def _damaged(name: str, builder: Any, problem: str) -> ValueError:
     command = _prepare_command(name, builder.data_dir_root)
     folder = builder.data_dir
-    return ValueError(f"{name} in {folder} {problem}; remove that folder and run: {command}")
+    return ValueError(
+        f"{name} in {folder} {problem}; remove that folder and run: {command}"
+    )
 
 
 def _numeric_features(example: dict[str, Any], channels: int | None) -> Arrays:

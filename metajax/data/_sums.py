@@ -5,7 +5,18 @@ import numpy as np
 from metajax import _checks
 from metajax.io import Arrays
 
-_SMALL = ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine"]
+_SMALL = [
+    "zero",
+    "one",
+    "two",
+    "three",
+    "four",
+    "five",
+    "six",
+    "seven",
+    "eight",
+    "nine",
+]
 _SMALL += ["ten", "eleven", "twelve", "thirteen", "fourteen", "fifteen", "sixteen"]
 _SMALL += ["seventeen", "eighteen", "nineteen"]
 _TENS = ["twenty", "thirty", "forty", "fifty", "sixty", "seventy", "eighty", "ninety"]

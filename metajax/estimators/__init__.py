@@ -2,8 +2,18 @@
 
 from metajax.estimators._ask_tell import ask_tell
 from metajax.estimators._bptt import bptt
-from metajax.estimators._evolution import es, guided_es, noise_reuse_es, pes
+from metajax.estimators._evolution import es, noise_reuse_es, pes
 from metajax.estimators._forward import forward
+from metajax.estimators._guided_es import guided_es
 from metajax.estimators._mix import mix
 
-__all__ = ["ask_tell", "bptt", "es", "forward", "guided_es", "mix", "noise_reuse_es", "pes"]
+__all__ = [
+    "ask_tell",
+    "bptt",
+    "es",
+    "forward",
+    "guided_es",
+    "mix",
+    "noise_reuse_es",
+    "pes",
+]

@@ -15,18 +15,32 @@ from metajax.types import Estimate, Estimator, Inner, PyTree
 # What has no single mean, or wants something other than the losses of whole episodes. By name,
 # since importing evosax makes arrays, after which `jax.distributed` can no longer be initialised.
 _NOT_SERVED = {
-    "PopulationBasedAlgorithm": "keeps a population and has no mean that could follow meta_params; take e.g. "
-    "evosax.algorithms.SimpleES or CMA_ES",
-    "SV_ES": "has several means, where meta_params are one; take the strategy it is built on, CMA_ES or Open_ES",
-    "PersistentES": "is for the windows of truncated episodes; take metajax.pes(inner, num_tasks, std, truncation)",
-    "NoiseReuseES": "is for the windows of truncated episodes; take metajax.noise_reuse_es(inner, num_tasks, std, "
-    "truncation)",
-    "GuidedES": "must be given a gradient each generation; take metajax.guided_es(inner, "
-    "num_tasks, std, surrogate)",
+    "PopulationBasedAlgorithm": (
+        "keeps a population and has no mean that could follow meta_params; take e.g. "
+        "evosax.algorithms.SimpleES or CMA_ES"
+    ),
+    "SV_ES": (
+        "has several means, where meta_params are one; take the strategy it is built on, CMA_ES or "
+        "Open_ES"
+    ),
+    "PersistentES": (
+        "is for the windows of truncated episodes; take metajax.pes(inner, num_tasks, std, "
+        "truncation)"
+    ),
+    "NoiseReuseES": (
+        "is for the windows of truncated episodes; take metajax.noise_reuse_es(inner, num_tasks, "
+        "std, truncation)"
+    ),
+    "GuidedES": (
+        "must be given a gradient each generation; take metajax.guided_es(inner, num_tasks, std, "
+        "surrogate)"
+    ),
 }
 
 
-def ask_tell(inner: Inner, strategy: Any, num_tasks: int, params: Any = None) -> Estimator:
+def ask_tell(
+    inner: Inner, strategy: Any, num_tasks: int, params: Any = None
+) -> Estimator:
     """A distribution-based strategy of evosax (Lange 2022) over whole episodes.
 
     A generation is asked for around the present ``meta_params``. Its members all meet the same
@@ -58,9 +72,11 @@ def ask_tell(inner: Inner, strategy: Any, num_tasks: int, params: Any = None) ->
 
     >>> import jax, metajax as mx, optax
     >>> from evosax.algorithms import Open_ES
-    >>> loop = mx.inner(mx.l2l(optax.sgd, mx.problems.quadratic()), mx.tasks.quadratics(3), horizon=10)
+    >>> learner = mx.l2l(optax.sgd, mx.problems.quadratic())
+    >>> loop = mx.inner(learner, mx.tasks.quadratics(3), horizon=10)
     >>> rate = jax.numpy.float32(0.1)
-    >>> strategy = Open_ES(population_size=8, solution=rate, std_schedule=optax.constant_schedule(0.01))
+    >>> std = optax.constant_schedule(0.01)
+    >>> strategy = Open_ES(population_size=8, solution=rate, std_schedule=std)
     >>> trainer = mx.trainer(mx.ask_tell(loop, strategy, num_tasks=4), optax.sgd(1.0))
     >>> state = trainer.init(jax.random.key(0), rate)
     >>> state, metrics = jax.jit(trainer.step)(state)
@@ -102,14 +118,18 @@ def ask_tell(inner: Inner, strategy: Any, num_tasks: int, params: Any = None) ->
         # A member that has diverged counts as the worst of the others.
         ok = jnp.isfinite(losses)
         worst = jnp.where(ok, losses, -jnp.inf).max()
-        new, _ = strategy.tell(k_tell, population, jnp.where(ok, losses, worst), asked, params)
+        new, _ = strategy.tell(
+            k_tell, population, jnp.where(ok, losses, worst), asked, params
+        )
 
         # A strategy that has met a NaN may never recover from it.
         is_sound = ok.any() & jnp.isfinite(new.mean).all()
         state = optax.tree.where(is_sound, new, state)
         updates = unravel(jnp.where(is_sound, mean - new.mean, jnp.nan))
         loss = _episodes.mean_of_finite(ok, losses)
-        return Estimate(updates, loss, _episodes.mean_metrics("ask_tell", metrics, ok)), state
+        return Estimate(
+            updates, loss, _episodes.mean_metrics("ask_tell", metrics, ok)
+        ), state
 
     return Estimator(init, estimate)
 
@@ -138,4 +158,6 @@ def _check_solution(strategy: Any, meta_params: PyTree) -> None:
             f"strategy was made for another tree than meta_params; make it with "
             f"solution=meta_params:\n  strategy    {made_for}\n  meta_params {given}"
         )
-    _checks.same_structure("meta_params", meta_params, strategy.solution, "the strategy's solution")
+    _checks.same_structure(
+        "meta_params", meta_params, strategy.solution, "the strategy's solution"
+    )

@@ -68,6 +68,8 @@ def bptt(
         updates = jax.tree.map(lambda g: _episodes.mean_of_finite(ok, g), grads)
         loss = _episodes.mean_of_finite(ok, losses)
         metrics = _episodes.mean_metrics("bptt", metrics, ok)
-        return Estimate(updates, loss, metrics), _episodes.end_diverged(inner, begin, end, ok)
+        return Estimate(updates, loss, metrics), _episodes.end_diverged(
+            inner, begin, end, ok
+        )
 
     return Estimator(init, estimate)

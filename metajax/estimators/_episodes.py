@@ -11,7 +11,7 @@ _LENGTH = 2**31 - 2  # the fold_in tag of an episode's length: no inner step rea
 
 
 def window_length(inner: Inner, truncation: int | None) -> int:
-    """The inner steps in a window; they divide the horizon, since episodes restart between windows."""
+    """The inner steps in a window, which divide the horizon: episodes restart between windows."""
     _checks.instance(Inner, inner=inner)
     horizon = inner.horizon
     if truncation is None:
@@ -32,7 +32,12 @@ def window_length(inner: Inner, truncation: int | None) -> int:
 
 
 def start(
-    inner: Inner, key: Key, meta_params: MetaParams, data: Data, num_tasks: int, stride: int = 0
+    inner: Inner,
+    key: Key,
+    meta_params: MetaParams,
+    data: Data,
+    num_tasks: int,
+    stride: int = 0,
 ) -> InnerState:
     """A batch of episodes; the i-th begins ``i * stride`` steps late in its first episode.
 
@@ -77,14 +82,21 @@ def has_ended(inner: Inner, state: InnerState, window: int) -> Array:
 
 
 def restart(
-    inner: Inner, key: Key, meta_params: MetaParams, state: InnerState, data: Data, window: int
+    inner: Inner,
+    key: Key,
+    meta_params: MetaParams,
+    state: InnerState,
+    data: Data,
+    window: int,
 ) -> InnerState:
     """The episode, or a fresh one in its place if it `has_ended`."""
     fresh = inner.init(key, meta_params, data)
     return optax.tree.where(has_ended(inner, state, window), fresh, state)
 
 
-def end_diverged(inner: Inner, before: InnerState, after: InnerState, ok: Array) -> InnerState:
+def end_diverged(
+    inner: Inner, before: InnerState, after: InnerState, ok: Array
+) -> InnerState:
     """Marks as over the episodes that have diverged in a window.
 
     Their loss was not ``ok [n]``, or a state got lost.

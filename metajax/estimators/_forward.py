@@ -77,7 +77,9 @@ def forward(
         updates = unravel(_episodes.mean_of_finite(ok, grads).astype(flat.dtype))
         loss = _episodes.mean_of_finite(ok, losses)
         metrics = _episodes.mean_metrics("forward", metrics, ok)
-        return Estimate(updates, loss, metrics), _episodes.end_diverged(inner, begin, end, ok)
+        return Estimate(updates, loss, metrics), _episodes.end_diverged(
+            inner, begin, end, ok
+        )
 
     return Estimator(init, estimate)
 
@@ -85,7 +87,9 @@ def forward(
 def _jacobian(losses_of, flat, chunk):
     """The derivatives ``[num_tasks, n]`` of the losses ``[num_tasks]`` in ``flat [n]``."""
     blocks = -(-flat.size // chunk)
-    size = -(-flat.size // blocks)  # even blocks: of 33 parameters 17 and 16, not 32 and 1
+    size = -(
+        -flat.size // blocks
+    )  # even blocks: of 33 parameters 17 and 16, not 32 and 1
 
     def slope(tangent):
         _, slopes = jax.jvp(losses_of, (flat,), (tangent,))

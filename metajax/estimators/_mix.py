@@ -81,7 +81,9 @@ def _by_name(name: str, values: Any) -> dict:
     """The values by their names, or by their positions."""
     is_one = isinstance(values, Estimator)
     if is_one or not isinstance(values, (Mapping, Sequence)) or not values:
-        raise TypeError(f"{name} must be a sequence, or a mapping from names, and not empty")
+        raise TypeError(
+            f"{name} must be a sequence, or a mapping from names, and not empty"
+        )
     return dict(values) if isinstance(values, Mapping) else dict(enumerate(values))
 
 
@@ -90,7 +92,9 @@ def _shares(weights: Any, parts: dict, have_names: bool) -> dict:
         return dict.fromkeys(parts, 1 / len(parts))
     if have_names != isinstance(weights, Mapping):
         kind = "a mapping with their names" if have_names else "a sequence"
-        raise TypeError(f"weights must be {kind}, as estimators are, got {type(weights).__name__}")
+        raise TypeError(
+            f"weights must be {kind}, as estimators are, got {type(weights).__name__}"
+        )
     shares = _by_name("weights", weights)
     if shares.keys() != parts.keys():
         raise ValueError(

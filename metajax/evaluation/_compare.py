@@ -41,7 +41,7 @@ class RateSearch(NamedTuple):
     """How `compare` searches for the learning rate of an optimizer.
 
     Attributes:
-      rates: the grid.
+      rates: the grid; by default from 1e-4 to 10, four a decade.
       score: ``(Curves) -> scalar``, what the rate is to make small; by default the mean loss over
         the last tenth of the steps. Of an online learner, e.g., the errors on the way: ``lambda
         curves: -curves.metrics["accuracy"].mean()``.
@@ -69,7 +69,9 @@ class Comparison(NamedTuple):
     def __str__(self) -> str:
         names = sorted(self.final, key=self._rank)
         width = max(map(len, ["optimizer", *names]))
-        header = f"{'optimizer':<{width}}  {'rate':>8}  {'final loss':>18}  {'mean loss':>9}"
+        header = (
+            f"{'optimizer':<{width}}  {'rate':>8}  {'final loss':>18}  {'mean loss':>9}"
+        )
         rows = [f"{name:<{width}}  {self._figures(name)}" for name in names]
         return "\n".join([header, *rows])
 
@@ -140,7 +142,7 @@ def compare(
         make_tx = optimizer
         fixed = _checks.is_transformation(optimizer)
         if fixed:
-            make_tx = partial(_constant, optimizer)
+            make_tx = partial(_ignore_rate, optimizer)
         loop = inner(l2l(make_tx, problem), tasks, steps)
         run = _runner(loop, num_tasks, search.score)
 
@@ -159,7 +161,9 @@ def compare(
     return result
 
 
-def _constant(tx: optax.GradientTransformation, rate: Array) -> optax.GradientTransformation:
+def _ignore_rate(
+    tx: optax.GradientTransformation, rate: Array
+) -> optax.GradientTransformation:
     del rate
     return tx
 

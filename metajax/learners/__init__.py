@@ -8,7 +8,16 @@ from metajax.learners._imitate import imitate
 from metajax.learners._in_context import in_context
 from metajax.learners._l2l import l2l
 from metajax.learners._learned_loss import learned_loss
-from metajax.learners._maml import adapt, anil, boil, finetune, fomaml, maml, meta_sgd, reptile
+from metajax.learners._maml import (
+    adapt,
+    anil,
+    boil,
+    finetune,
+    fomaml,
+    maml,
+    meta_sgd,
+    reptile,
+)
 from metajax.learners._maml_plus_plus import maml_plus_plus, multi_step, step_weights
 from metajax.learners._metric import protonet, ridge
 from metajax.learners._recurrent import meta_rnn

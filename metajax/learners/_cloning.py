@@ -90,7 +90,9 @@ def clone_backprop(cell: Cell, rate: float) -> Learner:
 
         up_error = sent_up - target_up
         down_error = sent_down - target_down
-        moved = _weight_errors(up, state.w, state.b) / rate  # the upward sweep is to move nothing
+        moved = (
+            _weight_errors(up, state.w, state.b) / rate
+        )  # the upward sweep is to move nothing
         update = _weight_errors(down, w, b) / rate
 
         loss = _relative(up_error, target_up, _UPWARD_FLOOR)

@@ -44,7 +44,9 @@ def descent(
     *,
     second_order: bool,
     meta: Callable[[Key], MetaParams],
-    complete: Callable[[MetaParams, Params], Params] = lambda meta_params, params: params,
+    complete: Callable[[MetaParams, Params], Params] = lambda meta_params, params: (
+        params
+    ),
 ) -> Learner:
     """A learner whose step is one step of the optimizer ``make_tx(meta_params)`` on ``problem``.
 

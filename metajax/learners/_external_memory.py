@@ -5,7 +5,13 @@ import jax.numpy as jnp
 
 from metajax import _checks
 from metajax._random import draw_flat
-from metajax.learners._layers import affine, init_affine, init_lstm, lstm_start, lstm_step
+from metajax.learners._layers import (
+    affine,
+    init_affine,
+    init_lstm,
+    lstm_start,
+    lstm_step,
+)
 from metajax.learners._recurrent import recurrent
 from metajax.types import Array, Learner
 
@@ -21,7 +27,11 @@ def address(memory: Array, key: Array, strength: Array | float) -> Array:
 
 
 def external_memory(
-    num_inputs: int, num_classes: int, hidden: int = 32, slots: int = 256, width: int = 16
+    num_inputs: int,
+    num_classes: int,
+    hidden: int = 32,
+    slots: int = 256,
+    width: int = 16,
 ) -> Learner:
     """An LSTM with a memory ``[slots, width]`` (Graves, Wayne & Danihelka 2014, arXiv 1410.5401).
 

@@ -1,4 +1,4 @@
-"""Networks that learn by changing weights of their own: fast weights, in place of gradient descent."""
+"""Networks that learn by changing weights of their own: fast weights, not gradient descent."""
 
 import math
 
@@ -7,7 +7,13 @@ import jax.numpy as jnp
 
 from metajax import _checks
 from metajax.learners._in_context import in_context
-from metajax.learners._layers import affine, init_affine, init_lstm, lstm_start, lstm_step
+from metajax.learners._layers import (
+    affine,
+    init_affine,
+    init_lstm,
+    lstm_start,
+    lstm_step,
+)
 from metajax.learners._recurrent import recurrent
 from metajax.types import Array, Learner
 
@@ -113,7 +119,9 @@ def fast_weight_memory(
     >>> mx.evaluate(loop, jax.random.key(0), meta_params, num_tasks=4).loss.shape
     (4, 20)
     """
-    _checks.positive_int(num_inputs=num_inputs, num_classes=num_classes, hidden=hidden, size=size)
+    _checks.positive_int(
+        num_inputs=num_inputs, num_classes=num_classes, hidden=hidden, size=size
+    )
 
     def meta(key):
         k_lstm, k_heads, k_read, k_out = jax.random.split(key, 4)

@@ -16,9 +16,7 @@ from metajax.types import Key, Learner, MetaParams, ModelState, Params, Problem,
 
 
 class Solution(NamedTuple):
-    """The parameters, the start before the first step and the solution after it; and the state
-    of the model.
-    """
+    """The start before the first step, the solution after it, and the state of the model."""
 
     params: Params
     model_state: ModelState
@@ -87,7 +85,9 @@ def imaml(
     def step(key, meta_params, state, batch):
         loss, (metrics, _) = problem.loss(key, state.params, state.model_state, batch)
         theta, strength = arguments(meta_params)
-        params, solved = solve(state.params, theta, strength, key, state.model_state, batch)
+        params, solved = solve(
+            state.params, theta, strength, key, state.model_state, batch
+        )
         _checks.unused_names("imaml", metrics, tuple(solved))
 
         # The state that goes with the solution; a model that has none pays nothing for it.
@@ -158,9 +158,12 @@ def imaml_diagnosed(
     return learner._replace(step=step)
 
 
-def _objective(problem: Problem, lam: Any, start: Callable) -> tuple[Callable, Callable]:
-    """The inner objective ``(phi, theta, lam, key, model_state, batch)``, and what goes into it:
-    ``meta_params -> (theta, lam)``.
+def _objective(
+    problem: Problem, lam: Any, start: Callable
+) -> tuple[Callable, Callable]:
+    """The inner objective ``(phi, theta, lam, key, model_state, batch)``, and what goes into it.
+
+    That is ``meta_params -> (theta, lam)``.
     """
     _checks.function(start=start)
     if not callable(lam):

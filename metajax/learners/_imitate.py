@@ -21,9 +21,11 @@ class ImitationState(NamedTuple):
 
 
 def imitate(
-    optimizer: LearnedOptimizer | MakeTx, teacher: optax.GradientTransformation, problem: Problem
+    optimizer: LearnedOptimizer | MakeTx,
+    teacher: optax.GradientTransformation,
+    problem: Problem,
 ) -> Learner:
-    """Trains ``problem`` by ``teacher``; the loss is how far off the learned update would have been.
+    """Trains ``problem`` by ``teacher``; the loss is how far off the learned update is.
 
     It is the mean over all coordinates of the squared difference of the two updates, and
     ``metrics["objective"]`` is the loss of the problem. Both optimizers see the same gradients,
@@ -61,13 +63,23 @@ def imitate(
 
         # Neither what is imitated nor the path depends on the meta-parameters.
         value_and_grad = jax.value_and_grad(objective, has_aux=True)
-        (value, (metrics, model_state)), grads = lax.stop_gradient(value_and_grad(state.params))
+        (value, (metrics, model_state)), grads = lax.stop_gradient(
+            value_and_grad(state.params)
+        )
         _checks.unused_names("imitate", metrics, ("objective",))
-        seen = {"value": value, "grad": grads, "value_fn": lambda params: objective(params)[0]}
+        seen = {
+            "value": value,
+            "grad": grads,
+            "value_fn": lambda params: objective(params)[0],
+        }
 
         student = transformation(make_tx, meta_params)
-        guess, student_state = student.update(grads, state.student, state.params, **seen)
-        target, teacher_state = teacher.update(grads, state.teacher, state.params, **seen)
+        guess, student_state = student.update(
+            grads, state.student, state.params, **seen
+        )
+        target, teacher_state = teacher.update(
+            grads, state.teacher, state.params, **seen
+        )
 
         difference = optax.tree.cast(optax.tree.sub(guess, target), value.dtype)
         loss = optax.tree.norm(difference, squared=True) / optax.tree.size(target)

@@ -1,4 +1,4 @@
-"""Learners that learn in their activations: predict an example, take its label in, predict the next."""
+"""Learners that learn in their activations: predict, take the label in, predict the next."""
 
 from collections.abc import Callable
 
@@ -67,7 +67,9 @@ def in_context(
     def logits_of(meta_params, state, x):
         logits, state = predict(meta_params, state, x)
         if logits.shape != (num_classes,):
-            raise ValueError(f"predict must give logits [{num_classes}], got {list(logits.shape)}")
+            raise ValueError(
+                f"predict must give logits [{num_classes}], got {list(logits.shape)}"
+            )
         return logits, state
 
     def step(key, meta_params, state, batch):
@@ -80,7 +82,9 @@ def in_context(
             error = jax.nn.softmax(logits) - target
             learned = learn(meta_params, seen, x, error, target)
             if counts is not None:  # what does not count leaves no trace
-                learned = jax.tree.map(lambda new, old: jnp.where(counts, new, old), learned, state)
+                learned = jax.tree.map(
+                    lambda new, old: jnp.where(counts, new, old), learned, state
+                )
             return learned, logits
 
         batch = blank_masked(batch)

@@ -33,4 +33,6 @@ def l2l(
         del meta_params
         return problem.init(key, task)
 
-    return descent(problem, make_tx, start, second_order=second_order, meta=meta or no_meta)
+    return descent(
+        problem, make_tx, start, second_order=second_order, meta=meta or no_meta
+    )

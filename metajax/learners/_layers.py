@@ -33,7 +33,9 @@ def lstm_start(params: dict[str, Array]) -> LSTMState:
     return zeros, zeros
 
 
-def lstm_step(params: dict[str, Array], state: LSTMState, x: Array) -> tuple[LSTMState, Array]:
-    """One step of the cell of `metajax.optim.lstm`, with a single coordinate: ``x [F] -> h [H]``."""
+def lstm_step(
+    params: dict[str, Array], state: LSTMState, x: Array
+) -> tuple[LSTMState, Array]:
+    """One step of the cell of `metajax.optim.lstm` on one coordinate: ``x [F] -> h [H]``."""
     h, c = step_of_coordinates(params, x[:, None], *state)
     return (h, c), h[:, 0]

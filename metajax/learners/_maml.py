@@ -76,7 +76,9 @@ def adapt(
             lambda x, chosen: jnp.asarray(x) if chosen else None, params, adapts(params)
         )
         if not jax.tree.leaves(adapting):
-            raise ValueError("adapts must choose at least one of the parameters, got none")
+            raise ValueError(
+                "adapts must choose at least one of the parameters, got none"
+            )
         _, model_state = problem.init(key, task)
         return adapting, model_state
 
@@ -204,7 +206,10 @@ def meta_sgd(problem: Problem, rate: float) -> Learner:
     def make_tx(meta_params):
         rates = meta_params["rates"]
         _checks.same_structure(
-            "meta_params['rates']", rates, meta_params["params"], "meta_params['params']"
+            "meta_params['rates']",
+            rates,
+            meta_params["params"],
+            "meta_params['params']",
         )
         return optax.stateless(lambda grads, _: jax.tree.map(scale, rates, grads))
 
@@ -303,7 +308,9 @@ def _choose(head: Names, adapt_head: bool) -> Callable[[Params], PyTree]:
 
     def adapts(params):
         paths, structure = jax.tree_util.tree_flatten_with_path(params)
-        names = [jax.tree_util.keystr(path, simple=True, separator="/") for path, _ in paths]
+        names = [
+            jax.tree_util.keystr(path, simple=True, separator="/") for path, _ in paths
+        ]
         in_head = [bool(head(name)) for name in names]
         if len(set(in_head)) < 2:
             raise ValueError(

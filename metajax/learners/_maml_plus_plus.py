@@ -72,7 +72,11 @@ def multi_step(learner: Learner, weights: Sequence[float]) -> Learner:
 
 def _vector(weights: Sequence[float]) -> np.ndarray:
     array = np.asarray(weights, float)
-    if array.ndim != 1 or not array.size or not np.all(np.isfinite(array) & (array >= 0)):
+    if (
+        array.ndim != 1
+        or not array.size
+        or not np.all(np.isfinite(array) & (array >= 0))
+    ):
         raise ValueError(
             f"weights must be a vector of finite numbers, at least 0 and one a step, got {weights}"
         )
@@ -121,7 +125,8 @@ def maml_plus_plus(
     >>> for phase, progress in enumerate([0.0, 1.0]):
     ...     weights = mx.step_weights(3, progress)
     ...     learner = mx.maml_plus_plus(problem, weights, rate=0.1, second_order=phase > 0)
-    ...     trainer = mx.trainer(mx.bptt(mx.inner(learner, tasks, 3), num_tasks=2), optax.adam(1e-3))
+    ...     loop = mx.inner(learner, tasks, 3)
+    ...     trainer = mx.trainer(mx.bptt(loop, num_tasks=2), optax.adam(1e-3))
     ...     if state is None:
     ...         state = trainer.init(jax.random.key(1), learner.meta(jax.random.key(0)), digits)
     ...     state, metrics = jax.jit(trainer.step)(state, digits)
@@ -133,7 +138,9 @@ def maml_plus_plus(
 
     def meta(key):
         params = initial_params(problem, key)
-        rates = jax.tree.map(lambda x: jnp.full(steps, rate, jnp.result_type(x)), params)
+        rates = jax.tree.map(
+            lambda x: jnp.full(steps, rate, jnp.result_type(x)), params
+        )
         return {"params": params, "rates": rates}
 
     def start(meta_params):

@@ -1,6 +1,4 @@
-"""Few-shot classification without gradient steps: an embedding is meta-learned, and its
-classifier is computed.
-"""
+"""Few-shot classification without gradient steps, by an embedding that is meta-learned."""
 
 from collections.abc import Callable
 from typing import NamedTuple
@@ -23,7 +21,9 @@ class Prototypes(NamedTuple):
     count: Array
 
 
-def protonet(net: tuple[Callable[[Key], Params], Embed], ways: int, size: int) -> Learner:
+def protonet(
+    net: tuple[Callable[[Key], Params], Embed], ways: int, size: int
+) -> Learner:
     """Prototypical networks (Snell et al. 2017): the class whose mean embedding is nearest.
 
     Logits are negative squared Euclidean distances (eq. 2). A step adds the support batch to the
@@ -55,7 +55,9 @@ def protonet(net: tuple[Callable[[Key], Params], Embed], ways: int, size: int) -
     def learn(meta_params, state, batch):
         member = one_hot(batch, ways, state.total.dtype)
         embedded = embed(meta_params, batch["image"])
-        total = jnp.einsum("bw,bs->ws", member, embedded, precision=lax.Precision.HIGHEST)
+        total = jnp.einsum(
+            "bw,bs->ws", member, embedded, precision=lax.Precision.HIGHEST
+        )
         return Prototypes(
             state.total + total.astype(state.total.dtype),
             state.count + member.sum(0),
@@ -114,11 +116,17 @@ def ridge(
 
     def meta(key):
         params = init_params(key)
-        return {"params": params, "log_lam": jnp.log(lam), "scale": jnp.asarray(scale, float)}
+        return {
+            "params": params,
+            "log_lam": jnp.log(lam),
+            "scale": jnp.asarray(scale, float),
+        }
 
     def features(meta_params, images):
         names = ("params", "log_lam", "scale")
-        _checks.entries("meta_params", meta_params, names, "metajax.ridge(...).meta(key)")
+        _checks.entries(
+            "meta_params", meta_params, names, "metajax.ridge(...).meta(key)"
+        )
         x = embed(meta_params["params"], images)
         return jnp.concatenate([x, jnp.ones_like(x[:, :1])], 1)
 
@@ -151,7 +159,9 @@ def one_hot(batch: Batch, ways: int, dtype: jnp.dtype) -> Array:
     return labels * batch["mask"][:, None].astype(dtype)
 
 
-def _classifier(init: Callable, learn: Callable, logits: Callable, meta: Callable) -> Learner:
+def _classifier(
+    init: Callable, learn: Callable, logits: Callable, meta: Callable
+) -> Learner:
     """A learner whose step predicts its batch and then learns from it."""
 
     def test(key, meta_params, state, batch):
@@ -172,7 +182,9 @@ def _classifier(init: Callable, learn: Callable, logits: Callable, meta: Callabl
 def _embedding(net: tuple[Callable, Callable], size: int) -> tuple[Callable, Embed]:
     if not isinstance(net, tuple) or len(net) != 2 or not all(map(callable, net)):
         got = _checks.describe(net)
-        raise TypeError(f"net must be a pair (init, apply), e.g. metajax.nets.conv4(64), got {got}")
+        raise TypeError(
+            f"net must be a pair (init, apply), e.g. metajax.nets.conv4(64), got {got}"
+        )
     _checks.positive_int(size=size)
     init, apply = net
 

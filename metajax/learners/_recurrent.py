@@ -8,14 +8,20 @@ import jax.numpy as jnp
 
 from metajax import _checks
 from metajax.learners._in_context import in_context
-from metajax.learners._layers import affine, init_affine, init_lstm, lstm_start, lstm_step
+from metajax.learners._layers import (
+    affine,
+    init_affine,
+    init_lstm,
+    lstm_start,
+    lstm_step,
+)
 from metajax.types import Array, Key, Learner, MetaParams, State
 
 Network = Callable[[MetaParams, State, Array], tuple[State, Array]]
 
 
 class RecurrentState(NamedTuple):
-    """The state of the network, and the error and one-hot label, each ``[C]``, of the last example."""
+    """The state of the network, and the last example's error and one-hot label, each ``[C]``."""
 
     network: State
     error: Array
@@ -56,7 +62,9 @@ def recurrent(
     return in_context(meta, first, predict, learn, (num_inputs, num_classes))
 
 
-def meta_rnn(num_inputs: int, num_classes: int, hidden: int = 128, ticks: int = 2) -> Learner:
+def meta_rnn(
+    num_inputs: int, num_classes: int, hidden: int = 128, ticks: int = 2
+) -> Learner:
     """An LSTM that learns to learn (Hochreiter, Younger & Conwell 2001; Wang et al. 2016).
 
     It sees the image together with the error of its last prediction and the last label, and is the
@@ -77,7 +85,9 @@ def meta_rnn(num_inputs: int, num_classes: int, hidden: int = 128, ticks: int = 
     >>> mx.evaluate(loop, jax.random.key(0), meta_params, num_tasks=4).loss.shape
     (4, 20)
     """
-    _checks.positive_int(num_inputs=num_inputs, num_classes=num_classes, hidden=hidden, ticks=ticks)
+    _checks.positive_int(
+        num_inputs=num_inputs, num_classes=num_classes, hidden=hidden, ticks=ticks
+    )
 
     def meta(key):
         k_lstm, k_out = jax.random.split(key)

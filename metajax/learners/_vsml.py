@@ -8,6 +8,7 @@ recurrent state.
 """
 
 from collections.abc import Sequence
+from functools import partial
 from itertools import pairwise
 from typing import NamedTuple
 
@@ -91,19 +92,17 @@ def vsml(
 
     def init(key, meta_params, task):
         del meta_params, task
-        keys = jax.random.split(key, len(net.layers))
-        states = [
-            _initial_cells(cell, k, layer, batch_size)
-            for k, layer in zip(keys, net.layers, strict=True)
-        ]
-        return VSMLState(tuple(states), jnp.zeros((batch_size, net.classes, 1)))
+        feedback = jnp.zeros((batch_size, net.classes, 1))
+        return VSMLState(net.initial_cells(key, batch_size), feedback)
 
     def step(key, meta_params, state, batch):
         del key
         _check_batch_size(batch, batch_size)
         batch = blank_masked(batch)
         merged = _merge_replicas(state.cells)
-        states, sent, logits = net.sweep_up(meta_params, merged, batch["image"], state.feedback)
+        states, sent, logits = net.sweep_up(
+            meta_params, merged, batch["image"], state.feedback
+        )
 
         onehot = jax.nn.one_hot(batch["label"], net.classes)
         error = (jax.nn.softmax(logits) - onehot)[..., None]
@@ -111,19 +110,21 @@ def vsml(
             states = net.sweep_down(meta_params, states, sent, error)
         new = VSMLState(tuple(states), error)
 
-        loss, metrics = cross_entropy_and_accuracy(logits, batch["label"], batch.get("mask"))
+        loss, metrics = cross_entropy_and_accuracy(
+            logits, batch["label"], batch.get("mask")
+        )
         return _without_masked(new, state, batch), loss, metrics
 
     def predict(key, meta_params, state, inputs):
         del key
-        one_replica = jax.tree.map(
-            lambda x: x[:1], VSMLState(_merge_replicas(state.cells), state.feedback)
-        )
+        merged = VSMLState(_merge_replicas(state.cells), state.feedback)
+        replica = jax.tree.map(lambda x: x[:1], merged)
 
         def logits_of(image):
-            _, _, logits = net.sweep_up(
-                meta_params, one_replica.cells, image[None], one_replica.feedback
+            sweep = net.sweep_up(
+                meta_params, replica.cells, image[None], replica.feedback
             )
+            _, _, logits = sweep
             return logits[0]
 
         # A few at a time: each example has a grid of its own.
@@ -153,8 +154,22 @@ class _Network(NamedTuple):
     def logit_slot(self) -> int:
         return min(1, self.cell.slots - 1)
 
+    def initial_cells(self, key: Array, replicas: int) -> tuple[PyTree, ...]:
+        """States that are the same for all replicas and positions."""
+        keys = jax.random.split(key, len(self.layers))
+        states = []
+        for k, layer in zip(keys, self.layers, strict=True):
+            state = self.cell.state(k, (1, 1, layer.inputs, layer.outputs))
+            lead = (replicas, layer.positions)
+            states.append(jax.tree.map(partial(_repeat, lead), state))
+        return tuple(states)
+
     def sweep_up(
-        self, meta_params: MetaParams, states: Sequence[PyTree], image: Array, feedback: Array
+        self,
+        meta_params: MetaParams,
+        states: Sequence[PyTree],
+        image: Array,
+        feedback: Array,
     ) -> tuple[Cells, list[Array], Array]:
         """Sends an image ``[R, ...]`` through.
 
@@ -186,11 +201,18 @@ class _Network(NamedTuple):
         states = list(states)
         for k in reversed(range(len(self.layers))):
             downward = self._messages_down(meta_params, states, k, feedback)
-            states[k] = self._tick(meta_params, states[k], self.layers[k], sent[k], downward)
+            states[k] = self._tick(
+                meta_params, states[k], self.layers[k], sent[k], downward
+            )
         return states
 
     def _tick(
-        self, meta_params: MetaParams, state: PyTree, layer: Layer, upward: Array, downward: Array
+        self,
+        meta_params: MetaParams,
+        state: PyTree,
+        layer: Layer,
+        upward: Array,
+        downward: Array,
     ) -> PyTree:
         replicas, _, slots = downward.shape
         downward = downward.reshape(replicas, layer.positions, layer.outputs, slots)
@@ -234,14 +256,8 @@ def _chain(layers: Sequence[int | Layer]) -> tuple[Layer, ...]:
     return tuple(chain)
 
 
-def _initial_cells(cell: Cell, key: Array, layer: Layer, replicas: int) -> PyTree:
-    """States that are the same for all replicas and positions."""
-    state = cell.state(key, (1, 1, layer.inputs, layer.outputs))
-
-    def repeat(x):
-        return jnp.broadcast_to(x, (replicas, layer.positions, *x.shape[2:]))
-
-    return jax.tree.map(repeat, state)
+def _repeat(lead: tuple[int, int], x: Array) -> Array:
+    return jnp.broadcast_to(x, (*lead, *x.shape[2:]))
 
 
 def _merge_replicas(states: tuple[PyTree, ...]) -> tuple[PyTree, ...]:
@@ -275,7 +291,9 @@ def _without_masked(new: VSMLState, old: VSMLState, batch: Batch) -> VSMLState:
         """Of cells, ``[R, P, A, B, N]``."""
         counts = mask[:, None, None, None, None]
         half = (x.shape[-1] + 1) // 2
-        mean = jnp.sum(x[..., :half].mean(1, keepdims=True), 0, where=counts[:, :1], keepdims=True)
+        mean = jnp.sum(
+            x[..., :half].mean(1, keepdims=True), 0, where=counts[:, :1], keepdims=True
+        )
         mean /= num_counted
         shared = jnp.where(counts, x[..., :half], mean)
         return jnp.concatenate([shared, x[source, ..., half:]], axis=-1)

@@ -1,6 +1,7 @@
 """A tiny network on the features of Adam and Adafactor (Metz et al. 2022, arXiv 2203.11860)."""
 
 from functools import partial
+from itertools import starmap
 from typing import NamedTuple
 
 import jax
@@ -10,7 +11,12 @@ from jax import lax
 
 from metajax import _checks
 from metajax.optim import _features, _flat, _networks
-from metajax.optim._factored import Factored, init_factors, spread, update_factors
+from metajax.optim._factored import (
+    Factored,
+    init_factors,
+    per_coordinate,
+    update_factors,
+)
 from metajax.optim._learned import learned_optimizer
 from metajax.types import Array, LearnedOptimizer, PyTree
 
@@ -105,12 +111,15 @@ def adafactor_mlp(
             size = state.m.shape[-1]
             _flat.check_trees(size, updates=updates, params=params)
             if size == 0:
+                # Such a tree may have no leaf, and then no features to join.
                 return updates, state._replace(count=state.count + 1)
 
             _, unravel = _flat.ravel(updates)
             new_state = _update_state(state, updates, decays)
             x = _make_features(new_state, updates, params)
-            update = _features.update_from_features(network, x, state.count, scale, exp_scale)
+            update = _features.update_from_features(
+                network, x, state.count, scale, exp_scale
+            )
             return unravel(update), optax.tree.cast_like(new_state, state)
 
         return optax.GradientTransformation(init_fn, update_fn)
@@ -123,7 +132,9 @@ def _check_decays(
     rms: tuple[float, ...],
     factored: tuple[float, ...],
 ) -> None:
-    _features.check_decays(momentum_decays=momentum, rms_decays=rms, factored_decays=factored)
+    _features.check_decays(
+        momentum_decays=momentum, rms_decays=rms, factored_decays=factored
+    )
     if len(rms) != 1 or len(momentum) != len(factored):
         raise ValueError(
             f"rms_decays must be one, and momentum_decays as many as factored_decays, got {rms}, "
@@ -167,11 +178,12 @@ def _update_state(
     grad, _ = _flat.ravel(updates)
     update = partial(update_factors, decays=decays["factored"])
     leaves = jax.tree.leaves(updates)
+    pairs = zip(state.factored, leaves, strict=True)
     return AdafactorState(
         count=state.count + 1,
         m=_features.update_averages(state.m, grad, decays["momentum"]),
         v=_features.update_averages(state.v, grad**2, decays["rms"]),
-        factored=tuple(map(update, state.factored, leaves)),
+        factored=tuple(starmap(update, pairs)),
     )
 
 
@@ -183,7 +195,7 @@ def _make_features(
     # [F, P], without the time.
     grad, _ = _flat.ravel(updates)
     theta, _ = _flat.ravel(params)
-    factors = spread(state.factored, updates)
+    factors = per_coordinate(state.factored, updates)
     features = [
         grad[None],
         theta[None],

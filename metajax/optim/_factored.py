@@ -29,8 +29,8 @@ class Factored(NamedTuple):
     col: Array
 
 
-class Spread(NamedTuple):
-    """What the factors say about each coordinate of a leaf or of a tree, each ``[K, P]``.
+class PerCoordinate(NamedTuple):
+    """What the factors say about each coordinate of a leaf or of a tree, all ``[K, P]``.
 
     Attributes:
       row: the average of its row.
@@ -83,16 +83,16 @@ def update_factors(
     return Factored(row, col)
 
 
-def spread(factored: tuple[Factored, ...], like: PyTree) -> Spread:
-    """For all coordinates of a tree ``like``, which has at least one leaf."""
+def per_coordinate(factored: tuple[Factored, ...], like: PyTree) -> PerCoordinate:
+    """What the factors of the leaves say about all coordinates of a tree ``like`` with leaves."""
     leaves = jax.tree.leaves(like)
     shapes = map(jnp.shape, leaves)
-    by_leaf = map(_spread_leaf, factored, shapes)
+    by_leaf = map(_leaf_per_coordinate, factored, shapes)
     fields = zip(*by_leaf, strict=True)
-    return Spread(*[jnp.concatenate(field, axis=-1) for field in fields])
+    return PerCoordinate(*[jnp.concatenate(field, axis=-1) for field in fields])
 
 
-def _spread_leaf(factored: Factored, shape: tuple[int, ...]) -> Spread:
+def _leaf_per_coordinate(factored: Factored, shape: tuple[int, ...]) -> PerCoordinate:
     axes = _longest_axes(shape)
     if axes is None:
         v = factored.row
@@ -113,7 +113,7 @@ def _spread_leaf(factored: Factored, shape: tuple[int, ...]) -> Spread:
     num_decays = len(factored.row)
     size = math.prod(shape)
     wide = [jnp.broadcast_to(x, (num_decays, *shape)) for x in fields]
-    return Spread(*[x.reshape(num_decays, size) for x in wide])
+    return PerCoordinate(*[x.reshape(num_decays, size) for x in wide])
 
 
 def _longest_axes(shape: tuple[int, ...]) -> tuple[int, int] | None:

@@ -85,6 +85,8 @@ def check_decays(**values: tuple[float, ...]) -> None:
     """Each must be a tuple of decays."""
     for name, decays in values.items():
         if not isinstance(decays, tuple):
-            raise TypeError(f"{name} must be a tuple of decays, e.g. (0.9, 0.99), got {decays!r}")
+            raise TypeError(
+                f"{name} must be a tuple of decays, e.g. (0.9, 0.99), got {decays!r}"
+            )
         for decay in decays:
             _checks.below_one(**{name: decay})

@@ -61,7 +61,9 @@ def zeros(
 def check_state_dtype(state_dtype: jax.typing.DTypeLike | None) -> None:
     """``state_dtype`` must be a floating-point dtype or None."""
     if state_dtype is not None and not jnp.issubdtype(state_dtype, jnp.floating):
-        raise TypeError(f"state_dtype must be a floating-point dtype, got {state_dtype!r}")
+        raise TypeError(
+            f"state_dtype must be a floating-point dtype, got {state_dtype!r}"
+        )
 
 
 def check_trees(size_at_init: int, **trees: PyTree) -> None:

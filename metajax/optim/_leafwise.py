@@ -42,10 +42,10 @@ def leafwise(opt: LearnedOptimizer) -> LearnedOptimizer:
 
         def update_fn(updates, state, params=None, **extra):
             grads, treedef = jax.tree.flatten(updates)
-            _check_leaves(grads, state)
             thetas = [None] * len(grads)
             if params is not None:
                 thetas = jax.tree.leaves(params)
+            _check_leaves(grads, thetas, state)
 
             new_updates = []
             new_states = []
@@ -62,9 +62,9 @@ def leafwise(opt: LearnedOptimizer) -> LearnedOptimizer:
     return LearnedOptimizer(opt.init, tx)
 
 
-def _check_leaves(grads: list, state: LeafwiseState) -> None:
-    if len(grads) != len(state.leaves):
+def _check_leaves(grads: list, thetas: list, state: LeafwiseState) -> None:
+    if not len(grads) == len(thetas) == len(state.leaves):
         raise ValueError(
             f"updates must have the tree of the params given to init: they have {len(grads)} "
-            f"leaves, the state was made for {len(state.leaves)}"
+            f"leaves, params {len(thetas)}, and the state was made for {len(state.leaves)}"
         )

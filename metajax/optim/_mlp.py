@@ -73,8 +73,8 @@ def mlp(
 
     num_momenta = len(momentum_decays)
     num_squares = len(rms_decays)
-    num_second_moment_features = num_squares * (num_momenta + 2)
-    num_features = 2 + num_momenta + num_second_moment_features + len(_features.TIMESCALES)
+    num_own = 2 + num_momenta + num_squares * (num_momenta + 2)
+    num_features = num_own + len(_features.TIMESCALES)
 
     def init(key):
         return _networks.init_mlp(key, (num_features, *hidden, 2))
@@ -104,7 +104,9 @@ def mlp(
             ]
             x = jnp.concatenate(features)
             x = _features.normalize(x, updates)
-            update = _features.update_from_features(meta_params, x, state.count, scale, exp_scale)
+            update = _features.update_from_features(
+                meta_params, x, state.count, scale, exp_scale
+            )
 
             new_state = MLPState(state.count + 1, m, v)
             return unravel(update), optax.tree.cast_like(new_state, state)

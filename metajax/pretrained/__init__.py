@@ -1,7 +1,7 @@
-"""Meta-trained parameters that come with the package, each with a card: no download, no pickle,
-Apache-2.0.
+"""Meta-trained parameters that come with the package, each with a card.
 
-A card says what a set was trained on and how, what it reached, and where it fails.
+No download, no pickle, Apache-2.0. A card says what a set was trained on and how, what it reached,
+and where it fails.
 """
 
 from metajax.pretrained._sets import card, list, load, params

@@ -23,8 +23,16 @@ class _Set(NamedTuple):
     ready: Callable[[MetaParams], Any]
 
 
-def _optimizer(optimizer: LearnedOptimizer) -> _Set:
+def _learned_optimizer(optimizer: LearnedOptimizer) -> _Set:
     return _Set(optimizer.init, optimizer.tx)
+
+
+def _l2l_digits() -> _Set:
+    return _learned_optimizer(optim.lstm())
+
+
+def _l2l_mnist() -> _Set:
+    return _learned_optimizer(optim.nadam(knots=(1, 10, 30, 60, 100, 150, 200)))
 
 
 def _vsml_network(*layers: int | Layer) -> Learner:
@@ -38,7 +46,11 @@ def _vsml_networks(meta_params: MetaParams) -> Callable[..., Learner]:
     return network
 
 
-def _maml_on_conv4() -> _Set:
+def _vsml_mnist() -> _Set:
+    return _Set(_vsml_network(2, 2).meta, _vsml_networks)
+
+
+def _maml_omniglot() -> _Set:
     net = nets.conv4(5, (28, 28, 1), 32)
     learner = maml(problems.classifier(*net), 0.4)
 
@@ -48,11 +60,12 @@ def _maml_on_conv4() -> _Set:
     return _Set(net.init, ready)
 
 
-_SETS = {
-    "l2l-digits": _optimizer(optim.lstm()),
-    "l2l-mnist": _optimizer(optim.nadam(knots=(1, 10, 30, 60, 100, 150, 200))),
-    "maml-omniglot": _maml_on_conv4(),
-    "vsml-mnist": _Set(_vsml_network(2, 2).meta, _vsml_networks),
+# Functions, so that importing them computes nothing.
+_SETS: dict[str, Callable[[], _Set]] = {
+    "l2l-digits": _l2l_digits,
+    "l2l-mnist": _l2l_mnist,
+    "maml-omniglot": _maml_omniglot,
+    "vsml-mnist": _vsml_mnist,
 }
 
 
@@ -83,7 +96,7 @@ def load(name: str) -> Any:
     >>> updates, state = tx.update(weights, tx.init(weights), weights)
 
     >>> learner, digits = mx.pretrained.load("vsml-mnist")(64, 10), mx.data.load("digits")
-    >>> loop = mx.inner(learner, mx.tasks.minibatches(1), horizon=200)
+    >>> loop = mx.inner(learner, mx.tasks.minibatches(1, test_size=32), horizon=50)
     >>> meta_params = learner.meta(jax.random.key(1))
     >>> curves = mx.evaluate(loop, jax.random.key(0), meta_params, digits, num_tasks=2)
 
@@ -91,8 +104,9 @@ def load(name: str) -> Any:
     >>> meta_params = learner.meta(key)
     >>> drawings = {"image": jnp.zeros((5, 28, 28, 1)), "label": jnp.arange(5)}  # ink 1 on 0
     >>> state = learner.init(key, meta_params, ())
+    >>> step = jax.jit(learner.step)
     >>> for _ in range(3):
-    ...     state, loss, metrics = learner.step(key, meta_params, state, drawings)
+    ...     state, loss, metrics = step(key, meta_params, state, drawings)
     >>> learner.predict(key, meta_params, state, drawings["image"]).shape
     (5, 5)
     """
@@ -124,14 +138,20 @@ def card(name: str) -> str:
     >>> print(mx.pretrained.card("l2l-digits").splitlines()[0])
     # l2l-digits
     """
-    _set(name)
+    _check_name(name)
     return _file(name, "md").read_text()
 
 
 def _set(name: str) -> _Set:
+    _check_name(name)
+    return _SETS[name]()
+
+
+def _check_name(name: str) -> None:
     if name not in _SETS:
-        raise ValueError(f"name must be one of {', '.join(sorted(_SETS))}, got {name!r}")
-    return _SETS[name]
+        raise ValueError(
+            f"name must be one of {', '.join(sorted(_SETS))}, got {name!r}"
+        )
 
 
 def _file(name: str, suffix: str) -> Path:

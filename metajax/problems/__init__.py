@@ -1,6 +1,13 @@
 """What inner optimizers minimise."""
 
-from metajax.problems._basic import autoencoder, character_gru, convnet, logistic, mlp, quadratic
+from metajax.problems._basic import (
+    autoencoder,
+    character_gru,
+    convnet,
+    logistic,
+    mlp,
+    quadratic,
+)
 from metajax.problems._families import Network, random_mlp, random_scaling
 from metajax.problems._neural_art import gram, load_vgg, neural_art, vgg
 from metajax.problems._supervised import (

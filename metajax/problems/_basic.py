@@ -161,7 +161,9 @@ def convnet(
     (3, (256, 32))
     """
     height, width, channels = _checks.positive_ints("shape", shape, like=(32, 32, 3))
-    filters = _checks.positive_ints("filters", filters, like=(16, 16, 16), any_length=True)
+    filters = _checks.positive_ints(
+        "filters", filters, like=(16, 16, 16), any_length=True
+    )
     _checks.positive_int(classes=classes, hidden=hidden, kernel=kernel)
     poolings = len(filters)
     features = (height >> poolings) * (width >> poolings) * filters[-1]
@@ -230,7 +232,10 @@ def character_gru(symbols: int, hidden: int = 64) -> Problem:
             "x": scale * draw_flat(k_x, (hidden, 3 * hidden)),
             "h": scale * draw_flat(k_h, (hidden, 3 * hidden)),
             "b": jnp.zeros(3 * hidden),
-            "out": {"w": scale * draw_flat(k_out, (hidden, symbols)), "b": jnp.zeros(symbols)},
+            "out": {
+                "w": scale * draw_flat(k_out, (hidden, symbols)),
+                "b": jnp.zeros(symbols),
+            },
         }
 
     def predict(params, text):

@@ -15,7 +15,9 @@ from metajax.tasks._paired import paired
 from metajax.types import Array, Problem, PyTree, Tasks
 
 
-def random_scaling(problem: Problem, tasks: Tasks, spread: float = 3.0) -> tuple[Problem, Tasks]:
+def random_scaling(
+    problem: Problem, tasks: Tasks, spread: float = 3.0
+) -> tuple[Problem, Tasks]:
     """The same problem in other units: ``f(c * x)`` from ``x0 / c`` (Lv et al. 2017, 1703.03633).
 
     Each task draws a factor for every single parameter, ``c = exp(u)`` with ``u`` uniform in
@@ -84,6 +86,13 @@ class Network(NamedTuple):
     activation: Array
 
 
+def _check_activations(activations: Sequence[Callable]) -> None:
+    if not activations:
+        raise ValueError("activations is empty: give at least one, e.g. (jax.nn.relu,)")
+    for i, activation in enumerate(activations):
+        _checks.function(**{f"activations[{i}]": activation})
+
+
 def random_mlp(
     tasks: Tasks,
     inputs: int,
@@ -119,15 +128,14 @@ def random_mlp(
     _checks.positive_int(inputs=inputs, classes=classes)
     narrowest, widest = _checks.increasing_pair("widths", widths, like=(8, 32))
     shallowest, deepest = _checks.increasing_pair("depths", depths, like=(1, 2))
-    if not activations:
-        raise ValueError("activations is empty: give at least one, e.g. (jax.nn.relu,)")
-    for i, activation in enumerate(activations):
-        _checks.function(**{f"activations[{i}]": activation})
+    _check_activations(activations)
 
     def draw(keys, data, task):
         k_width, k_depth, k_activation = keys
         growth = (widest + 1) / narrowest
-        width = jnp.floor(narrowest * growth ** jax.random.uniform(k_width)).astype(jnp.int32)
+        width = jnp.floor(narrowest * growth ** jax.random.uniform(k_width)).astype(
+            jnp.int32
+        )
         depth = jax.random.randint(k_depth, (), shallowest, deepest + 1)
         activation = jax.random.randint(k_activation, (), 0, len(activations))
         return Network(jnp.minimum(width, widest), depth, activation)

@@ -1,8 +1,9 @@
 """Neural art (Gatys et al. 2015, arXiv 1508.06576) as a problem for optimizers.
 
-Andrychowicz et al. 2016, section 3.4. An image is optimised to show the content of one and the style of another, both seen through a fixed
-convolutional network. ``features`` is any function ``image [H, W, 3] -> {name: [h, w, C]}``; `vgg`
-makes it from weights, those of the published VGG networks by `load_vgg`.
+Andrychowicz et al. 2016, section 3.4. An image is optimised to show the content of one and the
+style of another, both seen through a fixed convolutional network. ``features`` is any function
+``image [H, W, 3] -> {name: [h, w, C]}``; `vgg` makes it from weights, those of the published VGG
+networks by `load_vgg`.
 """
 
 import os
@@ -72,12 +73,14 @@ def vgg(
     return features
 
 
-def load_vgg(path: str | os.PathLike, last: str = "conv5_1") -> dict[str, dict[str, Array]]:
+def load_vgg(
+    path: str | os.PathLike, last: str = "conv5_1"
+) -> dict[str, dict[str, Array]]:
     """The convolutions of a VGG-16 or VGG-19 from a file with the names of torchvision, for `vgg`.
 
-    Such a safetensors file is made once, where PyTorch is at hand, by ``safetensors.torch.save_file(
-    torchvision.models.vgg19(weights="DEFAULT").features.state_dict(), path)``; names may begin with
-    ``features.`` or not.
+    Such a safetensors file is made once, where PyTorch is at hand, by ``save_file(
+    torchvision.models.vgg19(weights="DEFAULT").features.state_dict(), path)`` of
+    ``safetensors.torch``; names may begin with ``features.`` or not.
 
     Args:
       path: the file.
@@ -150,12 +153,13 @@ def neural_art(
 ) -> tuple[Problem, Tasks]:
     """Content, style and smoothness (Andrychowicz et al. 2016, section 3.4) of one image.
 
-    The image is a task's parameters. The loss is ``alpha * content + beta * style + gamma * smoothness``: the mean squared difference of the
-    features; that of their `gram` matrices, averaged over the layers; the mean squared difference
-    of neighbouring pixels. Content and style are taken relative to the size of their target, so
-    that the three numbers mean the same for every network. The metrics are the three parts. The
-    image starts as noise around grey, is not bounded, and is any size that ``features`` takes: an
-    optimizer that was meta-trained at one resolution works at another.
+    The image is a task's parameters. The loss is ``alpha * content + beta * style + gamma *
+    smoothness``: the mean squared difference of the features; that of their `gram` matrices,
+    averaged over the layers; the mean squared difference of neighbouring pixels. Content and style
+    are taken relative to the size of their target, so that the three numbers mean the same for
+    every network. The metrics are the three parts. The image starts as noise around grey, is not
+    bounded, and is any size that ``features`` takes: an optimizer that was meta-trained at one
+    resolution works at another.
 
     Args:
       features: from `vgg`, or another function of an image.
@@ -186,7 +190,9 @@ def neural_art(
     content = tuple(content)
     style = tuple(style)
     if not content or not style:
-        raise ValueError("content and style must each name at least one of the features")
+        raise ValueError(
+            "content and style must each name at least one of the features"
+        )
 
     def sample(key, data):
         _check_images(data)
@@ -217,7 +223,11 @@ def neural_art(
             "style": _distance(_grams(_select(found, style)), batch["gram"]),
             "smoothness": jnp.mean(across**2) + jnp.mean(down**2),
         }
-        total = alpha * parts["content"] + beta * parts["style"] + gamma * parts["smoothness"]
+        total = (
+            alpha * parts["content"]
+            + beta * parts["style"]
+            + gamma * parts["smoothness"]
+        )
         return total, parts
 
     return stateless(init, loss), Tasks(sample, same_task, same_task)
@@ -277,5 +287,7 @@ def _average_pool(x: Array) -> Array:
             f"the image is too small for this network: features of {x.shape[1:3]} cannot be pooled"
         )
     window = (1, 2, 2, 1)
-    total = lax.reduce_window(x[:, :height, :width], 0.0, lax.add, window, window, "VALID")
+    total = lax.reduce_window(
+        x[:, :height, :width], 0.0, lax.add, window, window, "VALID"
+    )
     return total / 4

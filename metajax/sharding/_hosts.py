@@ -100,7 +100,9 @@ def gathered(x: Any) -> Any:
     if not isinstance(x, jax.Array) or x.is_fully_addressable or x.is_fully_replicated:
         return x
     if not isinstance(x.sharding, NamedSharding):
-        raise ValueError(f"use metajax.sharding.place for what is split over hosts: {x.sharding}")
+        raise ValueError(
+            f"use metajax.sharding.place for what is split over hosts: {x.sharding}"
+        )
     replicated = NamedSharding(x.sharding.mesh, PartitionSpec())
     return jax.jit(_identity, out_shardings=replicated)(x)
 

@@ -62,7 +62,9 @@ def initialize(
         "initialization_timeout": max(timeout, 60),
     }
     options = defaults | options
-    jax.distributed.initialize(coordinator_address, num_processes, process_id, **options)
+    jax.distributed.initialize(
+        coordinator_address, num_processes, process_id, **options
+    )
     _restore_sigterm()
 
 
@@ -117,7 +119,9 @@ def split(inner: Inner, mesh: Mesh, axis: str = "tasks") -> Inner:
     _checks.instance(Inner, inner=inner)
     _check_mesh(mesh, axis)
     if inner.vmap is not vmap:
-        raise ValueError("inner is split already; split the one made by metajax.inner, once")
+        raise ValueError(
+            "inner is split already; split the one made by metajax.inner, once"
+        )
     return inner._replace(vmap=partial(_vmap_over_devices, mesh, axis))
 
 
@@ -287,12 +291,16 @@ def _check_processes(
     # Without these JAX would wait a minute for processes that cannot come.
     if coordinator_address is not None and ":" not in coordinator_address:
         got = repr(coordinator_address)
-        raise ValueError(f'coordinator_address must be "host:port", e.g. "10.0.0.1:99", got {got}')
+        raise ValueError(
+            f'coordinator_address must be "host:port", e.g. "10.0.0.1:99", got {got}'
+        )
     if num_processes is None:
         return
     _checks.positive_int(num_processes=num_processes)
     if process_id is not None and process_id not in range(num_processes):
-        raise ValueError(f"process_id must be below num_processes, {num_processes}: {process_id}")
+        raise ValueError(
+            f"process_id must be below num_processes, {num_processes}: {process_id}"
+        )
 
 
 def _check_num_devices(num_devices: int, available: int) -> None:
@@ -303,14 +311,20 @@ def _check_num_devices(num_devices: int, available: int) -> None:
             f"on a CPU with XLA_FLAGS=--xla_force_host_platform_device_count={num_devices}"
         )
     if num_devices < available and jax.process_count() > 1:
-        raise ValueError("num_devices must be left out with several processes: each owns a part")
+        raise ValueError(
+            "num_devices must be left out with several processes: each owns a part"
+        )
 
 
 def _check_mesh(mesh: Any, axis: str) -> None:
     if not isinstance(mesh, Mesh):
-        raise TypeError(f"mesh must be made by metajax.sharding.mesh, got {type(mesh).__name__}")
+        raise TypeError(
+            f"mesh must be made by metajax.sharding.mesh, got {type(mesh).__name__}"
+        )
     if axis not in mesh.shape:
-        raise ValueError(f"axis must be one of the mesh's axes {list(mesh.shape)}, got {axis!r}")
+        raise ValueError(
+            f"axis must be one of the mesh's axes {list(mesh.shape)}, got {axis!r}"
+        )
     if not _all_auto(mesh):
         raise ValueError(
             f"mesh must have axes of the type Auto, got {mesh.axis_types}; make it with "

@@ -61,7 +61,9 @@ def _augment_images(
     def apply_to_batch(own, batch):
         return batch | {"image": apply(own, batch["image"])}
 
-    return augment(tasks, lambda key, batch: sample(key, batch["image"]), apply_to_batch)
+    return augment(
+        tasks, lambda key, batch: sample(key, batch["image"]), apply_to_batch
+    )
 
 
 def _flat(images: Array) -> Array:
@@ -218,7 +220,9 @@ def ragged(tasks: Tasks, fewest: int) -> Tasks:
         batch = jax.eval_shape(tasks.train, k_batch, data, task)
         size = len(jax.tree.leaves(batch)[0])
         if fewest > size:
-            raise ValueError(f"fewest is {fewest}, but a training batch has {size} examples")
+            raise ValueError(
+                f"fewest is {fewest}, but a training batch has {size} examples"
+            )
         count = jax.random.randint(k_size, (), fewest, size + 1)
         return jax.random.permutation(k_order, size) < count
 

@@ -31,7 +31,10 @@ def minibatches(batch_size: int, test_size: int = 256) -> Tasks:
     def draw(key, data, task, size):
         labelled_images(data)
         index = jax.random.randint(key, (size,), 0, len(data["label"]))
-        return {"image": examples(data, index), "label": jnp.asarray(data["label"])[index]}
+        return {
+            "image": examples(data, index),
+            "label": jnp.asarray(data["label"])[index],
+        }
 
     return stream(lambda key, data: (), draw, batch_size, test_size)
 

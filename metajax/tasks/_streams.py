@@ -15,7 +15,9 @@ from metajax.tasks._minibatches import examples, stream
 from metajax.types import Tasks
 
 
-def classification(num_classes: int, batch_size: int = 1, test_size: int = 256) -> Tasks:
+def classification(
+    num_classes: int, batch_size: int = 1, test_size: int = 256
+) -> Tasks:
     """Random classes of ``data = mx.data.by_class(...)`` in random order.
 
     A task is ``{"classes": [num_classes]}``: the label ``k`` stands for the class ``classes[k]``,
@@ -45,7 +47,9 @@ def classification(num_classes: int, batch_size: int = 1, test_size: int = 256) 
         sorted_by_class(data)
         count = len(data["start"]) - 1
         if count < num_classes:
-            raise ValueError(f"num_classes is {num_classes}, but the data has {count} classes")
+            raise ValueError(
+                f"num_classes is {num_classes}, but the data has {count} classes"
+            )
         return {"classes": jax.random.permutation(key, count)[:num_classes]}
 
     def draw(key, data, task, size):
@@ -73,7 +77,8 @@ def prototypes(
 ) -> Tasks:
     """Gaussian clusters: each class is a standard normal image, its examples that image plus noise.
 
-    The noise is normal. It needs no data. A task is ``{"prototype": [num_classes, *shape]}``; labels are uniform.
+    The noise is normal. It needs no data. A task is ``{"prototype": [num_classes, *shape]}``;
+    labels are uniform.
 
     Args:
       num_classes: classes of a task.
@@ -137,7 +142,9 @@ def random_images(
         k_image, k_label = jax.random.split(key)
         return {
             "image": draw_flat(k_image, (num_images, *shape)),
-            "label": jax.random.randint(k_label, (num_images,), 0, num_classes, jnp.int32),
+            "label": jax.random.randint(
+                k_label, (num_images,), 0, num_classes, jnp.int32
+            ),
         }
 
     def draw(key, data, task, size):
@@ -182,4 +189,6 @@ def sum_sign(shape: Sequence[int], batch_size: int = 1, test_size: int = 256) ->
 def _check_classes(num_classes: int) -> None:
     _checks.positive_int(num_classes=num_classes)
     if num_classes < 2:
-        raise ValueError("num_classes must be at least 2: with one class there is nothing to learn")
+        raise ValueError(
+            "num_classes must be at least 2: with one class there is nothing to learn"
+        )

@@ -46,8 +46,12 @@ def text(batch_size: int, length: int, test_size: int = 64) -> Tasks:
 
 def _symbols(data: Data) -> Array:
     if not isinstance(data, dict) or jnp.ndim(data.get("text", 0)) != 1:
-        raise TypeError('data must be a dict with "text" [M], as metajax.data.sums gives it')
+        raise TypeError(
+            'data must be a dict with "text" [M], as metajax.data.sums gives it'
+        )
     symbols = jnp.asarray(data["text"])
     if not jnp.issubdtype(symbols.dtype, jnp.integer):
-        raise TypeError(f'data["text"] must be of an integer dtype, got {symbols.dtype}')
+        raise TypeError(
+            f'data["text"] must be of an integer dtype, got {symbols.dtype}'
+        )
     return symbols

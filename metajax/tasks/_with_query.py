@@ -7,7 +7,9 @@ import jax
 from metajax import _checks
 from metajax.types import Batch, Tasks
 
-_QUERY = 2**31 - 1  # a fold_in tag that tasks, which may fold in the inner step, do not reach
+_QUERY = (
+    2**31 - 1
+)  # a fold_in tag that tasks, which may fold in the inner step, do not reach
 
 
 def with_query(tasks: Tasks) -> Tasks:

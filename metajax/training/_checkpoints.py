@@ -100,7 +100,9 @@ def checkpoints(
             f"tag must be a string such as 'v1', got {tag!r} of type {type(tag).__name__}"
         )
     store = _Store(folder, keep, tag)
-    return Checkpoints(store.save, store.wait, store.restore, store.close, every, str(folder))
+    return Checkpoints(
+        store.save, store.wait, store.restore, store.close, every, str(folder)
+    )
 
 
 class _Store:
@@ -127,7 +129,9 @@ class _Store:
         # One at a time, so that no more than two are in memory.
         concurrent.futures.wait(self.writes)
         if self.thread is None:
-            self.thread = concurrent.futures.ThreadPoolExecutor(1, "metajax-checkpoints")
+            self.thread = concurrent.futures.ThreadPoolExecutor(
+                1, "metajax-checkpoints"
+            )
         write = self.thread.submit(self._write, step, members)
         self.writes.append(write)
 
@@ -148,7 +152,9 @@ class _Store:
             description, arrays = _snapshot.read(data)
             snapshot = _snapshot.unpack(description, arrays, like, self.tag)
         except _snapshot.RefusedError as e:
-            raise ValueError(f"the checkpoint of step {step} in {self.folder} {e}") from None
+            raise ValueError(
+                f"the checkpoint of step {step} in {self.folder} {e}"
+            ) from None
         if hosts.is_first():
             for damaged_step, reason in damaged:
                 self._set_aside(damaged_step, reason, step)
@@ -206,7 +212,9 @@ class _Store:
 
     def _refuse_folders(self) -> None:
         """Says that the checkpoints are of metajax 0.1.0, which made a folder of each."""
-        if any(path.is_dir() and path.name.isdecimal() for path in self.folder.iterdir()):
+        if any(
+            path.is_dir() and path.name.isdecimal() for path in self.folder.iterdir()
+        ):
             raise ValueError(
                 f"the checkpoints in {self.folder} were made by metajax 0.1.0: finish their run "
                 f"with that, or give another directory"

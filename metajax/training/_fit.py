@@ -109,7 +109,9 @@ def fit(
     >>> bool((again.history["loss"] == result.history["loss"]).all())  # nothing was left to do
     True
     """
-    _check_arguments(trainer, state, data, num_steps, validate, checkpoint, callbacks, progress)
+    _check_arguments(
+        trainer, state, data, num_steps, validate, checkpoint, callbacks, progress
+    )
     periods = [trainer.chunk]
     periods += [part.every for part in (validate, checkpoint) if part is not None]
 
@@ -118,7 +120,9 @@ def fit(
         _check_something_is_left(run, num_steps)
         with Progress(progress, run.step, num_steps) as bar, saver.on_error(run):
             if run.resumed:
-                bar.say(f"resumed at meta-step {run.step} of {num_steps} from {saver.where}")
+                bar.say(
+                    f"resumed at meta-step {run.step} of {num_steps} from {saver.where}"
+                )
 
             while True:
                 # What is due at this step ...
@@ -240,4 +244,6 @@ def _check_arguments(
     for i, callback in enumerate(callbacks):
         _checks.function(**{f"callbacks[{i}]": callback})
     if not isinstance(progress, str | None):
-        raise TypeError(f"progress must be a label, or None for silence, got {progress!r}")
+        raise TypeError(
+            f"progress must be a label, or None for silence, got {progress!r}"
+        )

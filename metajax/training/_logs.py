@@ -48,7 +48,9 @@ class Log:
 
     def __init__(self, path: str | os.PathLike):
         if not isinstance(path, (str, os.PathLike)):
-            raise TypeError(f"path must be a str or an os.PathLike, got {type(path).__name__}")
+            raise TypeError(
+                f"path must be a str or an os.PathLike, got {type(path).__name__}"
+            )
         self.path = Path(path).expanduser().absolute()
         if self.path.suffix not in (".csv", ".jsonl"):
             raise ValueError(f"path must end in .csv or .jsonl, got {str(path)!r}")
@@ -216,7 +218,9 @@ def _opener(directory: str) -> Callable[[int], Any]:
         # Files are named by the second and would overwrite each other.
         suffix = f".{time.time_ns()}"
         # By default a thread writes only after two minutes.
-        return SummaryWriter(directory, purge_step=first_step, filename_suffix=suffix, flush_secs=1)
+        return SummaryWriter(
+            directory, purge_step=first_step, filename_suffix=suffix, flush_secs=1
+        )
 
     return open_writer
 

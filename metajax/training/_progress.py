@@ -54,7 +54,9 @@ class Plateau:
         if length < 200:
             return ""
         if length == _BLOCK * len(self._means):
-            return f"plateau, {length} steps from the start: learning to learn often waits"
+            return (
+                f"plateau, {length} steps from the start: learning to learn often waits"
+            )
         return f"plateau, {length} steps"
 
     def _add_block(self, block: np.ndarray) -> None:
@@ -108,7 +110,9 @@ class Progress:
         if run.step > self._shown_step:
             latest = run.record.history(self._shown_step)
             self._plateau.add(latest["loss"])
-            self._display.show(run.step, _numbers(run, latest["loss"]), self._plateau.note())
+            self._display.show(
+                run.step, _numbers(run, latest["loss"]), self._plateau.note()
+            )
             self._shown_step = run.step
 
 
@@ -212,7 +216,9 @@ class _NotebookOutput:
     encoding = "utf-8"
 
     def __init__(self, ipython: Any):
-        self.handle = ipython.display.display({"text/plain": ""}, raw=True, display_id=True)
+        self.handle = ipython.display.display(
+            {"text/plain": ""}, raw=True, display_id=True
+        )
 
     def write(self, text: str) -> None:
         if text.strip():

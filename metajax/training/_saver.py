@@ -61,7 +61,9 @@ class Saver:
 
     def save_if_due(self, run: Run, ends: bool) -> None:
         """Saves every so many meta-steps, and at the end."""
-        if self.checkpoint is not None and (ends or run.step % self.checkpoint.every == 0):
+        if self.checkpoint is not None and (
+            ends or run.step % self.checkpoint.every == 0
+        ):
             self.save(run)
 
     def save(self, run: Run) -> None:
@@ -77,7 +79,9 @@ class Saver:
         self._tried = run.step
 
         if not _is_sound(run.state):
-            self._warn(run.step, "its meta-parameters or its optimizer's state are not finite")
+            self._warn(
+                run.step, "its meta-parameters or its optimizer's state are not finite"
+            )
             return
         tree = {"state": run.state, "best": run.best}
         arrays = run.record.arrays()
@@ -115,9 +119,8 @@ class Saver:
         """How to go on from here."""
         if self.saved is None:
             return "nothing was saved yet: run the same script again to start anew"
-        return (
-            f"saved at meta-step {self.saved} in {self.where}: run the same script again to go on"
-        )
+        where = f"saved at meta-step {self.saved} in {self.where}"
+        return f"{where}: run the same script again to go on"
 
     def _warn(self, step: int, reason: str | Exception) -> None:
         reason = str(reason) or type(reason).__name__

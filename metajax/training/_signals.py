@@ -42,7 +42,9 @@ class Signals:
         number = self.agreed()
         if not number:
             return
-        message = f"{label}: stopped by {signal.Signals(number).name} {hosts.agreed(where)}"
+        message = (
+            f"{label}: stopped by {signal.Signals(number).name} {hosts.agreed(where)}"
+        )
         if number == signal.SIGINT:
             raise KeyboardInterrupt(message)
         if hosts.is_first():

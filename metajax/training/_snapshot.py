@@ -65,7 +65,9 @@ def pack(snapshot: Snapshot, tag: str) -> Arrays:
     leaves = _leaves_by_path(snapshot.tree)
     arrays = {}
     for name, x in leaves.items():
-        arrays[f"tree/{name}"] = _copy(name, jax.random.key_data(x) if _is_key(x) else x)
+        arrays[f"tree/{name}"] = _copy(
+            name, jax.random.key_data(x) if _is_key(x) else x
+        )
     for name, x in snapshot.arrays.items():
         arrays[f"arrays/{name}"] = _copy(name, x)
 
@@ -122,7 +124,9 @@ def read(data: bytes) -> tuple[Description, Arrays]:
     return description, arrays
 
 
-def unpack(description: Description, arrays: Arrays, like: PyTree, tag: str) -> Snapshot:
+def unpack(
+    description: Description, arrays: Arrays, like: PyTree, tag: str
+) -> Snapshot:
     """The snapshot, its tree like ``like``.
 
     Raises:
@@ -201,7 +205,9 @@ def _leaves_by_path(tree: PyTree) -> dict[str, Any]:
     for path, x in leaves:
         named[jax.tree_util.keystr(path, simple=True, separator="/")] = x
     if len(named) != len(leaves):
-        raise ValueError("the tree of a snapshot has two leaves of one path; rename one")
+        raise ValueError(
+            "the tree of a snapshot has two leaves of one path; rename one"
+        )
     return named
 
 

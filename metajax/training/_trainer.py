@@ -89,7 +89,9 @@ def trainer(
     return Trainer(init, step, run, chunk, max_skipped)
 
 
-def chunked(step: Callable[..., Any], chunk: int, max_skipped: int) -> Callable[..., Any]:
+def chunked(
+    step: Callable[..., Any], chunk: int, max_skipped: int
+) -> Callable[..., Any]:
     """Makes the ``run`` of a `metajax.Trainer` from its ``step``.
 
     The compiled program belongs to the function that is returned, and goes when that goes.
@@ -110,7 +112,9 @@ def chunked(step: Callable[..., Any], chunk: int, max_skipped: int) -> Callable[
         def body(carry):
             i, state, buffers = carry
             state, metrics = traced_step(state, data)
-            buffers = jax.tree.map(lambda buffer, x: buffer.at[i].set(x), buffers, metrics)
+            buffers = jax.tree.map(
+                lambda buffer, x: buffer.at[i].set(x), buffers, metrics
+            )
             return i + 1, state, buffers
 
         # A length known only at run time: one program serves the last, shorter chunk too.
