@@ -22,7 +22,11 @@ X = np.random.default_rng(0).normal(size=(48, 48)).astype(np.float32)
 
 
 def scanned(w, x):
-    return jax.lax.scan(lambda x, _: (jnp.tanh(w @ x), None), x, None, length=7)[0]
+    def layer(x, _):
+        return jnp.tanh(w @ x), None
+
+    x, _ = jax.lax.scan(layer, x, None, length=7)
+    return x
 
 
 def product(x, y):
