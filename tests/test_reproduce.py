@@ -193,7 +193,15 @@ def test_what_diverged_is_written_as_json_that_others_can_read(tmp_path, monkeyp
 
     def claims(results, settings):
         last = [result["x"][-1] for result in results]
-        return [harness.claim("it is small", "paper", None, last, harness.below(1))]
+        return [
+            harness.claim(
+                "it is small",
+                "paper",
+                None,
+                last,
+                harness.below(1),
+            )
+        ]
 
     monkeypatch.setattr(harness, "load", lambda name: experiment(run, claims))
     assert "not finite" in harness.table(
@@ -218,7 +226,12 @@ def test_an_interrupted_seed_has_no_time(tmp_path, monkeypatch):
     monkeypatch.setattr(harness, "load", lambda name: experiment(dies_once))
     with pytest.raises(KeyboardInterrupt):
         harness.reproduce("x", "small", tmp_path)
-    assert harness.reproduce("x", "small", tmp_path, resume=True)["seconds"] == [None]
+    assert harness.reproduce(
+        "x",
+        "small",
+        tmp_path,
+        resume=True,
+    )["seconds"] == [None]
     (tmp_path / "x-small" / "seed-1").mkdir()
     (tmp_path / "x-small" / "seed-1" / "begun").touch()
     monkeypatch.setattr(harness, "load", lambda name: experiment(lives))
@@ -279,7 +292,13 @@ def test_meta_training_over_two_devices_comes_to_the_same(tmp_path):
     assert two["command"] == one["command"] + " --devices 2"
     for name, value in one["results"][0].items():
         divided = two["results"][0][name]
-        np.testing.assert_allclose(divided, value, rtol=1e-3, atol=1e-4, err_msg=name)
+        np.testing.assert_allclose(
+            divided,
+            value,
+            rtol=1e-3,
+            atol=1e-4,
+            err_msg=name,
+        )
 
 
 def test_devices_that_divide_the_episodes_are_taken(monkeypatch):
@@ -360,7 +379,13 @@ def test_a_final_loss_is_that_of_the_last_tenth_before_each_end():
         state, (loss, _) = loop.step(0.01, state, ())
         losses.append(float(loss))
     final = _l2l.final_loss(loop, [20, 40])
-    _, found, _ = mx.unroll(final, 0.01, start, (), length=40)
+    _, found, _ = mx.unroll(
+        final,
+        0.01,
+        start,
+        (),
+        length=40,
+    )
     wanted = (sum(losses[18:20]) / 2 + sum(losses[36:40]) / 4) / 2
     np.testing.assert_allclose(found, wanted, rtol=1e-5)
 
