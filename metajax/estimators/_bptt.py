@@ -68,8 +68,7 @@ def bptt(
         updates = jax.tree.map(lambda g: _episodes.mean_of_finite(ok, g), grads)
         loss = _episodes.mean_of_finite(ok, losses)
         metrics = _episodes.mean_metrics("bptt", metrics, ok)
-        return Estimate(updates, loss, metrics), _episodes.end_diverged(
-            inner, begin, end, ok
-        )
+        state = _episodes.end_diverged(inner, begin, end, ok)
+        return Estimate(updates, loss, metrics), state
 
     return Estimator(init, estimate)

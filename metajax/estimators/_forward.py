@@ -77,9 +77,8 @@ def forward(
         updates = unravel(_episodes.mean_of_finite(ok, grads).astype(flat.dtype))
         loss = _episodes.mean_of_finite(ok, losses)
         metrics = _episodes.mean_metrics("forward", metrics, ok)
-        return Estimate(updates, loss, metrics), _episodes.end_diverged(
-            inner, begin, end, ok
-        )
+        state = _episodes.end_diverged(inner, begin, end, ok)
+        return Estimate(updates, loss, metrics), state
 
     return Estimator(init, estimate)
 
