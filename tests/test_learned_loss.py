@@ -15,6 +15,16 @@ TASKS = mx.tasks.minibatches(5, test_size=7)
 LOGISTIC = mx.problems.logistic(4, 3, penalty=0.1)
 
 
+MAKERS = {
+    "maml": lambda problem: mx.maml(problem, 0.5),
+    "fomaml": lambda problem: mx.fomaml(problem, 0.5),
+    "l2l": lambda problem: mx.l2l(
+        mx.optim.lstm(hidden=(3,)), problem, second_order=True
+    ),
+    "imaml": lambda problem: mx.imaml(problem, newton(3, cg(15)), cg(15), 0.7),
+}
+
+
 def penalised(problem):
     """An objective with a penalty of strength ``exp(log_strength)``."""
 
@@ -34,21 +44,15 @@ def itself(problem):
 
 def learned(name, objective, problem=LOGISTIC):
     make = MAKERS[name]
-    return mx.learned_loss(make, problem, objective(problem), lambda key: jnp.asarray(-2.0))
+    return mx.learned_loss(
+        make, problem, objective(problem), lambda key: jnp.full((), -2.0)
+    )
 
 
-def penalised_maml():
-    strength = lambda key: jnp.float32(-3.0)  # noqa: E731
-    return mx.learned_loss(lambda p: mx.maml(p, 0.1), MLP, penalised(MLP), strength)
-
-
-LEARNERS = {"learned_loss": System(penalised_maml(), MINIBATCHES, IMAGES)}
-
-MAKERS = {
-    "maml": lambda problem: mx.maml(problem, 0.5),
-    "l2l": lambda problem: mx.l2l(mx.optim.lstm(hidden=(3,)), problem, second_order=True),
-    "imaml": lambda problem: mx.imaml(problem, newton(3, cg(15)), cg(15), 0.7),
+LEARNERS = {
+    "learned_loss": System(learned("maml", penalised, MLP), MINIBATCHES, IMAGES)
 }
+
 CASES = [
     ("maml", "heldout", 3),
     ("maml", "online", 3),
@@ -67,14 +71,18 @@ def estimated(learner, meta_params, meta_loss, steps):
 
 def start(learner):
     """Meta-parameters that all matter: noise upon where training begins."""
-    meta_params = jax.tree.map(lambda x: x.astype(float), learner.meta(jax.random.key(0)))
+    meta_params = jax.tree.map(
+        lambda x: x.astype(float), learner.meta(jax.random.key(0))
+    )
     noise = optax.tree.random_like(jax.random.key(4), meta_params)
     return optax.tree.add_scale(meta_params, 0.3, noise)
 
 
 @pytest.mark.parametrize(("name", "meta_loss", "steps"), CASES)
 @pytest.mark.slow
-def test_the_loss_of_the_problem_as_objective_changes_nothing(x64, name, meta_loss, steps):
+def test_the_loss_of_the_problem_as_objective_changes_nothing(
+    x64, name, meta_loss, steps
+):
     learner = learned(name, itself)
     meta_params = start(learner)
     got = estimated(learner, meta_params, meta_loss, steps)(meta_params)
@@ -82,7 +90,9 @@ def test_the_loss_of_the_problem_as_objective_changes_nothing(x64, name, meta_lo
     alone = meta_params["learner"]
     want = estimated(plain, alone, meta_loss, steps)(alone)
 
-    chex.assert_trees_all_close(got.updates["learner"], want.updates, rtol=1e-9, atol=1e-13)
+    chex.assert_trees_all_close(
+        got.updates["learner"], want.updates, rtol=1e-9, atol=1e-13
+    )
     assert got.updates["objective"] == 0
     np.testing.assert_allclose(got.loss, want.loss, rtol=1e-12)
     metrics = dict(got.metrics)
@@ -112,10 +122,23 @@ def test_the_meta_gradient_of_a_learned_penalty_equals_finite_differences(
     assert abs(got["objective"]) > 1e-4
     np.testing.assert_allclose(got["objective"], slope(strength), rtol=1e-6)
     direction = optax.tree.random_like(jax.random.key(5), meta_params)
-    np.testing.assert_allclose(optax.tree.vdot(got, direction), slope(direction), rtol=1e-6)
+    np.testing.assert_allclose(
+        optax.tree.vdot(got, direction), slope(direction), rtol=1e-6
+    )
 
 
-def test_the_steps_are_those_on_the_objective_and_the_losses_those_of_the_problem(x64, key):
+def test_a_learner_of_first_order_gives_the_objective_no_gradient(x64):
+    """As the documentation says: the gradients of the inner loss are constants."""
+    learner = learned("fomaml", penalised)
+    meta_params = start(learner)
+    updates = estimated(learner, meta_params, "heldout", 2)(meta_params).updates
+    assert updates["objective"] == 0
+    assert optax.tree.norm(updates["learner"]) > 0
+
+
+def test_the_steps_are_those_on_the_objective_and_the_losses_those_of_the_problem(
+    x64, key
+):
     """By hand: one step on the penalised loss, and what is told of it."""
     learner = learned("maml", penalised)
     meta_params = start(learner)
@@ -124,13 +147,17 @@ def test_the_steps_are_those_on_the_objective_and_the_losses_those_of_the_proble
     state = learner.init(key, meta_params, ())
     new, loss, metrics = learner.step(key, meta_params, state, batch)
 
-    (plain, (told, _)), grads = jax.value_and_grad(LOGISTIC.loss, 1, True)(key, params, (), batch)
+    (plain, (told, _)), grads = jax.value_and_grad(LOGISTIC.loss, 1, True)(
+        key, params, (), batch
+    )
     strength = np.exp(meta_params["objective"])
     want = jax.tree.map(lambda p, g: p - 0.5 * (g + 2 * strength * p), params, grads)
     chex.assert_trees_all_close(new.params, want, rtol=1e-10)
     np.testing.assert_allclose(loss, plain, rtol=1e-12)
     squares = sum(float((x**2).sum()) for x in jax.tree.leaves(params))
-    np.testing.assert_allclose(metrics["objective"], plain + strength * squares, rtol=1e-10)
+    np.testing.assert_allclose(
+        metrics["objective"], plain + strength * squares, rtol=1e-10
+    )
     assert metrics["accuracy"] == told["accuracy"]
 
     tested = learner.test(key, meta_params, new, batch)
@@ -169,17 +196,23 @@ def each_example(problem):
 
 BAD = {
     "a learner for what makes one": (
-        lambda: mx.learned_loss(mx.maml(MLP, 0.1), MLP, penalised(MLP), lambda key: 0.0),
+        lambda: mx.learned_loss(
+            mx.maml(MLP, 0.1), MLP, penalised(MLP), lambda key: 0.0
+        ),
         TypeError,
         "make must be a function",
     ),
     "no learner made": (
-        lambda: mx.learned_loss(lambda problem: problem, MLP, penalised(MLP), lambda key: 0.0),
+        lambda: mx.learned_loss(
+            lambda problem: problem, MLP, penalised(MLP), lambda key: 0.0
+        ),
         TypeError,
         "learner must be a metajax.Learner",
     ),
     "a network for a problem": (
-        lambda: mx.learned_loss(MAKERS["maml"], lambda x: x, penalised(MLP), lambda key: 0.0),
+        lambda: mx.learned_loss(
+            MAKERS["maml"], lambda x: x, penalised(MLP), lambda key: 0.0
+        ),
         TypeError,
         "problem must be a metajax.Problem",
     ),
