@@ -39,11 +39,24 @@ def custom(**changes):
     return mx.unroll(inner, META, inner.init(KEY, META, DATA), DATA, 1)
 
 
+def without_predict():
+    """A learner of a problem that makes no predictions."""
+    bowl = mx.problems.stateless(
+        init=lambda key, task: jnp.zeros(2),
+        loss=lambda key, params, batch: (jnp.sum(params**2), {}),
+    )
+    return mx.maml(bowl, 0.1)
+
+
 def evaluated(*found):
     """The evaluation of a learner whose test gives what was ``found``."""
     result = found if len(found) > 1 else found[0]
     inner = mx.inner(LEARNER._replace(test=lambda *_: result), TASKS, 1)
     return mx.evaluate(inner, KEY, META, DATA)
+
+
+SOLVER = mx.implicit.descend(optax.sgd(0.1), 2)
+STATELESS = without_predict().init(KEY, jnp.zeros(2), ())
 
 
 def trained(step, estimator=mx.bptt, **kwargs):
@@ -331,6 +344,33 @@ CASES = {
         "GradientTransformation",
     ),
     "l2l: problem missing": (lambda: mx.l2l(OPT, None), TypeError, "problem"),
+    # learners that do not know all of themselves
+    "adapt: the meta-parameters of a start of one's own": (
+        lambda: mx.adapt(MLP, lambda m: optax.sgd(0.1), start=lambda m: m["x"]).meta(
+            KEY
+        ),
+        TypeError,
+        "does not say how its meta-parameters begin.*learner._replace.meta=lambda key",
+    ),
+    "imaml: the meta-parameters of a start of one's own": (
+        lambda: mx.imaml(
+            MLP, SOLVER, mx.implicit.cg(2), 1.0, start=lambda m: m["x"]
+        ).meta(KEY),
+        TypeError,
+        "does not say how its meta-parameters begin",
+    ),
+    "predict: a problem without": (
+        lambda: without_predict().predict(KEY, jnp.zeros(2), STATELESS, ()),
+        TypeError,
+        "made of something that has no predict; give it one",
+    ),
+    "predict: what fits a cell": (
+        lambda: mx.clone_backprop(mx.cells.lstm(4, slots=1), 0.1).predict(
+            KEY, (), (), ()
+        ),
+        TypeError,
+        "made of something that has no predict",
+    ),
     # the LSTM optimizer
     "lstm: scale negative": (lambda: mx.optim.lstm(scale=-1.0), ValueError, "scale"),
     "lstm: p NaN": (

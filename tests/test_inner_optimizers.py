@@ -44,7 +44,10 @@ MAKERS = {
 def by_hand(tx, w, x, y):
     """A few steps with all that optax may ask for."""
     tx = optax.with_extra_args_support(tx)
-    value_fn = lambda w: jnp.mean((x @ w - y) ** 2)  # noqa: E731
+
+    def value_fn(w):
+        return jnp.mean((x @ w - y) ** 2)
+
     state = tx.init(w)
     losses = []
     for _ in range(STEPS):

@@ -15,6 +15,16 @@ TASKS = mx.tasks.minibatches(5, test_size=7)
 LOGISTIC = mx.problems.logistic(4, 3, penalty=0.1)
 
 
+MAKERS = {
+    "maml": lambda problem: mx.maml(problem, 0.5),
+    "fomaml": lambda problem: mx.fomaml(problem, 0.5),
+    "l2l": lambda problem: mx.l2l(
+        mx.optim.lstm(hidden=(3,)), problem, second_order=True
+    ),
+    "imaml": lambda problem: mx.imaml(problem, newton(3, cg(15)), cg(15), 0.7),
+}
+
+
 def penalised(problem):
     """An objective with a penalty of strength ``exp(log_strength)``."""
 
@@ -35,24 +45,14 @@ def itself(problem):
 def learned(name, objective, problem=LOGISTIC):
     make = MAKERS[name]
     return mx.learned_loss(
-        make, problem, objective(problem), lambda key: jnp.asarray(-2.0)
+        make, problem, objective(problem), lambda key: jnp.full((), -2.0)
     )
 
 
-def penalised_maml():
-    strength = lambda key: jnp.float32(-3.0)  # noqa: E731
-    return mx.learned_loss(lambda p: mx.maml(p, 0.1), MLP, penalised(MLP), strength)
-
-
-LEARNERS = {"learned_loss": System(penalised_maml(), MINIBATCHES, IMAGES)}
-
-MAKERS = {
-    "maml": lambda problem: mx.maml(problem, 0.5),
-    "l2l": lambda problem: mx.l2l(
-        mx.optim.lstm(hidden=(3,)), problem, second_order=True
-    ),
-    "imaml": lambda problem: mx.imaml(problem, newton(3, cg(15)), cg(15), 0.7),
+LEARNERS = {
+    "learned_loss": System(learned("maml", penalised, MLP), MINIBATCHES, IMAGES)
 }
+
 CASES = [
     ("maml", "heldout", 3),
     ("maml", "online", 3),
@@ -125,6 +125,15 @@ def test_the_meta_gradient_of_a_learned_penalty_equals_finite_differences(
     np.testing.assert_allclose(
         optax.tree.vdot(got, direction), slope(direction), rtol=1e-6
     )
+
+
+def test_a_learner_of_first_order_gives_the_objective_no_gradient(x64):
+    """As the documentation says: the gradients of the inner loss are constants."""
+    learner = learned("fomaml", penalised)
+    meta_params = start(learner)
+    updates = estimated(learner, meta_params, "heldout", 2)(meta_params).updates
+    assert updates["objective"] == 0
+    assert optax.tree.norm(updates["learner"]) > 0
 
 
 def test_the_steps_are_those_on_the_objective_and_the_losses_those_of_the_problem(

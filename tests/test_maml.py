@@ -225,7 +225,10 @@ def test_the_loss_of_reptile_is_not_lost_beside_the_distance():
     learner = mx.reptile(problem, optax.sgd(0.1))
     state = learner.init(jax.random.key(0), jnp.float32(0.0), ())
     state = state._replace(params=jnp.float32(300.0))
-    test = lambda *args: learner.test(*args)[0]  # noqa: E731
+
+    def test(*args):
+        return learner.test(*args)[0]
+
     for f in (test, jax.jit(test)):
         loss, grad = jax.value_and_grad(f, 1)(
             jax.random.key(0), jnp.float32(0.0), state, ()

@@ -224,8 +224,8 @@ def test_random_mlp_is_the_network_that_a_task_has_drawn(key):
             for p, m, n in zip(cut, sizes[:-1], sizes[1:], strict=True)
         ]
         same = mx.problems.mlp(sizes, activation)
-        alone = lambda p, s=same, b=batch: s.loss(key, p, (), b)[0]  # noqa: E731
-        want, want_grads = jax.value_and_grad(alone)(cut)
+        alone = jax.value_and_grad(same.loss, 1, has_aux=True)
+        (want, _), want_grads = alone(key, cut, (), batch)
         np.testing.assert_allclose(loss, want, rtol=1e-5)
         # What lies beyond the network has no gradient, all else that of the network by itself.
         whole = sum(float((x**2).sum()) for x in jax.tree.leaves(grads))

@@ -10,7 +10,7 @@ from jax.flatten_util import ravel_pytree
 from metajax import _checks
 from metajax._inner import unroll
 from metajax.estimators import _episodes
-from metajax.types import Estimate, Estimator, Inner, PyTree
+from metajax.types import Array, Estimate, Estimator, Inner, PyTree
 
 # What has no single mean, or wants something other than the losses of whole episodes. By name,
 # since importing evosax makes arrays, after which `jax.distributed` can no longer be initialised.
@@ -53,8 +53,11 @@ def ask_tell(
     All strategies with one mean that are told nothing but losses are served. Those that keep the
     best member ever seen (``HillClimbing``, ``SimulatedAnnealing``, ``GradientlessDescent``,
     ``RandomSearch``, ``CMAAnchoredLES``) compare losses across generations, which meet different
-    tasks: give them many. A member whose loss is not finite counts as the worst of the others, and
-    is counted by the metric ``diverged``.
+    tasks: give them many.
+
+    A member whose loss is not finite counts as the worst of the others. A task on which that is so
+    for all members is left out. The metric ``diverged`` is the share of episodes, one for each
+    member and task, whose loss was not finite.
 
     Args:
       inner: the inner loop.
@@ -92,7 +95,7 @@ def ask_tell(
         return strategy.init(key, meta_params, params)
 
     def fitness(index, population, keys, data):
-        """The loss of a member, a mean over the tasks."""
+        """The losses of a member and its metrics, each ``[num_tasks]``."""
         member = jax.tree.map(lambda x: x[index], population)
 
         def episode(key):
@@ -100,7 +103,7 @@ def ask_tell(
             _, loss, metrics = unroll(inner, member, begin, data, inner.horizon)
             return loss, metrics
 
-        return jax.tree.map(jnp.mean, jax.vmap(episode)(keys))
+        return jax.vmap(episode)(keys)
 
     def estimate(key, meta_params, state, data):
         _check_solution(strategy, meta_params)
@@ -113,9 +116,10 @@ def ask_tell(
         # does the strategy.
         index = jnp.arange(strategy.population_size)
         evaluate = inner.vmap(fitness, (0, None, None, None), whole=True)
-        losses, metrics = evaluate(index, population, keys, data)
+        episode_losses, metrics = evaluate(index, population, keys, data)
 
         # A member that has diverged counts as the worst of the others.
+        losses = _member_losses(episode_losses)
         ok = jnp.isfinite(losses)
         worst = jnp.where(ok, losses, -jnp.inf).max()
         new, _ = strategy.tell(
@@ -127,11 +131,19 @@ def ask_tell(
         state = optax.tree.where(is_sound, new, state)
         updates = unravel(jnp.where(is_sound, mean - new.mean, jnp.nan))
         loss = _episodes.mean_of_finite(ok, losses)
-        return Estimate(
-            updates, loss, _episodes.mean_metrics("ask_tell", metrics, ok)
-        ), state
+        flat_metrics = {name: x.reshape(-1) for name, x in metrics.items()}
+        episode_ok = jnp.isfinite(episode_losses).reshape(-1)
+        metrics = _episodes.mean_metrics("ask_tell", flat_metrics, episode_ok)
+        return Estimate(updates, loss, metrics), state
 
     return Estimator(init, estimate)
+
+
+def _member_losses(losses: Array) -> Array:
+    """The mean loss ``[members]`` of ``[members, num_tasks]`` over tasks that some got through."""
+    counts = jnp.isfinite(losses).any(0)
+    total = jnp.where(counts, losses, 0).sum(1)
+    return total / counts.sum()
 
 
 def _check_strategy(strategy: Any) -> None:

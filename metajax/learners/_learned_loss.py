@@ -30,6 +30,9 @@ def learned_loss(
     et al. 2021; Baik et al. 2021, MeTAL), a weight for each example, a prior. The losses that it
     reports, online and on the test batch, are those of ``problem``; the value of the objective is
     the metric ``objective``. The meta-parameters are ``{"learner": ..., "objective": ...}``.
+    The meta-gradient reaches those of the objective through the gradients of the inner loop, which
+    a first-order learner (`fomaml`, `l2l` without ``second_order``) takes for constants: there it
+    is 0.
 
     Args:
       make: e.g. ``lambda problem: mx.maml(problem, rate=0.1)``.
