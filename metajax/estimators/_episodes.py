@@ -130,4 +130,4 @@ def mean_of_finite(ok: Array, tree: PyTree) -> PyTree:
 def with_diverged(who: str, metrics: Metrics, ok: Array) -> Metrics:
     """The metrics, and as ``diverged`` the share of the episodes that are not ``ok [n]``."""
     _checks.unused_names(who, metrics, ("diverged",))
-    return metrics | {"diverged": (~ok).mean(dtype=float)}
+    return metrics | {"diverged": (ok.size - ok.sum(dtype=float)) / ok.size}
