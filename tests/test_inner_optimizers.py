@@ -24,7 +24,9 @@ OPTIMIZERS = {
         linesearch=optax.scale_by_backtracking_linesearch(max_backtracking_steps=10)
     ),
     "polyak_sgd": lambda: optax.polyak_sgd(),
-    "in a chain": lambda: optax.chain(optax.clip_by_global_norm(1.0), optax.polyak_sgd(0.5)),
+    "in a chain": lambda: optax.chain(
+        optax.clip_by_global_norm(1.0), optax.polyak_sgd(0.5)
+    ),
     "momo": lambda: optax.contrib.momo(0.3),
     "reduce_on_plateau": lambda: optax.chain(
         optax.sgd(0.5), optax.contrib.reduce_on_plateau(factor=0.5, patience=1)
@@ -50,7 +52,9 @@ def by_hand(tx, w, x, y):
     losses = []
     for _ in range(STEPS):
         value, grad = jax.value_and_grad(value_fn)(w)
-        updates, state = tx.update(grad, state, w, value=value, grad=grad, value_fn=value_fn)
+        updates, state = tx.update(
+            grad, state, w, value=value, grad=grad, value_fn=value_fn
+        )
         losses.append(value)
         w = optax.apply_updates(w, updates)
     return jnp.stack(losses), w
@@ -68,7 +72,9 @@ def test_they_do_what_they_do_in_optax(x64, name, maker):
     for i in range(2):
         losses, w = run(support["x"][i], support["y"][i])
         np.testing.assert_allclose(curves.loss[i], losses, rtol=1e-8)
-        np.testing.assert_allclose(curves.state.learner.params[i], w, rtol=1e-7, atol=1e-12)
+        np.testing.assert_allclose(
+            curves.state.learner.params[i], w, rtol=1e-7, atol=1e-12
+        )
 
 
 @pytest.mark.slow
@@ -83,14 +89,18 @@ def test_a_line_search_reaches_the_least_squares(x64):
 
 def test_a_rate_from_the_loss_has_a_closed_form(x64):
     """Polyak's step for a lowest loss of 0: ``f / |g|^2``."""
-    learner = mx.finetune(linear_regression(), optax.polyak_sgd(max_learning_rate=100.0))
+    learner = mx.finetune(
+        linear_regression(), optax.polyak_sgd(max_learning_rate=100.0)
+    )
     loop = mx.inner(learner, TASKS, 1)
     curves = mx.evaluate(loop, jax.random.key(0), jnp.asarray(W), num_tasks=1)
     x, y = (np.asarray(curves.state.task["support"][name][0]) for name in "xy")
     error = x @ W - y
     gradient = 2 * x.T @ error / len(y)
     step = np.mean(error**2) / np.sum(gradient**2)
-    np.testing.assert_allclose(curves.state.learner.params[0], W - step * gradient, rtol=1e-10)
+    np.testing.assert_allclose(
+        curves.state.learner.params[0], W - step * gradient, rtol=1e-10
+    )
 
 
 @pytest.mark.parametrize("name", ["lbfgs", "polyak_sgd", "momo"])
@@ -107,7 +117,9 @@ def test_their_updates_are_constants_of_the_meta_gradient(x64, name, estimator):
     wanted = []
     for i in range(2):
         task = jax.tree.map(lambda x, i=i: x[i], state.task)
-        _, w = jax.jit(lambda x, y: by_hand(tx, meta_params, x, y))(*points(task["support"]))
+        _, w = jax.jit(lambda x, y: by_hand(tx, meta_params, x, y))(
+            *points(task["support"])
+        )
         x, y = map(np.asarray, points(task["query"]))
         wanted.append(2 * x.T @ (x @ np.asarray(w) - y) / len(y))
     np.testing.assert_allclose(result.updates, np.mean(wanted, 0), rtol=1e-6)
@@ -143,7 +155,10 @@ def test_evolution_strategies_meta_learn_what_surrounds_them(x64, name):
     for i in range(3):
         episode = jax.tree.map(lambda x, i=i: x[i], state.episodes)
         noise = state.noise[i]
-        above, below = loss_at(factor + noise, episode), loss_at(factor - noise, episode)
+        above, below = (
+            loss_at(factor + noise, episode),
+            loss_at(factor - noise, episode),
+        )
         slopes.append((above - below) * noise / (2 * std**2))
     np.testing.assert_allclose(result.updates, np.mean(slopes), rtol=1e-6)
     assert result.metrics["diverged"] == 0
@@ -156,7 +171,9 @@ def test_meta_training_with_a_line_search_inside_moves_the_start():
     data = mx.data.by_class(
         {"image": np.random.default_rng(0).random((12, 4)), "label": np.arange(12) % 3}
     )
-    trainer = mx.trainer(mx.bptt(mx.inner(learner, tasks, 2, "heldout"), 2), optax.sgd(0.1))
+    trainer = mx.trainer(
+        mx.bptt(mx.inner(learner, tasks, 2, "heldout"), 2), optax.sgd(0.1)
+    )
     first = trainer.init(jax.random.key(0), learner.meta(jax.random.key(1)), data)
     state, metrics = jax.jit(trainer.step)(first, data)
     chex.assert_tree_all_finite((state.meta_params, metrics))

@@ -66,7 +66,10 @@ def loop_in_numpy(state, steps, dropout=True):
 DESCENTS = {
     "l2l": (lambda p: mx.l2l(lambda m: optax.sgd(m["rate"]), p), {"rate": RATE}),
     "maml": (lambda p: mx.maml(p, RATE), WEIGHTS),
-    "meta_sgd": (lambda p: mx.meta_sgd(p, RATE), {"params": WEIGHTS, "rates": RATE + 0 * WEIGHTS}),
+    "meta_sgd": (
+        lambda p: mx.meta_sgd(p, RATE),
+        {"params": WEIGHTS, "rates": RATE + 0 * WEIGHTS},
+    ),
     "finetune": (lambda p: mx.finetune(p, optax.sgd(RATE)), WEIGHTS),
 }
 
@@ -109,7 +112,9 @@ def test_evaluation_does_not_depend_on_its_key(x64, key):
         return tested, predicted, trained
 
     tested, predicted, trained = run(jax.random.split(key, 4))
-    chex.assert_trees_all_equal(*(jax.tree.map(lambda x, i=i: x[i], tested) for i in range(4)))
+    chex.assert_trees_all_equal(
+        *(jax.tree.map(lambda x, i=i: x[i], tested) for i in range(4))
+    )
     chex.assert_trees_all_equal(*predicted)
 
     x = np.asarray(batch["image"]).reshape(7, F)
@@ -167,13 +172,16 @@ def test_the_meta_gradient_passes_through_the_state(x64, meta_loss):
     def estimate(meta_params):
         return estimator.estimate(jax.random.key(3), meta_params, begin, IMAGES)[0]
 
-    forward, _ = mx.forward(loop, 2).estimate(jax.random.key(3), meta_params, begin, IMAGES)
+    forward, _ = mx.forward(loop, 2).estimate(
+        jax.random.key(3), meta_params, begin, IMAGES
+    )
     got = estimate(meta_params).updates
     chex.assert_trees_all_close(forward.updates, got, rtol=1e-8, atol=1e-12)
     for seed in range(3):
         direction = optax.tree.random_like(jax.random.key(seed), meta_params)
         above, below = (
-            estimate(optax.tree.add_scale(meta_params, h, direction)).loss for h in (1e-5, -1e-5)
+            estimate(optax.tree.add_scale(meta_params, h, direction)).loss
+            for h in (1e-5, -1e-5)
         )
         slope = optax.tree.vdot(got, direction)
         np.testing.assert_allclose(slope, (above - below) / 2e-5, rtol=1e-6)
@@ -218,7 +226,10 @@ def test_estimators_carry_the_state_along(x64, name):
     for i in range(2):
         one = jax.tree.map(lambda x, i=i: x[i], episodes)
         _, w, mean = loop_in_numpy(one, 4)
-        for got, want in ((one.learner.model_state["mean"], mean), (one.learner.params, w)):
+        for got, want in (
+            (one.learner.model_state["mean"], mean),
+            (one.learner.params, w),
+        ):
             twins = got if name == "es" else [got]
             for x in twins:
                 np.testing.assert_allclose(x, want, rtol=1e-6)
