@@ -22,7 +22,11 @@ X = np.random.default_rng(0).normal(size=(48, 48)).astype(np.float32)
 
 
 def scanned(w, x):
-    return jax.lax.scan(lambda x, _: (jnp.tanh(w @ x), None), x, None, length=7)[0]
+    def layer(x, _):
+        return jnp.tanh(w @ x), None
+
+    x, _ = jax.lax.scan(layer, x, None, length=7)
+    return x
 
 
 def product(x, y):
@@ -42,7 +46,12 @@ def column_sums(x):
 
 
 def maybe_square(x):
-    return jax.lax.cond(x[0, 0] > 0, lambda x: x @ x, lambda x: x, x)
+    return jax.lax.cond(
+        x[0, 0] > 0,
+        lambda x: x @ x,
+        lambda x: x,
+        x,
+    )
 
 
 def convolution(x, w):
@@ -79,7 +88,12 @@ def test_flop_of_a_linear_solve_counts_the_solver_alone():
         return matvec(b)
 
     def solve(b):
-        return jax.lax.custom_linear_solve(lambda x: X @ x, b, once, symmetric=True)
+        return jax.lax.custom_linear_solve(
+            lambda x: X @ x,
+            b,
+            once,
+            symmetric=True,
+        )
 
     assert measure.flop_of(jax.make_jaxpr(solve)(X[0])) == 2 * 48**2
 
@@ -98,7 +112,12 @@ def test_a_program_of_known_memory_traffic_and_limit():
     # size.
     program = measure.Program(lambda x: (x @ x) @ x, (X,))
     run, cost = measure.compiled(program, measure.Limits(1e6, 1e9))
-    np.testing.assert_allclose(run(), X @ X @ X, rtol=1e-4, atol=1e-3)
+    np.testing.assert_allclose(
+        run(),
+        X @ X @ X,
+        rtol=1e-4,
+        atol=1e-3,
+    )
     assert X.nbytes <= cost.temporary_bytes <= 1.2 * X.nbytes
     assert cost.moved_bytes == 2 * X.nbytes
     assert cost.limit_seconds == pytest.approx(4 * 48**3 / 1e6)
@@ -108,7 +127,12 @@ def test_a_program_of_known_memory_traffic_and_limit():
 
 
 def test_median_spread_and_share():
-    cost = measure.Measured(float("nan"), float("nan"), 0, limit_seconds=0.5)
+    cost = measure.Measured(
+        float("nan"),
+        float("nan"),
+        0,
+        limit_seconds=0.5,
+    )
     m = measure.with_times(cost, [1.0, 2.0, 3.0, 100.0, 0.0])
     assert (m.seconds, m.spread, m.rounds, m.share) == (2.0, 2.0, 5, 0.25)
     assert measure.with_times(cost._replace(limit_seconds=0.0), [1.0]).share is None
@@ -148,8 +172,21 @@ def test_contest_refuses_programs_that_differ():
 def test_agree():
     big = np.full(4, 100.0)
     small = np.full(4, 1e-6)  # rounding beside what is large
-    assert measure.agree("x", [big, small], [big, -small], 1e-3) < 1e-3
-    assert measure.agree("x", {"a": 1.1}, {"a": 1.0}, 0.2) == pytest.approx(0.1)
+    assert (
+        measure.agree(
+            "x",
+            [big, small],
+            [big, -small],
+            1e-3,
+        )
+        < 1e-3
+    )
+    assert measure.agree(
+        "x",
+        {"a": 1.1},
+        {"a": 1.0},
+        0.2,
+    ) == pytest.approx(0.1)
     for wrong in (np.array([1.0, np.nan]), np.array([1.0, 3.0])):
         with pytest.raises(ValueError, match="something else"):
             measure.agree("x", wrong, np.array([1.0, 2.0]), 0.1)
@@ -181,10 +218,21 @@ def test_rows():
 
 
 def test_rows_of_a_contest():
-    ours = measure.Measured(2e-3, 0.0, 3, temporary_bytes=2**20, share=0.5)
+    ours = measure.Measured(
+        2e-3,
+        0.0,
+        3,
+        temporary_bytes=2**20,
+        share=0.5,
+    )
     found = {"ours": ours, "theirs": ours._replace(seconds=6e-3, temporary_bytes=2**21)}
     time_row = table.compared("case", "what", found)
-    memory_row = table.memory("case", "what", found, [table.Target("ratio", ">=", 2)])
+    memory_row = table.memory(
+        "case",
+        "what",
+        found,
+        [table.Target("ratio", ">=", 2)],
+    )
     assert (time_row.ours, time_row.other) == (2.0, 6.0)
     assert (time_row.against, time_row.share) == ("theirs", 0.5)
     assert (memory_row.ours, memory_row.ratio) == (1.0, 2.0)
@@ -215,9 +263,20 @@ def test_plain_vsml_is_permuted_with_its_inputs():
     x = rng.normal(size=3)
     error = rng.normal(size=2)
     straight = plain_tick(params, c, h, x, error)
-    turned = plain_tick(params, c[order], h[order], x[order], error)
+    turned = plain_tick(
+        params,
+        c[order],
+        h[order],
+        x[order],
+        error,
+    )
     np.testing.assert_allclose(turned[0], straight[0][order], rtol=1e-5)
-    np.testing.assert_allclose(turned[2], straight[2], rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(
+        turned[2],
+        straight[2],
+        rtol=1e-5,
+        atol=1e-6,
+    )
 
 
 def run(monkeypatch, folder, *args):

@@ -193,7 +193,15 @@ def test_what_diverged_is_written_as_json_that_others_can_read(tmp_path, monkeyp
 
     def claims(results, settings):
         last = [result["x"][-1] for result in results]
-        return [harness.claim("it is small", "paper", None, last, harness.below(1))]
+        return [
+            harness.claim(
+                "it is small",
+                "paper",
+                None,
+                last,
+                harness.below(1),
+            )
+        ]
 
     monkeypatch.setattr(harness, "load", lambda name: experiment(run, claims))
     assert "not finite" in harness.table(
@@ -218,7 +226,12 @@ def test_an_interrupted_seed_has_no_time(tmp_path, monkeypatch):
     monkeypatch.setattr(harness, "load", lambda name: experiment(dies_once))
     with pytest.raises(KeyboardInterrupt):
         harness.reproduce("x", "small", tmp_path)
-    assert harness.reproduce("x", "small", tmp_path, resume=True)["seconds"] == [None]
+    assert harness.reproduce(
+        "x",
+        "small",
+        tmp_path,
+        resume=True,
+    )["seconds"] == [None]
     (tmp_path / "x-small" / "seed-1").mkdir()
     (tmp_path / "x-small" / "seed-1" / "begun").touch()
     monkeypatch.setattr(harness, "load", lambda name: experiment(lives))
@@ -279,13 +292,20 @@ def test_meta_training_over_two_devices_comes_to_the_same(tmp_path):
     assert two["command"] == one["command"] + " --devices 2"
     for name, value in one["results"][0].items():
         divided = two["results"][0][name]
-        np.testing.assert_allclose(divided, value, rtol=1e-3, atol=1e-4, err_msg=name)
+        np.testing.assert_allclose(
+            divided,
+            value,
+            rtol=1e-3,
+            atol=1e-4,
+            err_msg=name,
+        )
 
 
 def test_devices_that_divide_the_episodes_are_taken(monkeypatch):
     monkeypatch.setattr(jax, "device_count", lambda: 8)
     monkeypatch.setattr(mx.sharding, "mesh", lambda n: n)
-    assert [_training.mesh(n) for n in (1, 2, 3, 12, 16)] == [None, 2, None, 4, 8]
+    taken = {episodes: _training.mesh(episodes) for episodes in (1, 2, 3, 12, 16)}
+    assert taken == {1: None, 2: 2, 3: None, 12: 4, 16: 8}
 
 
 def test_accounts_of_memory_are_of_the_methods_they_name(tmp_path):
@@ -358,7 +378,14 @@ def test_a_final_loss_is_that_of_the_last_tenth_before_each_end():
     for _ in range(40):
         state, (loss, _) = loop.step(0.01, state, ())
         losses.append(float(loss))
-    _, found, _ = mx.unroll(_l2l.final_loss(loop, [20, 40]), 0.01, start, (), length=40)
+    final = _l2l.final_loss(loop, [20, 40])
+    _, found, _ = mx.unroll(
+        final,
+        0.01,
+        start,
+        (),
+        length=40,
+    )
     wanted = (sum(losses[18:20]) / 2 + sum(losses[36:40]) / 4) / 2
     np.testing.assert_allclose(found, wanted, rtol=1e-5)
 
@@ -379,7 +406,8 @@ def test_each_query_set_has_every_class_and_is_tested_by_itself():
     losses = []
     accuracies = []
     for part in range(3):
-        places = np.array([6 * c + 2 * part + i for c in range(5) for i in range(2)])
+        first = 6 * np.arange(5) + 2 * part
+        places = np.stack([first, first + 1], 1).ravel()
         query_set = jax.tree.map(lambda x, places=places: x[places], batch)
         loss, part_metrics = learner.test(key, params, state, query_set)
         losses.append(loss)

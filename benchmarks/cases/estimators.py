@@ -27,9 +27,9 @@ def estimators(setting: Setting) -> list[Row]:
     learner = mx.l2l(optimizer, mx.problems.quadratic(), second_order=True)
     loop = mx.inner(learner, mx.tasks.quadratics(8), HORIZON)
     meta_params = descending_point(loop, learner, 4 if setting.smoke else 60)
-    whole = mx.bptt(loop, 64)
+    whole_episodes = mx.bptt(loop, 64)
     exact = mx.mean_gradient(
-        whole,
+        whole_episodes,
         jax.random.key(2),
         meta_params,
         samples=samples,

@@ -25,15 +25,15 @@ def learn(
     folder: Path,
     *,
     steps: int,
-    validated: int,
+    num_validation_tasks: int,
 ) -> Any:
     """Meta-trains through the phases and returns the best meta-parameters of the last.
 
     A phase is truncated backpropagation, or an evolution strategy on the loss after ``horizon``
     steps or on the final losses of runs with several ``ends``; it may have ``parts``, settings that
     replace its own, whose estimates are averaged. What is best are the final losses after ``ends``,
-    or else ``steps``, on ``validated`` tasks that are met nowhere else. ``pose(part)`` gives the
-    problem, its tasks and its data, the same for all parts.
+    or else ``steps``, on ``num_validation_tasks`` tasks that are met nowhere else. ``pose(part)``
+    gives the problem, its tasks and its data, the same for all parts.
     """
     meta_params = optimizer.init(jax.random.key(100 + seed))
     for i, phase in enumerate(phases):
@@ -53,7 +53,7 @@ def learn(
             phase["rate"], phase["steps"], alpha=0.05
         )
         by_gradients = phase["estimator"] == "bptt"
-        loss = _mean_loss(validation_loops, validated)
+        loss = _mean_loss(validation_loops, num_validation_tasks)
         key = jax.random.key(200 + seed)
         meta_params = meta_train(
             mx.mix(estimators) if len(estimators) > 1 else estimators[0],

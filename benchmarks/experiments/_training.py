@@ -18,7 +18,7 @@ class Run(NamedTuple):
       folder: of its checkpoints, from which it resumes.
       steps: meta-steps in all.
       chunk: meta-steps in a compiled call.
-      saved: chunks between two checkpoints.
+      chunks_per_checkpoint: what an interruption may cost.
       episodes: the number that the estimator's inner loop was `divided` by.
       validate: what chooses the best meta-parameters, which are otherwise the last.
     """
@@ -26,7 +26,7 @@ class Run(NamedTuple):
     folder: Path
     steps: int
     chunk: int = 50
-    saved: int = 10
+    chunks_per_checkpoint: int = 10
     episodes: int = 1
     validate: mx.Validation | None = None
 
@@ -43,7 +43,8 @@ def meta_train(
     trainer = mx.trainer(estimator, tx, chunk=run.chunk)
     data = placed(data, run.episodes)
     state = placed(trainer.init(key, meta_params, data), run.episodes)
-    store = mx.checkpoints(run.folder, every=run.saved * run.chunk)
+    every = run.chunks_per_checkpoint * run.chunk
+    store = mx.checkpoints(run.folder, every=every)
     fitted = mx.fit(
         trainer,
         state,

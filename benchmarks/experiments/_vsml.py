@@ -111,7 +111,7 @@ def train_phases(
                 folder=folder / f"phase-{i}",
                 steps=phase["steps"],
                 chunk=25,
-                saved=2,
+                chunks_per_checkpoint=2,
                 episodes=num_tasks,
             ),
         )

@@ -89,7 +89,7 @@ def run(seed: int, settings: Settings, folder: Path) -> Result:
             lambda phase, posed=posed: posed,
             folder / name.split(",")[0],
             steps=settings["judged"],
-            validated=settings["validated"],
+            num_validation_tasks=settings["validated"],
         )
         learned[name] = optimizer.tx(meta_params)
 

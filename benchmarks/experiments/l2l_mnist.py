@@ -174,7 +174,7 @@ def run(seed: int, settings: Settings, folder: Path) -> Result:
             lambda phase: _pose(settings, tasks, phase),
             folder / name,
             steps=settings["steps"],
-            validated=settings["validated"],
+            num_validation_tasks=settings["validated"],
         )
         mx.save(folder / f"{name}.npz", meta_params)
         learned[name] = optimizer.tx(meta_params)
@@ -296,7 +296,7 @@ _SMALL = {
     "stands_for": [8, 3],
 }  # 8: about 28 x 28 / (10 x 10)
 _LARGE = {"size": 28, "hidden": 20, "stands_for": [2, 3]}
-_WHOLE = {"size": 28, "hidden": 20, "stands_for": [1, 1], "widths": (20, 20)}
+_FULL_SIZE = {"size": 28, "hidden": 20, "stands_for": [1, 1], "widths": (20, 20)}
 
 _PARTS = [
     {"depths": (1, 1), "ends": [100, 200], "tasks": 8},
@@ -308,7 +308,7 @@ _SEARCH = {
     "std": 0.1,
     "rate": 0.05,
     "chunk": 10,
-    **_WHOLE,
+    **_FULL_SIZE,
 }
 _TINY_SEARCH = {"network": "family", "estimator": "es", "std": 0.03, **_TINY, **_FEW}
 

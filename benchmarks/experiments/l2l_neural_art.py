@@ -125,12 +125,8 @@ def run(seed: int, settings: Settings, folder: Path) -> Result:
     features = features_of(seed, settings, train, folder)
     content = settings["content"]
     style = settings["style"]
-    problem, tasks = mx.problems.neural_art(
-        features,
-        content,
-        style,
-        **settings["weights"],
-    )
+    weights = settings["weights"]
+    problem, tasks = mx.problems.neural_art(features, content, style, **weights)
     posed = (problem, tasks, {"content": train["image"], "style": waves(size)[None]})
 
     nadam = mx.optim.nadam(rate=0.1, knots=(1, 10, 30, 60, 90, 110, 128))
@@ -143,7 +139,7 @@ def run(seed: int, settings: Settings, folder: Path) -> Result:
             lambda phase: posed,
             folder / name.split(",")[0].lower(),
             steps=settings["steps"],
-            validated=settings["validated"],
+            num_validation_tasks=settings["validated"],
         )
         learned[name] = optimizer.tx(meta_params)
 
@@ -165,9 +161,8 @@ def run(seed: int, settings: Settings, folder: Path) -> Result:
         made = {"LSTM": learned["LSTM"], "Adam": adam}
         row = images_made(made, unseen, key, settings["steps"])
         for name, pixels in row.items():
-            Image.fromarray(pixels.astype(np.uint8)).save(
-                folder / f"{case}, {name}.png"
-            )
+            picture_file = folder / f"{case}, {name}.png"
+            Image.fromarray(pixels.astype(np.uint8)).save(picture_file)
             if seed == 0:
                 scale = len(pixels) // size
                 results[f"{case}: image, {name}"] = pixels[::scale, ::scale]

@@ -62,7 +62,7 @@ def clone(seed: int, settings: Settings, folder: Path) -> Any:
             jax.random.key(1000 + seed),
             meta_params,
             (),
-            Run(folder / f"clone-{i}", steps, chunk=200, saved=5),
+            Run(folder / f"clone-{i}", steps, chunk=200, chunks_per_checkpoint=5),
         )
     return meta_params
 

@@ -88,7 +88,7 @@ def train_on(
         jax.random.key(seed + 50),
         _vsml.network(2, 2).meta(jax.random.key(seed)),
         {name: source.train for name, source in chosen.items()},
-        Run(folder, options["steps"], chunk=25, saved=2),
+        Run(folder, options["steps"], chunk=25, chunks_per_checkpoint=2),
     )
 
 

@@ -44,7 +44,7 @@ def train_rnn(
         jax.random.key(seed + 20),
         rnn.meta(jax.random.key(seed + 30)),
         data,
-        Run(folder / "meta-rnn", options["steps"], saved=2),
+        Run(folder / "meta-rnn", options["steps"], chunks_per_checkpoint=2),
     )
     return rnn, meta_params
 
@@ -187,7 +187,7 @@ def picture(results: Results, settings: Settings, figure: Any) -> None:
 
 _PROJECTED = {"view": "project", "dims": 32, "classes": 5, "horizon": 60}
 _MIXED = {"view": "mixed", "dims": 49, "classes": 10}
-_WHOLE = {
+_FULL_SIZE = {
     "view": "project",
     "dims": 784,
     "classes": 10,
@@ -269,8 +269,8 @@ _SMALL = {
 _FULL = {
     **_SMALL,
     "size": 28,
-    "bptt": [{**_WHOLE, "window": 500, "tasks": 128, "rate": 1e-3}],
-    "es": [{**_WHOLE, "tasks": 1024, "std": 0.05, "rate": 2.5e-2}],
+    "bptt": [{**_FULL_SIZE, "window": 500, "tasks": 128, "rate": 1e-3}],
+    "es": [{**_FULL_SIZE, "tasks": 1024, "std": 0.05, "rate": 2.5e-2}],
     "meta_rnn": {
         "hidden": 128,
         "horizon": 500,

@@ -66,20 +66,19 @@ def run_pairs(
     return inner.vmap(run_pair, (0, 0, None))(twins, episodes, data)
 
 
-def weigh(
-    meta_params: PyTree, weight: PyTree, losses: Array, metrics: Metrics, std: float
-) -> Estimate:
+def weigh(weight: PyTree, losses: Array, metrics: Metrics, std: float) -> Estimate:
     """The mean over the finite pairs of ``weight * (L+ - L-) / (2 std^2)``; NaN if none is."""
     ok = jnp.isfinite(losses).all(1)
     difference = losses[:, 0] - losses[:, 1]
-    slope = jnp.where(ok, difference, 0) / (2 * std**2 * ok.sum())
+    slope = jnp.where(ok, difference, 0) / (2 * std**2)
+    count = ok.sum(dtype=float)
 
-    def weighted(leaf, weight):
-        return jnp.tensordot(slope.astype(weight.dtype), weight, 1)
+    def weighted(weight):
+        total = jnp.tensordot(slope.astype(weight.dtype), weight, 1)
+        return (total / count).astype(weight.dtype)
 
-    updates = jax.tree.map(weighted, meta_params, weight)
-    pair_means = {name: x.mean(1) for name, x in metrics.items()}
-    loss = _episodes.mean_of_finite(ok, losses.mean(1))
-    return Estimate(
-        updates, loss, _episodes.mean_metrics("an evolution strategy", pair_means, ok)
-    )
+    updates = jax.tree.map(weighted, weight)
+    over_pairs = jax.tree.map(lambda x: x.mean(1), (losses, metrics))
+    loss, metrics = _episodes.mean_of_finite(ok, over_pairs)
+    metrics = _episodes.with_diverged("an evolution strategy", metrics, ok)
+    return Estimate(updates, loss, metrics)

@@ -131,9 +131,10 @@ def ask_tell(
         state = optax.tree.where(is_sound, new, state)
         updates = unravel(jnp.where(is_sound, mean - new.mean, jnp.nan))
         loss = _episodes.mean_of_finite(ok, losses)
-        flat_metrics = {name: x.reshape(-1) for name, x in metrics.items()}
-        episode_ok = jnp.isfinite(episode_losses).reshape(-1)
-        metrics = _episodes.mean_metrics("ask_tell", flat_metrics, episode_ok)
+        metrics = jax.tree.map(jnp.ravel, metrics)
+        episode_ok = jnp.isfinite(episode_losses).ravel()
+        metrics = _episodes.mean_of_finite(episode_ok, metrics)
+        metrics = _episodes.with_diverged("ask_tell", metrics, episode_ok)
         return Estimate(updates, loss, metrics), state
 
     return Estimator(init, estimate)

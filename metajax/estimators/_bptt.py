@@ -65,11 +65,10 @@ def bptt(
         (losses, (begin, end, metrics)), grads = run(meta_params, keys, state, data)
 
         ok = jnp.isfinite(losses) & _trees.all_finite(grads, batch=True)
-        updates = jax.tree.map(lambda g: _episodes.mean_of_finite(ok, g), grads)
-        loss = _episodes.mean_of_finite(ok, losses)
-        metrics = _episodes.mean_metrics("bptt", metrics, ok)
-        return Estimate(updates, loss, metrics), _episodes.end_diverged(
-            inner, begin, end, ok
-        )
+        episodes = (grads, losses, metrics)
+        updates, loss, metrics = _episodes.mean_of_finite(ok, episodes)
+        metrics = _episodes.with_diverged("bptt", metrics, ok)
+        state = _episodes.end_diverged(inner, begin, end, ok)
+        return Estimate(updates, loss, metrics), state
 
     return Estimator(init, estimate)

@@ -5,7 +5,16 @@ import jax.numpy as jnp
 import optax
 
 from metajax import _checks, _trees
-from metajax.types import Array, Data, Inner, InnerState, Key, MetaParams, Metrics
+from metajax.types import (
+    Array,
+    Data,
+    Inner,
+    InnerState,
+    Key,
+    MetaParams,
+    Metrics,
+    PyTree,
+)
 
 _LENGTH = 2**31 - 2  # the fold_in tag of an episode's length: no inner step reaches it
 
@@ -105,15 +114,20 @@ def end_diverged(
     return after._replace(t=jnp.where(ok, after.t, inner.horizon))
 
 
-def mean_of_finite(ok: Array, values: Array) -> Array:
-    """The mean of ``values [n, ...]`` over the episodes that are ``ok [n]``; NaN if none is."""
-    mask = ok.reshape(-1, *[1] * (values.ndim - 1))
-    total = jnp.where(mask, values, 0).sum(0)
-    return (total / ok.sum()).astype(values.dtype)
+def mean_of_finite(ok: Array, tree: PyTree) -> PyTree:
+    """The means of the leaves ``[n, ...]`` over what is ``ok [n]``; NaN if nothing is."""
+    # Counted once and in floats, so that devices exchange it together with the sums.
+    count = ok.sum(dtype=float)
+
+    def mean(x):
+        mask = ok.reshape(-1, *[1] * (x.ndim - 1))
+        total = jnp.where(mask, x, 0).sum(0)
+        return (total / count).astype(x.dtype)
+
+    return jax.tree.map(mean, tree)
 
 
-def mean_metrics(who: str, metrics: Metrics, ok: Array) -> Metrics:
-    """The means over what is ``ok [n]``, and as ``diverged`` the share of what is not."""
+def with_diverged(who: str, metrics: Metrics, ok: Array) -> Metrics:
+    """The metrics, and as ``diverged`` the share of the episodes that are not ``ok [n]``."""
     _checks.unused_names(who, metrics, ("diverged",))
-    means = {name: mean_of_finite(ok, x) for name, x in metrics.items()}
-    return means | {"diverged": (~ok).mean(dtype=float)}
+    return metrics | {"diverged": (~ok).mean(dtype=float)}

@@ -181,7 +181,7 @@ def _pairs(
 
         ok = jnp.isfinite(losses).all(1)
         episodes = _episodes.end_diverged(inner, begin, end, ok)
-        result = _antithetic.weigh(meta_params, weight, losses, metrics, std)
+        result = _antithetic.weigh(weight, losses, metrics, std)
         return result, Pairs(episodes, weight)
 
     return Estimator(init, estimate)

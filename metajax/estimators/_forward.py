@@ -74,12 +74,12 @@ def forward(
         grads = _jacobian(lambda flat: run(flat)[0], flat, chunk)
 
         ok = jnp.isfinite(losses) & jnp.isfinite(grads).all(1)
-        updates = unravel(_episodes.mean_of_finite(ok, grads).astype(flat.dtype))
-        loss = _episodes.mean_of_finite(ok, losses)
-        metrics = _episodes.mean_metrics("forward", metrics, ok)
-        return Estimate(updates, loss, metrics), _episodes.end_diverged(
-            inner, begin, end, ok
-        )
+        episodes = (grads, losses, metrics)
+        mean_grad, loss, metrics = _episodes.mean_of_finite(ok, episodes)
+        updates = unravel(mean_grad.astype(flat.dtype))
+        metrics = _episodes.with_diverged("forward", metrics, ok)
+        state = _episodes.end_diverged(inner, begin, end, ok)
+        return Estimate(updates, loss, metrics), state
 
     return Estimator(init, estimate)
 

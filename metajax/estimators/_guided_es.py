@@ -100,7 +100,7 @@ def guided_es(
         twins = _antithetic.twins_of(meta_params, noise)
         begin = _antithetic.fresh_pairs(inner, k_start, twins, data)
         _, losses, metrics = _antithetic.run_pairs(inner, twins, begin, data, window)
-        result = _antithetic.weigh(meta_params, noise, losses, metrics, std)
+        result = _antithetic.weigh(noise, losses, metrics, std)
         _checks.unused_names("guided_es", result.metrics, ("surrogate_loss",))
         metrics = result.metrics | {"surrogate_loss": guess.loss}
         return result._replace(metrics=metrics), GuidedState(surrogate_state, recent)

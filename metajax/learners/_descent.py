@@ -37,6 +37,12 @@ class DescentState(NamedTuple):
     opt_state: PyTree
 
 
+def _all_adapt(meta_params: MetaParams, params: Params) -> Params:
+    """The ``complete`` of a learner all of whose parameters adapt."""
+    del meta_params
+    return params
+
+
 def descent(
     problem: Problem,
     make_tx: MakeTx,
@@ -44,9 +50,7 @@ def descent(
     *,
     second_order: bool,
     meta: Callable[[Key], MetaParams],
-    complete: Callable[[MetaParams, Params], Params] = lambda meta_params, params: (
-        params
-    ),
+    complete: Callable[[MetaParams, Params], Params] = _all_adapt,
 ) -> Learner:
     """A learner whose step is one step of the optimizer ``make_tx(meta_params)`` on ``problem``.
 
