@@ -118,6 +118,30 @@ def test_gradients_are_those_of_the_other_tasks(x64, make, window, data):
     assert sum(n > 0 for n in num_lost) > 1
 
 
+@pytest.mark.parametrize("make", [mx.bptt, mx.forward])
+def test_a_gradient_that_is_not_finite_counts_as_diverged(x64, make):
+    """Though the loss is: the root of 0, in half of the tasks."""
+
+    def step(key, m, state, task):
+        return state, jnp.sqrt(task * m) + (m - 1.0) ** 2, {}
+
+    learner = mx.Learner(lambda key, m, task: (), step, lambda *args: (0.0, {}))
+    tasks = mx.Tasks(
+        lambda key, data: jax.random.bernoulli(key).astype(float),
+        lambda key, data, task: task,
+        lambda key, data, task: task,
+    )
+    estimator = make(mx.inner(learner, tasks, 1), NUM_TASKS)
+    m = jnp.asarray(4.0)
+    state = estimator.init(jax.random.key(0), m, ())
+    result, state = jax.jit(estimator.estimate)(jax.random.key(1), m, state, ())
+    share = np.mean(state.task == 0)
+    assert 0 < share < 1
+    assert result.metrics["diverged"] == share
+    np.testing.assert_allclose(result.updates, 0.5 / 2 + 2 * 3, rtol=1e-12)
+    np.testing.assert_allclose(result.loss, 2 + 3**2, rtol=1e-12)
+
+
 STRATEGIES = {
     "es": lambda: mx.es(INNER, NUM_TASKS, STD),
     "pes": lambda: mx.pes(INNER, NUM_TASKS, STD, WINDOW),

@@ -402,6 +402,25 @@ def test_what_is_masked_does_not_count_in_families(x64, key):
         masks.same(run, params, (masks.images(0, 3), mask))
 
 
+def test_objectives_by_themselves_take_a_mask(key):
+    """Also of what was not looked at before: NaN, and labels that are no class."""
+    mask = np.array([True, False, True])
+    logits = np.array([[2.0, 0.0], [np.nan, 1.0], [0.0, 1.0]])
+    batch = {"label": np.array([0, -1, 0]), "mask": mask}
+    loss, metrics = mx.problems.cross_entropy(jnp.asarray(logits), batch)
+    want = np.mean([np.log1p(np.exp(-2)), np.log1p(np.exp(1))])
+    np.testing.assert_allclose(loss, want, rtol=1e-6)
+    assert metrics["accuracy"] == 0.5
+    with pytest.raises(ValueError, match=r"label must be in 0..1, got \[-1\]"):
+        mx.problems.cross_entropy(jnp.asarray(logits), batch | {"mask": ~mask})
+
+    predictions = jnp.array([[1.0, 2.0], [jnp.nan, 0.0], [3.0, 4.0]])
+    loss, _ = mx.problems.squared_error(
+        predictions, {"y": jnp.ones((3, 2)), "mask": mask}
+    )
+    np.testing.assert_allclose(loss, (0 + 1 + 4 + 9) / 4)
+
+
 def test_a_batch_of_which_nothing_counts_has_no_loss_and_no_gradient(key):
     problem = mx.problems.mlp((4, 3))
     params, model_state = problem.init(key, ())

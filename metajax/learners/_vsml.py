@@ -291,11 +291,10 @@ def _without_masked(new: VSMLState, old: VSMLState, batch: Batch) -> VSMLState:
         """Of cells, ``[R, P, A, B, N]``."""
         counts = mask[:, None, None, None, None]
         half = (x.shape[-1] + 1) // 2
-        mean = jnp.sum(
-            x[..., :half].mean(1, keepdims=True), 0, where=counts[:, :1], keepdims=True
-        )
-        mean /= num_counted
-        shared = jnp.where(counts, x[..., :half], mean)
+        shared = x[..., :half]
+        over_positions = shared.mean(1, keepdims=True)
+        mean = over_positions.sum(0, where=counts, keepdims=True) / num_counted
+        shared = jnp.where(counts, shared, mean)
         return jnp.concatenate([shared, x[source, ..., half:]], axis=-1)
 
     followed = VSMLState(jax.tree.map(follow, new.cells), new.feedback[source])
