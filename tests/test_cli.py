@@ -58,6 +58,7 @@ def write(folder, text=SMALL):
     return path
 
 
+@pytest.mark.slow
 def test_training_going_on_and_evaluating(tmp_path, capsys):
     path, out = write(tmp_path), tmp_path / "run"
     assert main(["train", str(path)]) == 0

@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from systems import HELDOUT, RUN, estimators, learners
+from systems import HELDOUT, RUN, RUN_WITH_ALL, estimators, learners
 
 import metajax as mx
 from metajax.types import no_predictions
@@ -53,7 +53,7 @@ def test_contract(learner, estimator, meta_loss, key):
         scanned.meta_params, jax.eval_shape(lambda: meta_params)
     )
     assert metrics["loss"].shape == (3,)
-    if learner not in RUN and estimator not in RUN:
+    if learner not in RUN and (estimator, meta_loss) not in RUN_WITH_ALL:
         return
 
     traces = []

@@ -308,6 +308,7 @@ def test_devices_that_divide_the_episodes_are_taken(monkeypatch):
     assert taken == {1: None, 2: 2, 3: None, 12: 4, 16: 8}
 
 
+@pytest.mark.slow
 def test_accounts_of_memory_are_of_the_methods_they_name(tmp_path):
     settings = imaml_memory.EXPERIMENT.settings["smoke"]
     results = imaml_memory.run(0, {**settings, "steps": [2, 32]}, tmp_path)
@@ -390,6 +391,7 @@ def test_a_final_loss_is_that_of_the_last_tenth_before_each_end():
     np.testing.assert_allclose(found, wanted, rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_each_query_set_has_every_class_and_is_tested_by_itself():
     problem = mx.problems.classifier(*mx.nets.dense4(5, (8, 8, 1), (4,)))
     learner = mx.finetune(problem, optax.sgd(0.1))

@@ -16,7 +16,8 @@ def learned_optimizer(
     make_tx: Callable[[PyTree], optax.GradientTransformation],
 ) -> LearnedOptimizer:
     """The learned optimizer of ``init`` and ``make_tx``, with checks of what these are given."""
-    like = jax.eval_shape(init, jax.random.key(0))
+    # The key is made while tracing: an optimizer made at import must not start a backend.
+    like = jax.eval_shape(lambda: init(jax.random.key(0)))
     want = _structure_and_shapes(like)
 
     def checked_init(key: Array) -> PyTree:
