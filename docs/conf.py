@@ -73,10 +73,11 @@ def page(part) -> str:
 def entry(name: str) -> str:
     """One name of the package."""
     value = getattr(mx, name)
-    kind = (
-        "class" if inspect.isclass(value) else "function" if callable(value) else "data"
-    )
-    return f"```{{eval-rst}}\n.. currentmodule:: metajax\n.. auto{kind}:: {name}\n```\n"
+    kind = "class" if inspect.isclass(value) else "function"
+    text = f".. auto{kind}:: {name}"
+    if not callable(value):  # a table: it has the docstring of `dict`
+        text = f".. data:: {name}\n\n   {', '.join(value)}"
+    return f"```{{eval-rst}}\n.. currentmodule:: metajax\n{text}\n```\n"
 
 
 def module_page(name: str) -> str:
