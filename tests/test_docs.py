@@ -19,7 +19,9 @@ def test_the_reference_has_every_name_of_the_package():
     for name in mx.__all__:
         is_module = inspect.ismodule(getattr(mx, name))
         directive = (
-            "automodule:: metajax." if is_module else r"auto(function|class|data):: "
+            "automodule:: metajax."
+            if is_module
+            else r"(autofunction|autoclass|data):: "
         )
         assert re.search(rf"{directive}{name}$", text, re.MULTILINE), name
 
