@@ -168,5 +168,5 @@ ESTIMATORS = {
 HELDOUT = {"bptt", "es", "open_es"}  # one of each kind, with the loss on the test batch
 # Every pair is traced. What is more is compiled and run: all estimators on these learners, and all
 # learners with an estimator of either kind.
-RUN = {"sgd_rate", "l2l_lstm", "vsml", "maml", "imaml"}
+RUN = ("sgd_rate", "l2l_lstm", "vsml", "imaml")
 RUN_WITH_ALL = {("bptt", "heldout"), ("es", "online")}

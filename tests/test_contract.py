@@ -109,7 +109,7 @@ def test_an_estimator_needs_no_jit(estimator, key):
     )
 
 
-@pytest.mark.parametrize("learner", SYSTEMS)
+@pytest.mark.parametrize("learner", RUN)
 @pytest.mark.slow
 def test_a_learner_needs_no_jit(learner, key):
     inner, meta_params, data = started(learner)
