@@ -650,7 +650,9 @@ def test_a_disk_that_is_really_full(tmp_path, key):
                 os.truncate(
                     ballast, ballast.stat().st_size - 100_000
                 )  # room for half a checkpoint
-            if rows[-1]["step"] == 50:
+            if (
+                rows[-1]["step"] == 60
+            ):  # that of step 50 waited for that of step 40 to fail
                 ballast.unlink()
 
         with _warnings() as caught:
