@@ -1,7 +1,8 @@
 """Measurements and reproduced results.
 
 ``python -m benchmarks run [CASE ...]`` measures; ``python -m benchmarks reproduce NAME`` runs an
-experiment of a paper; ``python -m benchmarks report`` gathers what was reproduced.
+experiment of a paper; ``python -m benchmarks queue`` works off a list of them;
+``python -m benchmarks report`` gathers what was reproduced.
 """
 
 import argparse
@@ -13,8 +14,8 @@ from typing import Any
 
 import jax
 
+from benchmarks import queue, table
 from benchmarks import reproduce as harness
-from benchmarks import table
 from benchmarks.cases import cases
 from benchmarks.machine import machine
 from benchmarks.measure import machine_limits
@@ -28,6 +29,7 @@ def main() -> int:
     commands = parser.add_subparsers(dest="command", required=True)
     _add_run(commands)
     _add_reproduce(commands)
+    _add_queue(commands)
     _add_report(commands)
     args = parser.parse_args()
     return args.do(args)
@@ -122,6 +124,27 @@ def _add_reproduce(commands: Any) -> None:
     parser.set_defaults(do=reproduce)
 
 
+def _add_queue(commands: Any) -> None:
+    parser = commands.add_parser(
+        "queue", help="work off a list of long runs in the background"
+    )
+    parser.add_argument(
+        "file",
+        type=Path,
+        nargs="?",
+        default=Path("benchmarks/queue.toml"),
+        help="the list, benchmarks/queue.toml by default",
+    )
+    parser.add_argument(
+        "--processes", type=_positive_int, default=1, help="how many runs at a time"
+    )
+    parser.add_argument("--out", type=Path, default=Path("out/reproduce"))
+    parser.add_argument(
+        "--status", action="store_true", help="say what is done and what remains"
+    )
+    parser.set_defaults(do=work_off)
+
+
 def _add_report(commands: Any) -> None:
     parser = commands.add_parser(
         "report", help="gather the results into docs/reproduced.md"
@@ -174,6 +197,19 @@ def reproduce(args: argparse.Namespace) -> int:
         print(f"{args.name}: {e}", file=sys.stderr)
         return 1
     return 0
+
+
+def work_off(args: argparse.Namespace) -> int:
+    """Works off a queue, or says where it stands."""
+    try:
+        runs = queue.read(args.file)
+    except (OSError, ValueError) as e:
+        print(e, file=sys.stderr)
+        return 1
+    print(queue.status(runs, args.out), flush=True)
+    if args.status:
+        return 0
+    return min(1, queue.work(runs, args.out, args.processes))
 
 
 def measure(args: argparse.Namespace) -> int:

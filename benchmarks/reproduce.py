@@ -155,7 +155,7 @@ def reproduce(
 
     stored = []
     for seed in run_seeds:
-        folder = out / f"{name}-{scale}" / f"seed-{seed}"
+        folder = seed_folder(out, name, scale, seed)
         stored.append(_run_or_load(experiment, seed, settings, folder, resume))
     results = [_arrays(seed_stored["result"]) for seed_stored in stored]
     claims = experiment.claims(results, settings)
@@ -186,6 +186,11 @@ def reproduce(
     print(table(report["claims"]))
     print(f"written: {file} and .png")
     return report
+
+
+def seed_folder(out: Path, name: str, scale: str, seed: int) -> Path:
+    """Where the checkpoints and the result of a seed are."""
+    return out / f"{name}-{scale}" / f"seed-{seed}"
 
 
 def _run_or_load(

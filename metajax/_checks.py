@@ -1,9 +1,9 @@
 """Checks at the boundary: each says which argument is wrong and what to do about it.
 
-Values are passed by the names that their owner knows them by: ``positive_int(horizon=horizon)``.
+What a single argument may be is said by its annotation (``_arguments``); these look at trees, at
+what functions return, and at several values together.
 """
 
-import math
 import re
 from collections.abc import Mapping
 from typing import Any
@@ -13,28 +13,7 @@ import jax.core
 import jax.numpy as jnp
 import numpy as np
 
-_MAKERS = {
-    "Cell": "metajax.cells.lstm or another cell",
-    "Checkpoints": "metajax.checkpoints",
-    "Estimator": "metajax.bptt or another estimator",
-    "Inner": "metajax.inner",
-    "LearnedOptimizer": "metajax.optim",
-    "Learner": "metajax.l2l or another learner",
-    "Problem": "metajax.problems",
-    "Tasks": "metajax.tasks",
-    "Trainer": "metajax.trainer",
-    "TrainState": "trainer.init",
-    "Validation": "metajax.validation",
-}
-
-
-def positive_int(**values: Any) -> None:
-    """Each must be an int of at least 1."""
-    for name, value in values.items():
-        if isinstance(value, bool) or not isinstance(value, (int, np.integer)):
-            raise TypeError(f"{name} must be a Python int, got {_shown(value)}")
-        if value < 1:
-            raise ValueError(f"{name} must be at least 1, got {value}")
+from metajax._arguments import PositiveInt, check, shown
 
 
 def positive_ints(
@@ -45,7 +24,7 @@ def positive_ints(
     ``like`` is an example of what is wanted, for the message.
     """
     if not isinstance(values, (tuple, list)):
-        raise TypeError(f"{name} must be a tuple such as {like}, got {_shown(values)}")
+        raise TypeError(f"{name} must be a tuple such as {like}, got {shown(values)}")
     any_length = any_length or len(like) == 1
     if not values:
         raise ValueError(f"{name} is empty; give numbers such as {like}")
@@ -54,7 +33,7 @@ def positive_ints(
             f"{name} must have {len(like)} numbers, such as {like}, got {values}"
         )
     for value in values:
-        positive_int(**{name: value})
+        check(PositiveInt, **{name: value})
     return tuple(map(int, values))
 
 
@@ -66,88 +45,6 @@ def increasing_pair(name: str, values: Any, like: tuple[int, int]) -> tuple[int,
             f"{name} must be a pair (fewest, most), got {values}; swap them"
         )
     return low, high
-
-
-def finite_number(**values: Any) -> None:
-    """Each must be a finite number."""
-    for name, value in values.items():
-        if math.isnan(number(name, value)):
-            raise ValueError(f"{name} must be a finite Python number, got {value!r}")
-
-
-def positive_float(**values: Any) -> None:
-    """Each must be a finite number above 0."""
-    for name, value in values.items():
-        if not number(name, value) > 0:
-            raise ValueError(f"{name} must be finite and greater than 0, got {value}")
-
-
-def at_least_zero(**values: Any) -> None:
-    """Each must be a finite number of at least 0."""
-    for name, value in values.items():
-        if not number(name, value) >= 0:
-            raise ValueError(f"{name} must be finite and at least 0, got {value}")
-
-
-def unit_interval(**values: Any) -> None:
-    """Each must be a number from 0 to 1."""
-    for name, value in values.items():
-        if not 0 <= number(name, value) <= 1:
-            raise ValueError(f"{name} must lie in [0, 1], got {value}")
-
-
-def below_one(**values: Any) -> None:
-    """Each must be a number of at least 0 and below 1, as the decay of a moving average."""
-    for name, value in values.items():
-        if not 0 <= number(name, value) < 1:
-            raise ValueError(f"{name} must be at least 0 and below 1, got {value}")
-
-
-def number(name: str, value: Any) -> float:
-    """Returns the Python number ``value``, NaN if it is not finite."""
-    if isinstance(value, bool) or not isinstance(value, (int, float, np.number)):
-        raise TypeError(f"{name} must be a Python number, got {_shown(value)}")
-    return float(value) if math.isfinite(value) else math.nan
-
-
-def one_of(name: str, value: Any, choices: tuple[str, ...]) -> None:
-    """``value`` must be one of ``choices``."""
-    if value not in choices:
-        listed = " or ".join(map(repr, choices))
-        raise ValueError(f"{name} must be {listed}, got {value!r}")
-
-
-def function(**values: Any) -> None:
-    """Each must be callable."""
-    for name, value in values.items():
-        if not callable(value):
-            raise TypeError(f"{name} must be a function, got {type(value).__name__}")
-
-
-def instance(kind: type, **values: Any) -> None:
-    """Each must be a ``kind``; the message says which function makes one."""
-    for name, value in values.items():
-        if not isinstance(value, kind):
-            maker = _MAKERS[kind.__name__]
-            got = type(value).__name__
-            raise TypeError(
-                f"{name} must be a metajax.{kind.__name__} as made by {maker}, got {got}"
-            )
-
-
-def transformation(**values: Any) -> None:
-    """Each must be an optax transformation."""
-    for name, value in values.items():
-        if not is_transformation(value):
-            got = type(value).__name__
-            raise TypeError(
-                f"{name} must be an optax.GradientTransformation, e.g. optax.adam(1e-3), got {got}"
-            )
-
-
-def is_transformation(value: Any) -> bool:
-    """Whether ``value`` is an optax transformation."""
-    return hasattr(value, "init") and hasattr(value, "update")
 
 
 def entries(name: str, value: Any, wanted: tuple[str, ...], maker: str) -> Any:
@@ -294,7 +191,3 @@ def describe(x: Any) -> str:
     if isinstance(x, tuple):
         return f"{type(x).__name__} of {len(x)}"
     return f"{type(x).__name__}"
-
-
-def _shown(value: Any) -> str:
-    return f"{value!r} of type {type(value).__name__}"

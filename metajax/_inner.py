@@ -1,20 +1,24 @@
 """The inner loop: a learner on a task, unrolled."""
 
+from typing import Literal
+
 import jax
 import jax.numpy as jnp
 from jax import lax
 
 from metajax import _checks
+from metajax._arguments import PositiveInt, check, checked
 from metajax.types import Array, Inner, InnerState, Learner, Metrics, PyTree, Tasks
 
 _TEST = 2**31 - 1  # the fold_in tag of the test batch: no inner step reaches it
 
 
+@checked
 def inner(
     learner: Learner,
     tasks: Tasks,
     horizon: int | tuple[int, int],
-    meta_loss: str = "online",
+    meta_loss: Literal["online", "heldout"] = "online",
 ) -> Inner:
     """Joins a learner and a task distribution into episodes of ``horizon`` steps.
 
@@ -43,9 +47,6 @@ def inner(
     >>> int(state.t), loss.shape
     (10, ())
     """
-    _checks.instance(Learner, learner=learner)
-    _checks.instance(Tasks, tasks=tasks)
-    _checks.one_of("meta_loss", meta_loss, ("online", "heldout"))
     heldout = meta_loss == "heldout"
     shortest, longest = _lengths(horizon)
     if shortest is not None and heldout:
@@ -95,16 +96,17 @@ def _lengths(horizon: int | tuple[int, int]) -> tuple[int | None, int]:
     """The shortest length, None if there is but one, and the longest."""
     if isinstance(horizon, tuple):
         return _checks.increasing_pair("horizon", horizon, like=(10, 100))
-    _checks.positive_int(horizon=horizon)
+    check(PositiveInt, horizon=horizon)
     return None, horizon
 
 
+@checked
 def unroll(
     inner: Inner,
     meta_params: PyTree,
     state: InnerState,
     data: PyTree,
-    length: int,
+    length: PositiveInt,
     remat: bool = False,
 ) -> tuple[InnerState, Array, Metrics]:
     """Runs ``length`` inner steps; returns the state, the meta-loss and the mean metrics.
@@ -127,7 +129,6 @@ def unroll(
     >>> state = loop.init(jax.random.key(0), 0.1, ())
     >>> state, loss, metrics = mx.unroll(loop, 0.1, state, (), length=4)
     """
-    _checks.positive_int(length=length)
 
     def body(state, _):
         return inner.step(meta_params, state, data)

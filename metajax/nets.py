@@ -15,13 +15,14 @@ import functools
 import itertools
 import math
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 
 from metajax import _checks
+from metajax._arguments import PositiveInt, checked
 from metajax.types import Array, PyTree
 
 Norm = Callable[[Array], Array]
@@ -79,7 +80,8 @@ def _standardise(x: Array, axes: tuple[int, ...]) -> Array:
     return centred * lax.rsqrt(variance + 1e-5)
 
 
-def conv(x: Array, w: Array, stride: int = 1) -> Array:
+@checked
+def conv(x: Array, w: Array, stride: PositiveInt = 1) -> Array:
     """Convolution with ``SAME`` padding, as a product of two matrices: patches and weights.
 
     Equal to ``lax.conv_general_dilated``, which under `jax.vmap` over weights becomes a grouped
@@ -166,12 +168,13 @@ def _larger(a: Array, b: Array) -> Array:
 # Networks
 
 
+@checked
 def conv4(
-    ways: int,
+    ways: PositiveInt,
     shape: Sequence[int] = (28, 28, 1),
-    filters: int = 64,
+    filters: PositiveInt = 64,
     *,
-    downsample: str = "stride",
+    downsample: Literal["stride", "max_pool"] = "stride",
     norm: Norm = transductive_batch_norm,
     weights: Callable = GLOROT,
 ) -> Net:
@@ -201,9 +204,6 @@ def conv4(
     113221
     """
     shape = _checks.positive_ints("shape", shape, like=(28, 28, 1))
-    _checks.positive_int(filters=filters)
-    _checks.one_of("downsample", downsample, ("stride", "max_pool"))
-    _checks.function(norm=norm)
     height, width, channels = shape
 
     # Four halvings: by pooling rounded down, by strides rounded up.
@@ -239,8 +239,9 @@ def conv4(
     return _net(body, shape, ways, weights)
 
 
+@checked
 def dense4(
-    ways: int,
+    ways: PositiveInt,
     shape: Sequence[int] = (28, 28, 1),
     hidden: Sequence[int] = (256, 128, 64, 64),
     *,
@@ -266,7 +267,6 @@ def dense4(
     """
     shape = _checks.positive_ints("shape", shape, like=(28, 28, 1))
     hidden = _checks.positive_ints("hidden", hidden, like=(256,))
-    _checks.function(norm=norm)
 
     def init_block(key, inputs, outputs):
         size = (inputs, outputs)
@@ -287,8 +287,9 @@ def dense4(
     return _net(body, shape, ways, weights)
 
 
+@checked
 def resnet12(
-    ways: int,
+    ways: PositiveInt,
     shape: Sequence[int] = (84, 84, 3),
     filters: Sequence[int] = (64, 160, 320, 640),
     *,
@@ -315,7 +316,6 @@ def resnet12(
     """
     shape = _checks.positive_ints("shape", shape, like=(84, 84, 3))
     filters = _checks.positive_ints("filters", filters, like=(64,))
-    _checks.function(norm=norm)
     _check_poolings(shape, len(filters), "give larger images, or fewer filters")
 
     def init_block(key, inputs, outputs):
@@ -372,15 +372,14 @@ class _Body(NamedTuple):
     num_features: int
 
 
+@checked
 def _net(
     body: _Body,
     shape: tuple[int, ...],
-    ways: int,
+    ways: PositiveInt,
     weights: Callable,
 ) -> Net:
     """The body and a linear layer on its features."""
-    _checks.positive_int(ways=ways)
-    _checks.function(weights=weights)
 
     def init(key):
         keys = jax.random.split(key, len(body.widths))

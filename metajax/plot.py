@@ -10,6 +10,8 @@ from typing import Any, NamedTuple
 import jax.numpy as jnp
 import numpy as np
 
+from metajax._arguments import PositiveFloat, PositiveInt, checked
+
 # The colours of Okabe & Ito, which can be told apart with any colour vision; black first, for what
 # the picture is about.
 COLOURS = (
@@ -35,6 +37,7 @@ STYLES = (
 _MARKERS = "os^Dv<>*"
 
 
+@checked
 def curves(
     losses: Mapping[str, Any],
     ax: Any = None,
@@ -158,13 +161,14 @@ def _bars(
     _hide_frame(ax)
 
 
+@checked
 def update_rule(
     tx: Any,
     ax: Any = None,
     *,
-    largest: float = 1.0,
+    largest: PositiveFloat = 1.0,
     past: Sequence[float] = (-1.0, 0.0, 1.0),
-    steps: int = 10,
+    steps: PositiveInt = 10,
 ) -> Any:
     """What an optimizer does to a coordinate: its update against the gradient.
 
@@ -246,6 +250,7 @@ def state_map(states: Any, shape: tuple[int, int], ax: Any = None) -> Any:
     return ax
 
 
+@checked
 def messages(
     values: Any,
     labels: Any = None,
@@ -289,6 +294,7 @@ def messages(
     return ax
 
 
+@checked
 def scaling(
     x: Sequence[float],
     values: Mapping[str, Any],

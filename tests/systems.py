@@ -166,7 +166,8 @@ ESTIMATORS = {
 }
 
 HELDOUT = {"bptt", "es", "open_es"}  # one of each kind, with the loss on the test batch
-# Every pair is traced. What is more is compiled and run: all estimators on these learners, and all
-# learners with an estimator of either kind.
+# All estimators meet these learners, and are compiled and run; all learners meet these estimators,
+# one of each kind, the first of which are run too.
 RUN = ("sgd_rate", "l2l_lstm", "vsml", "imaml")
 RUN_WITH_ALL = {("bptt", "heldout"), ("es", "online")}
+TRACED_WITH_ALL = {("bptt", "online"), ("forward", "online"), ("cma_es", "online")}

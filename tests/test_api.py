@@ -23,6 +23,7 @@ FUNCTIONS = {
     and inspect.isfunction(value)
     and value.__module__.startswith("metajax")
     if name in module.__dict__.get("__all__", [name])
+    and (hasattr(module, "__all__") or value.__module__ == module.__name__)
 }
 
 

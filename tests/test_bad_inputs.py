@@ -288,7 +288,7 @@ CASES = {
         ValueError,
         "one of digits, mnist",
     ),
-    "data: name no string": (lambda: mx.data.load(3), ValueError, "name"),
+    "data: name no string": (lambda: mx.data.load(3), TypeError, "name"),
     "data: unknown split of digits": (
         lambda: mx.data.load("digits", "valid"),
         ValueError,

@@ -6,7 +6,14 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from systems import HELDOUT, RUN, RUN_WITH_ALL, estimators, learners
+from systems import (
+    HELDOUT,
+    RUN,
+    RUN_WITH_ALL,
+    TRACED_WITH_ALL,
+    estimators,
+    learners,
+)
 
 import metajax as mx
 from metajax.types import no_predictions
@@ -26,6 +33,7 @@ PAIRS = [
     for estimator in MAKERS
     for meta_loss in ("online", "heldout")
     if meta_loss == "online" or estimator in HELDOUT
+    if learner in RUN or (estimator, meta_loss) in RUN_WITH_ALL | TRACED_WITH_ALL
 ]
 
 

@@ -773,7 +773,7 @@ BAD = {
     "mix: weight NaN": (
         lambda: mx.mix([ES], [float("nan")]),
         ValueError,
-        "weights.0. must be a finite",
+        "weights.0. must be finite",
     ),
     "mix: data without the names": (
         lambda: mx.mix({"a": ES}).init(jax.random.key(0), THETA, {"image": 0}),

@@ -483,8 +483,8 @@ BAD = {
     ),
     "few-shot set no string": (
         lambda: mx.data.few_shot(["omniglot"]),
-        ValueError,
-        "name must be one of",
+        TypeError,
+        "name must be a string",
     ),
     "unknown part": (
         lambda: mx.data.few_shot("digits", "val"),
@@ -496,7 +496,7 @@ BAD = {
         ValueError,
         "split",
     ),
-    "part no string": (lambda: mx.data.few_shot("digits", 3), ValueError, "split"),
+    "part no string": (lambda: mx.data.few_shot("digits", 3), TypeError, "split"),
     "sinusoids without points": (lambda: mx.tasks.sinusoids(0), ValueError, "shots"),
     "linear regression without inputs": (
         lambda: mx.tasks.linear_regressions(0, 1, 1),

@@ -628,12 +628,12 @@ CASES = {
     "progress: a bool": (
         lambda: fit(progress=False),
         TypeError,
-        "progress must be a label, or None for silence",
+        "progress must be a string, got False of type bool; it may also be None",
     ),
     "callbacks: one function": (
         lambda: fit(callbacks=print),
         TypeError,
-        "callbacks must be a sequence",
+        "callbacks must be a tuple or a list",
     ),
     "callbacks: no function": (
         lambda: fit(callbacks=[1]),

@@ -4,9 +4,11 @@ from collections.abc import Callable
 
 import jax.numpy as jnp
 
+from metajax._arguments import PositiveInt, checked
 from metajax.types import Array
 
 
+@checked
 def minimal_vsml(
     w: Array, c: Array, state: Array, activation: Callable = jnp.tanh
 ) -> Array:
@@ -34,7 +36,10 @@ def minimal_vsml(
     return activation(state @ w + message[:, None])
 
 
-def shared_matrix(w: Array, c: Array, inputs: int, outputs: int) -> Array:
+@checked
+def shared_matrix(
+    w: Array, c: Array, inputs: PositiveInt, outputs: PositiveInt
+) -> Array:
     """The weights of eq. 6: the same step as one large recurrent network (view A).
 
     ``s <- activation(s W~)``, where ``W~[(c,d,i), (a,b,j)]`` is ``C[i,j]`` where ``d = a``, plus

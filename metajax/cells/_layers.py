@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from metajax import _checks
+from metajax._arguments import PositiveInt, checked
 from metajax.types import Array
 
 
@@ -31,14 +32,14 @@ class Layer(NamedTuple):
     merge: Callable[[Array], Array]
 
 
-def dense(inputs: int, outputs: int) -> Layer:
+@checked
+def dense(inputs: PositiveInt, outputs: PositiveInt) -> Layer:
     """Every unit below meets every unit above in a cell of its own.
 
     >>> import metajax as mx
     >>> mx.cells.dense(784, 10).positions
     1
     """
-    _checks.positive_int(inputs=inputs, outputs=outputs)
 
     def split(messages):
         return messages[:, None]
@@ -49,8 +50,13 @@ def dense(inputs: int, outputs: int) -> Layer:
     return Layer(1, inputs, outputs, inputs, split, merge)
 
 
+@checked
 def convolution(
-    shape: tuple[int, int, int], channels: int, *, kernel: int = 3, stride: int = 2
+    shape: tuple[int, int, int],
+    channels: PositiveInt,
+    *,
+    kernel: PositiveInt = 3,
+    stride: PositiveInt = 2,
 ) -> Layer:
     """Cells ``[kernel * kernel * C, channels]`` at every position of an image ``(H, W, C)``.
 
@@ -62,7 +68,6 @@ def convolution(
     (196, 9, 8)
     """
     height, width, depth = _checks.positive_ints("shape", shape, like=(28, 28, 1))
-    _checks.positive_int(channels=channels, kernel=kernel, stride=stride)
     units = height * width * depth
     index = _patches((height, width, depth), kernel, stride)
 

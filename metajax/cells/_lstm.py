@@ -1,10 +1,12 @@
 """The LSTM cell of VSML (Kirsch & Schmidhuber 2021)."""
 
+from typing import Literal
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from metajax import _checks
+from metajax._arguments import PositiveInt, checked
 from metajax._random import draw_flat
 from metajax._trees import copy_per_episode
 from metajax.cells._cell import Cell
@@ -20,12 +22,13 @@ State = tuple[Array, Array]  # c and h
 _ROWS_FOR_COPIES = 128
 
 
+@checked
 def lstm(
-    hidden: int = 16,
-    slots: int = 8,
+    hidden: PositiveInt = 16,
+    slots: PositiveInt = 8,
     *,
-    ticks: int = 2,
-    reduce: str = "mean",
+    ticks: PositiveInt = 2,
+    reduce: Literal["mean", "sum"] = "mean",
     layer_norm: bool = False,
 ) -> Cell:
     """The LSTM of Kirsch & Schmidhuber 2021 (section 3.2, eq. 7), set as published.
@@ -47,8 +50,6 @@ def lstm(
     >>> sum(x.size for x in jax.tree.leaves(cell.init(jax.random.key(0))))
     2384
     """
-    _checks.positive_int(hidden=hidden, slots=slots, ticks=ticks)
-    _checks.one_of("reduce", reduce, ("mean", "sum"))
     if layer_norm and slots == 1:
         raise ValueError(
             "layer_norm needs slots of at least 2: a single number, normalised, is always 0"

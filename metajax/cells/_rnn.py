@@ -5,12 +5,13 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
-from metajax import _checks
+from metajax._arguments import PositiveInt, checked
 from metajax._random import draw_flat
 from metajax.cells._cell import Cell
 
 
-def rnn(hidden: int, activation: Callable = jnp.tanh) -> Cell:
+@checked
+def rnn(hidden: PositiveInt, activation: Callable = jnp.tanh) -> Cell:
     """The minimal cell of Kirsch & Schmidhuber 2021, eq. 4.
 
     ``s <- activation(s W + forward C + backward D)``. Cells tell each other their whole state,
@@ -22,8 +23,6 @@ def rnn(hidden: int, activation: Callable = jnp.tanh) -> Cell:
     >>> sum(x.size for x in jax.tree.leaves(learner.meta(jax.random.key(0))))
     192
     """
-    _checks.positive_int(hidden=hidden)
-    _checks.function(activation=activation)
 
     def matrix(key):
         return draw_flat(key, (hidden, hidden)) / hidden**0.5

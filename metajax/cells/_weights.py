@@ -3,12 +3,13 @@
 import jax
 import jax.numpy as jnp
 
-from metajax import _checks
+from metajax._arguments import checked
 from metajax._random import draw_flat
 from metajax.cells._cell import Cell
 from metajax.types import Array, PyTree
 
 
+@checked
 def with_weights(cell: Cell) -> Cell:
     """The cell with weights ``N(0, 1 / A)``, biases 0, and no other memory between examples.
 
@@ -23,7 +24,6 @@ def with_weights(cell: Cell) -> Cell:
     >>> w.shape
     (1, 1, 64, 10)
     """
-    _checks.instance(Cell, cell=cell)
 
     def state(key, shape):
         w = draw_flat(key, shape) / shape[-2] ** 0.5

@@ -15,7 +15,7 @@ import jax
 import optax
 
 import metajax as mx
-from metajax import _checks
+from metajax._arguments import PositiveFloat, PositiveInt, check, checked
 from metajax.cli._calls import ConfigFile
 from metajax.cli._names import ARGUMENTS, SECTIONS
 from metajax.types import Inner, Learner, Tasks, Trainer, TrainState
@@ -138,7 +138,7 @@ def _run(file: ConfigFile, changes: dict[str, Any]) -> Run:
     with file.blame("run"):
         for name, value in run._asdict().items():
             if isinstance(value, int) and name != "seed":
-                _checks.positive_int(**{name: value})
+                check(PositiveInt, **{name: value})
         if not run.out.strip():
             raise ValueError(f"out must be the name of a folder, got {run.out!r}")
     return run
@@ -191,15 +191,15 @@ def _optimizer(file: ConfigFile) -> optax.GradientTransformation:
     return file.call("optimizer", _clipped, {"clip": section["clip"]}, tx=tx)
 
 
+@checked
 def _clipped(
-    tx: optax.GradientTransformation, clip: float
+    tx: optax.GradientTransformation, clip: PositiveFloat
 ) -> optax.GradientTransformation:
-    _checks.positive_float(clip=clip)
     return optax.chain(optax.clip_by_global_norm(clip), tx)
 
 
 def _load(data: Data, part: str, tasks: Tasks) -> Any:
-    split = getattr(data, part) or data.train
+    split: Any = getattr(data, part) or data.train
     if data.name == "sums":
         return mx.data.sums(split)
     if data.few_shot:

@@ -64,6 +64,10 @@ def _types(annotation: Any) -> list[Any]:
         # A float says all that is to be said of a parameter that takes any number.
         others = [kind for kind in members if kind not in (int, bool)]
         return others if float in members else members
+    if origin is typing.Annotated:
+        return _types(typing.get_args(annotation)[0])
+    if origin is typing.Literal:
+        return [str]
     if origin in (tuple, Sequence):
         return [annotation] if _types_of_all(typing.get_args(annotation)) else []
     return [annotation] if annotation in _WORDS else []

@@ -6,11 +6,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from metajax import _checks
+from metajax._arguments import PositiveInt, checked
 from metajax.io import Arrays
 
 
-def resize(data: Arrays, size: int) -> Arrays:
+@checked
+def resize(data: Arrays, size: PositiveInt) -> Arrays:
     """Scales images ``[M, H, W, C]`` to ``size`` by ``size`` pixels; uint8 stays uint8.
 
     Linearly and with antialiasing.
@@ -20,7 +21,6 @@ def resize(data: Arrays, size: int) -> Arrays:
     (1197, 4, 4, 1)
     """
     labelled_images(data)
-    _checks.positive_int(size=size)
     image = np.asarray(data["image"])
     if image.ndim != 4:
         got = list(image.shape)

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
+from metajax._arguments import checked
 from metajax.data._arrange import by_class, resize
 from metajax.data._cache import cache_file, cached, read_only
 from metajax.data._image_folder import PARTS, load_folder, read_csv
@@ -16,6 +17,7 @@ from metajax.io import Arrays
 _HERE = Path(__file__).parent
 
 
+@checked
 def few_shot(
     name: str,
     split: str = "train",

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from metajax import io
+from metajax._arguments import checked
 from metajax.data._cache import cache_file, cached, read_only
 from metajax.io import Arrays
 
@@ -41,6 +42,7 @@ NAMES = tuple(_SETS)
 _DIGITS_SPLITS = {"train": slice(0, 1197), "test": slice(1197, 1797)}
 
 
+@checked
 def load(
     name: str = "digits",
     split: str = "train",

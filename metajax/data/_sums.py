@@ -1,8 +1,10 @@
 """Text by rule."""
 
+from typing import Literal
+
 import numpy as np
 
-from metajax import _checks
+from metajax._arguments import PositiveInt, checked
 from metajax.io import Arrays
 
 _SMALL = [
@@ -24,7 +26,8 @@ _TENS = ["twenty", "thirty", "forty", "fifty", "sixty", "seventy", "eighty", "ni
 _ALPHABET = b" -.abcdefghijklmnopqrstuvwxyz"
 
 
-def sums(split: str = "train", limit: int = 50) -> Arrays:
+@checked
+def sums(split: Literal["train", "test"] = "train", limit: PositiveInt = 50) -> Arrays:
     """All sums of two numbers below ``limit`` in English words: a text for small language models.
 
     Four fifths of the sums are the training split, the others the test split. They come in a random
@@ -45,8 +48,6 @@ def sums(split: str = "train", limit: int = 50) -> Arrays:
     >>> data["text"].shape, len(data["alphabet"])
     ((76719,), 29)
     """
-    _checks.one_of("split", split, ("train", "test"))
-    _checks.positive_int(limit=limit)
     if limit > 100:
         raise ValueError(f"limit must be at most 100, got {limit}")
 

@@ -8,6 +8,7 @@ import optax
 from jax.flatten_util import ravel_pytree
 
 from metajax import _checks
+from metajax._arguments import PositiveInt, checked
 from metajax._inner import unroll
 from metajax.estimators import _episodes
 from metajax.types import Array, Estimate, Estimator, Inner, PyTree
@@ -38,8 +39,9 @@ _NOT_SERVED = {
 }
 
 
+@checked
 def ask_tell(
-    inner: Inner, strategy: Any, num_tasks: int, params: Any = None
+    inner: Inner, strategy: Any, num_tasks: PositiveInt, params: Any = None
 ) -> Estimator:
     """A distribution-based strategy of evosax (Lange 2022) over whole episodes.
 
@@ -84,8 +86,6 @@ def ask_tell(
     >>> state = trainer.init(jax.random.key(0), rate)
     >>> state, metrics = jax.jit(trainer.step)(state)
     """
-    _checks.instance(Inner, inner=inner)
-    _checks.positive_int(num_tasks=num_tasks)
     _check_strategy(strategy)
     params = strategy.default_params if params is None else params
 

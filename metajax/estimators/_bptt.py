@@ -3,16 +3,18 @@
 import jax
 import jax.numpy as jnp
 
-from metajax import _checks, _trees
+from metajax import _trees
+from metajax._arguments import PositiveInt, checked
 from metajax._inner import unroll
 from metajax.estimators import _episodes
 from metajax.types import Estimate, Estimator, Inner
 
 
+@checked
 def bptt(
     inner: Inner,
-    num_tasks: int,
-    truncation: int | None = None,
+    num_tasks: PositiveInt,
+    truncation: PositiveInt | None = None,
     *,
     stagger: bool = False,
     remat: bool = True,
@@ -45,7 +47,6 @@ def bptt(
     ()
     """
     window = _episodes.window_length(inner, truncation)
-    _checks.positive_int(num_tasks=num_tasks)
 
     def init(key, meta_params, data):
         stride = window if stagger else 0

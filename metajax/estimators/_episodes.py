@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import optax
 
 from metajax import _checks, _trees
+from metajax._arguments import PositiveInt, checked
 from metajax.types import (
     Array,
     Data,
@@ -19,13 +20,12 @@ from metajax.types import (
 _LENGTH = 2**31 - 2  # the fold_in tag of an episode's length: no inner step reaches it
 
 
-def window_length(inner: Inner, truncation: int | None) -> int:
+@checked
+def window_length(inner: Inner, truncation: PositiveInt | None) -> int:
     """The inner steps in a window, which divide the horizon: episodes restart between windows."""
-    _checks.instance(Inner, inner=inner)
     horizon = inner.horizon
     if truncation is None:
         return horizon
-    _checks.positive_int(truncation=truncation)
     if horizon % truncation:
         nearest = max(k for k in range(1, truncation + 1) if horizon % k == 0)
         raise ValueError(

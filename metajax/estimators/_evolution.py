@@ -12,7 +12,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from metajax import _checks, _trees
+from metajax import _trees
+from metajax._arguments import PositiveFloat, PositiveInt, checked
 from metajax.estimators import _antithetic, _episodes
 from metajax.types import Estimator, Inner, InnerState, PyTree
 
@@ -30,7 +31,8 @@ class Pairs(NamedTuple):
     noise: PyTree
 
 
-def es(inner: Inner, num_tasks: int, std: float) -> Estimator:
+@checked
+def es(inner: Inner, num_tasks: PositiveInt, std: PositiveFloat) -> Estimator:
     """Antithetic evolution strategies over whole episodes (Rechenberg 1973; Salimans et al. 2017).
 
     Estimates the gradient of the smoothed meta-loss ``E L(meta_params + std * normal)`` without
@@ -57,11 +59,12 @@ def es(inner: Inner, num_tasks: int, std: float) -> Estimator:
     return _pairs(inner, num_tasks, std, None, stagger=False, reuse=False)
 
 
+@checked
 def pes(
     inner: Inner,
-    num_tasks: int,
-    std: float,
-    truncation: int | None = None,
+    num_tasks: PositiveInt,
+    std: PositiveFloat,
+    truncation: PositiveInt | None = None,
     *,
     stagger: bool = False,
 ) -> Estimator:
@@ -96,11 +99,12 @@ def pes(
     return _pairs(inner, num_tasks, std, truncation, stagger=stagger, reuse=False)
 
 
+@checked
 def noise_reuse_es(
     inner: Inner,
-    num_tasks: int,
-    std: float,
-    truncation: int | None = None,
+    num_tasks: PositiveInt,
+    std: PositiveFloat,
+    truncation: PositiveInt | None = None,
     *,
     stagger: bool = True,
 ) -> Estimator:
@@ -145,8 +149,6 @@ def _pairs(
     reuse: bool,
 ) -> Estimator:
     window = _episodes.window_length(inner, truncation)
-    _checks.positive_int(num_tasks=num_tasks)
-    _checks.positive_float(std=std)
 
     def init(key, meta_params, data):
         _antithetic.check_precision(meta_params)

@@ -5,18 +5,19 @@ import jax.numpy as jnp
 from jax import lax
 from jax.flatten_util import ravel_pytree
 
-from metajax import _checks
+from metajax._arguments import PositiveInt, checked
 from metajax._inner import unroll
 from metajax.estimators import _episodes
 from metajax.types import Estimate, Estimator, Inner
 
 
+@checked
 def forward(
     inner: Inner,
-    num_tasks: int,
-    truncation: int | None = None,
+    num_tasks: PositiveInt,
+    truncation: PositiveInt | None = None,
     *,
-    chunk: int = 32,
+    chunk: PositiveInt = 32,
     stagger: bool = False,
 ) -> Estimator:
     """The gradient of `metajax.bptt` by forward mode (Williams & Zipser 1989).
@@ -51,7 +52,6 @@ def forward(
     True
     """
     window = _episodes.window_length(inner, truncation)
-    _checks.positive_int(num_tasks=num_tasks, chunk=chunk)
 
     def init(key, meta_params, data):
         stride = window if stagger else 0

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 from jax.flatten_util import ravel_pytree
 
 from metajax import _checks
+from metajax._arguments import PositiveFloat, PositiveInt, UnitInterval, checked
 from metajax.estimators import _antithetic, _episodes
 from metajax.types import Array, Estimator, Inner, PyTree
 
@@ -18,14 +19,15 @@ class GuidedState(NamedTuple):
     recent: Array
 
 
+@checked
 def guided_es(
     inner: Inner,
-    num_tasks: int,
-    std: float,
+    num_tasks: PositiveInt,
+    std: PositiveFloat,
     surrogate: Estimator,
     *,
-    rank: int = 1,
-    alpha: float = 0.5,
+    rank: PositiveInt = 1,
+    alpha: UnitInterval = 0.5,
 ) -> Estimator:
     """Guided evolution strategies (Maheswaranathan et al. 2019): a search along known directions.
 
@@ -62,10 +64,6 @@ def guided_es(
     >>> state, metrics = jax.jit(trainer.step)(state)
     """
     window = _episodes.window_length(inner, None)
-    _checks.positive_int(num_tasks=num_tasks, rank=rank)
-    _checks.positive_float(std=std)
-    _checks.unit_interval(alpha=alpha)
-    _checks.instance(Estimator, surrogate=surrogate)
 
     def init(key, meta_params, data):
         _antithetic.check_precision(meta_params)

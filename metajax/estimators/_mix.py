@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from metajax import _checks
+from metajax._arguments import Finite, check
 from metajax.types import Data, Estimate, Estimator
 
 
@@ -41,7 +41,7 @@ def mix(
     have_names = isinstance(estimators, Mapping)
     parts = _by_name("estimators", estimators)
     for name, part in parts.items():
-        _checks.instance(Estimator, **{f"estimators[{name!r}]": part})
+        check(Estimator, **{f"estimators[{name!r}]": part})
     shares = _shares(weights, parts, have_names)
 
     def each_its_own(data: Data) -> dict[Any, Data]:
@@ -101,7 +101,7 @@ def _shares(weights: Any, parts: dict, have_names: bool) -> dict:
             f"weights must be one for each estimator, for {list(parts)}, got {list(shares)}"
         )
     for name, share in shares.items():
-        _checks.finite_number(**{f"weights[{name!r}]": share})
+        check(Finite, **{f"weights[{name!r}]": share})
     return shares
 
 

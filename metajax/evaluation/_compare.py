@@ -11,6 +11,13 @@ import numpy as np
 import optax
 
 from metajax import _checks
+from metajax._arguments import (
+    PositiveFloat,
+    PositiveInt,
+    check,
+    checked,
+    is_transformation,
+)
 from metajax._inner import inner
 from metajax.evaluation._evaluate import Curves, evaluate
 from metajax.learners._l2l import l2l
@@ -92,6 +99,7 @@ class Comparison(NamedTuple):
         return f"{rate:>8}  {final.mean():>9.4f} ± {error:.4f}  {mean_loss:>9.4f}"
 
 
+@checked
 def compare(
     optimizers: Mapping[str, Any],
     problem: Problem,
@@ -99,8 +107,8 @@ def compare(
     key: Array,
     data: PyTree = (),
     *,
-    steps: int,
-    num_tasks: int = 16,
+    steps: PositiveInt,
+    num_tasks: PositiveInt = 16,
     search: RateSearch = RateSearch(),  # noqa: B008
 ) -> Comparison:
     """Trains ``problem`` with each optimizer on the same fresh tasks.
@@ -134,13 +142,12 @@ def compare(
     _check_optimizers(optimizers)
     _check_search(search)
     _checks.key(key)
-    _checks.positive_int(steps=steps, num_tasks=num_tasks)
     search_key, report_key = jax.random.split(key)
     result = Comparison({}, {}, {}, {})
 
     for name, optimizer in optimizers.items():
         make_tx = optimizer
-        fixed = _checks.is_transformation(optimizer)
+        fixed = is_transformation(optimizer)
         if fixed:
             make_tx = partial(_ignore_rate, optimizer)
         loop = inner(l2l(make_tx, problem), tasks, steps)
@@ -212,7 +219,7 @@ def _check_optimizers(optimizers: Any) -> None:
             f"{optimizers!r}"
         )
     for name, optimizer in optimizers.items():
-        if not _checks.is_transformation(optimizer) and not callable(optimizer):
+        if not is_transformation(optimizer) and not callable(optimizer):
             got = type(optimizer).__name__
             raise TypeError(
                 f"optimizers[{name!r}] must be an optax.GradientTransformation or a function of "
@@ -232,5 +239,5 @@ def _check_search(search: Any) -> None:
             f"rates must be a sequence of at least one learning rate, got {search.rates!r}"
         )
     for rate in search.rates:
-        _checks.positive_float(rates=rate)
-    _checks.function(score=search.score)
+        check(PositiveFloat, rates=rate)
+    check(Callable, score=search.score)

@@ -11,6 +11,7 @@ from jax import lax
 from jax.flatten_util import ravel_pytree
 
 from metajax import _checks
+from metajax._arguments import PositiveInt, checked
 from metajax._inner import unroll
 from metajax.types import Array, Estimator, Inner, PyTree
 
@@ -46,6 +47,7 @@ class Diagnosis(NamedTuple):
     temporary_bytes: int
 
 
+@checked
 def diagnose(
     estimator: Estimator,
     key: Array,
@@ -54,8 +56,8 @@ def diagnose(
     *,
     reference: PyTree | None = None,
     inner: Inner | None = None,
-    samples: int = 64,
-    windows: int = 1,
+    samples: PositiveInt = 64,
+    windows: PositiveInt = 1,
 ) -> Diagnosis:
     """Measures an estimator at one point, by independent repetitions of it from fresh states.
 
@@ -82,12 +84,8 @@ def diagnose(
     >>> mx.diagnose(mx.bptt(loop, 4), jax.random.key(1), rate, reference=exact, samples=32).snr > 0
     True
     """
-    _checks.instance(Estimator, estimator=estimator)
-    _checks.positive_int(samples=samples, windows=windows)
     if samples < 2:
         raise ValueError("samples must be at least 2: a variance needs two")
-    if inner is not None:
-        _checks.instance(Inner, inner=inner)
 
     draw = _sampler(estimator, samples, windows)
     begin = time.perf_counter()
@@ -162,14 +160,15 @@ def _temporary_bytes(program: Any) -> int:
     return int(memory.temp_size_in_bytes)
 
 
+@checked
 def mean_gradient(
     estimator: Estimator,
     key: Array,
     meta_params: PyTree,
     data: PyTree = (),
     *,
-    samples: int = 64,
-    windows: int = 1,
+    samples: PositiveInt = 64,
+    windows: PositiveInt = 1,
 ) -> PyTree:
     """The mean of many estimates.
 
@@ -182,8 +181,6 @@ def mean_gradient(
     >>> mx.mean_gradient(mx.bptt(loop, 8), jax.random.key(0), rate, samples=4).shape
     ()
     """
-    _checks.instance(Estimator, estimator=estimator)
-    _checks.positive_int(samples=samples, windows=windows)
     draw = _sampler(estimator, samples, windows)
     gradients = draw(key, meta_params, data)
     _, unravel = ravel_pytree(meta_params)

@@ -8,6 +8,7 @@ import jax
 from jax import lax
 
 from metajax import _checks
+from metajax._arguments import PositiveInt, checked
 from metajax.types import Array, Inner, InnerState, PyTree
 
 
@@ -30,14 +31,15 @@ class Curves(NamedTuple):
     test_metrics: dict[str, Array]
 
 
+@checked
 def evaluate(
     inner: Inner,
     key: Array,
     meta_params: PyTree,
     data: PyTree = (),
     *,
-    num_tasks: int = 32,
-    steps: int | None = None,
+    num_tasks: PositiveInt = 32,
+    steps: PositiveInt | None = None,
 ) -> Curves:
     """Learning curves on fresh tasks, past the training horizon too.
 
@@ -65,11 +67,9 @@ def evaluate(
     >>> bool(curves.loss[:, -1].mean() < curves.loss[:, 0].mean())
     True
     """
-    _checks.instance(Inner, inner=inner)
     if steps is None:
         steps = inner.horizon
     _checks.key(key)
-    _checks.positive_int(num_tasks=num_tasks, steps=steps)
     _checks.finite("meta_params", meta_params)
     _checks.finite("data", data)
 

@@ -10,11 +10,13 @@ from jax import lax
 from jax.typing import ArrayLike
 
 from metajax import _checks
+from metajax._arguments import checked
 from metajax.implicit._linear_solvers import LinearSolution, LinearSolver
 from metajax.implicit._solvers import Objective, Solver
 from metajax.types import Array, PyTree
 
 
+@checked
 def argmin(
     objective: Objective,
     solver: Solver,
@@ -56,7 +58,6 @@ def argmin(
     >>> bool(jnp.allclose(slope, jax.jacobian(closed_form)(0.1), rtol=1e-3))
     True
     """
-    _checks.function(objective=objective, solver=solver, linear_solver=linear_solver)
 
     def solve_linear(hvp, b):
         solution = linear_solver(hvp, b)
@@ -102,6 +103,7 @@ def _strongly_typed(x: Any) -> Array:
     return lax.convert_element_type(x, jnp.result_type(x))
 
 
+@checked
 def inverse_hvp(
     objective: Objective,
     linear_solver: LinearSolver,
@@ -128,7 +130,6 @@ def inverse_hvp(
     >>> bool(solution.negative_curvature)
     False
     """
-    _checks.function(objective=objective, linear_solver=linear_solver)
 
     def solve(phi, vector, *args):
         def value(phi):
@@ -140,6 +141,7 @@ def inverse_hvp(
     return solve
 
 
+@checked
 def proximal(loss: Objective) -> Objective:
     """``loss(phi, *args) + 1/2 sum lam (phi - theta)^2``, the inner problem of iMAML.
 
@@ -168,7 +170,6 @@ def proximal(loss: Objective) -> Objective:
     >>> round(float(phi[0]), 3)
     2.0
     """
-    _checks.function(loss=loss)
 
     def objective(phi, theta, lam, *args):
         _checks.positive("lam", lam)

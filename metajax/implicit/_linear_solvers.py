@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from metajax import _checks
+from metajax._arguments import NonNegative, PositiveFloat, PositiveInt, checked
 from metajax.implicit._vectors import System, dot, flatten, relative_norm
 from metajax.types import Array, PyTree
 
@@ -32,7 +32,8 @@ class LinearSolution(NamedTuple):
 LinearSolver = Callable[[Callable, PyTree], LinearSolution]
 
 
-def cg(steps: int, damping: float = 0.0) -> LinearSolver:
+@checked
+def cg(steps: PositiveInt, damping: NonNegative = 0.0) -> LinearSolver:
     """A linear solver: a fixed number of conjugate gradient steps on ``A + damping I``.
 
     Exact after as many steps as ``A`` has distinct eigenvalues, up to rounding (Hestenes & Stiefel
@@ -50,8 +51,6 @@ def cg(steps: int, damping: float = 0.0) -> LinearSolver:
     >>> solution.x.round(3).tolist(), bool(solution.residual < 1e-6)
     ([1.0, 1.0], True)
     """
-    _checks.positive_int(steps=steps)
-    _checks.at_least_zero(damping=damping)
 
     def solve(matvec, b):
         system = flatten(matvec, b, damping)
@@ -90,7 +89,10 @@ def cg(steps: int, damping: float = 0.0) -> LinearSolver:
     return solve
 
 
-def neumann(steps: int, rate: float, damping: float = 0.0) -> LinearSolver:
+@checked
+def neumann(
+    steps: PositiveInt, rate: PositiveFloat, damping: NonNegative = 0.0
+) -> LinearSolver:
     """A linear solver: the first ``steps`` terms of ``rate * sum_k (I - rate A)^k b``.
 
     The same as so many steps of gradient descent on ``1/2 x^T A x - b^T x`` (Lorraine et al. 2020);
@@ -109,9 +111,6 @@ def neumann(steps: int, rate: float, damping: float = 0.0) -> LinearSolver:
     >>> solution.x.round(3).tolist()
     [1.0, 1.0]
     """
-    _checks.positive_int(steps=steps)
-    _checks.positive_float(rate=rate)
-    _checks.at_least_zero(damping=damping)
 
     def solve(matvec, b):
         system = flatten(matvec, b, damping)
@@ -205,7 +204,8 @@ def _solution(
     )
 
 
-def direct(damping: float = 0.0) -> LinearSolver:
+@checked
+def direct(damping: NonNegative = 0.0) -> LinearSolver:
     """A linear solver for small problems: the eigenvalues of the matrix ``A + damping I``.
 
     Exact if the matrix is regular. An indefinite one is reported and solved all the same. Takes
@@ -217,7 +217,6 @@ def direct(damping: float = 0.0) -> LinearSolver:
     >>> solution.x.round(3).tolist(), bool(solution.negative_curvature)
     ([1.0, 1.0], True)
     """
-    _checks.at_least_zero(damping=damping)
 
     def solve(matvec, b):
         system = flatten(matvec, b, damping)
@@ -238,7 +237,10 @@ def direct(damping: float = 0.0) -> LinearSolver:
     return solve
 
 
-def lanczos(steps: int, floor: float, damping: float = 0.0) -> LinearSolver:
+@checked
+def lanczos(
+    steps: PositiveInt, floor: PositiveFloat, damping: NonNegative = 0.0
+) -> LinearSolver:
     """A linear solver for an indefinite ``A``: eigenvalues below ``floor`` count as ``floor``.
 
     The Lanczos process (1950) finds the eigenvalues of ``A`` on the space that `cg` searches too,
@@ -263,9 +265,6 @@ def lanczos(steps: int, floor: float, damping: float = 0.0) -> LinearSolver:
     >>> bool(solution.negative_curvature)
     True
     """
-    _checks.positive_int(steps=steps)
-    _checks.positive_float(floor=floor)
-    _checks.at_least_zero(damping=damping)
 
     def solve(matvec, b):
         system = flatten(matvec, b)

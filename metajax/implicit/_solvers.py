@@ -8,7 +8,7 @@ import optax
 from jax import lax
 from jax.flatten_util import ravel_pytree
 
-from metajax import _checks
+from metajax._arguments import PositiveInt, checked
 from metajax.implicit._linear_solvers import LinearSolver
 from metajax.implicit._vectors import dot
 from metajax.types import Array, PyTree
@@ -17,7 +17,8 @@ Objective = Callable[..., Array]
 Solver = Callable[[Objective, PyTree], tuple[PyTree, dict[str, Array]]]
 
 
-def descend(tx: optax.GradientTransformation, steps: int) -> Solver:
+@checked
+def descend(tx: optax.GradientTransformation, steps: PositiveInt) -> Solver:
     """A solver: ``steps`` updates of any optax transformation, also of one that searches a line.
 
     Gradient descent is ``descend(optax.sgd(rate), steps)``, L-BFGS ``descend(optax.lbfgs(),
@@ -31,8 +32,6 @@ def descend(tx: optax.GradientTransformation, steps: int) -> Solver:
     >>> [round(float(x), 2) for x in phi]
     [0.41, 1.16]
     """
-    _checks.transformation(tx=tx)
-    _checks.positive_int(steps=steps)
     tx = optax.with_extra_args_support(tx)
 
     def solver(objective, init):
@@ -54,7 +53,8 @@ def descend(tx: optax.GradientTransformation, steps: int) -> Solver:
     return solver
 
 
-def newton(steps: int, linear_solver: LinearSolver) -> Solver:
+@checked
+def newton(steps: PositiveInt, linear_solver: LinearSolver) -> Solver:
     """A solver: Newton's method without a Hessian (Martens 2010).
 
     Each step has the linear solver solve ``H d = g`` and goes back along ``d``, from the full step
@@ -78,8 +78,6 @@ def newton(steps: int, linear_solver: LinearSolver) -> Solver:
     >>> phi.round(3).tolist(), float(metrics["inner_negative_curvature"])
     ([1.0, -2.0], 0.0)
     """
-    _checks.positive_int(steps=steps)
-    _checks.function(linear_solver=linear_solver)
 
     def solver(objective, init):
         start, unravel = ravel_pytree(init)

@@ -13,7 +13,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from metajax import _checks
+from metajax._arguments import PositiveFloat, checked
 from metajax.cells import Cell, recall, store
 from metajax.types import Array, Learner, PyTree
 
@@ -32,7 +32,8 @@ class CloneState(NamedTuple):
     b: Array
 
 
-def clone_backprop(cell: Cell, rate: float) -> Learner:
+@checked
+def clone_backprop(cell: Cell, rate: PositiveFloat) -> Learner:
     """Fits ``cell`` to backpropagation with the learning rate ``rate``.
 
     Its tasks are `metajax.tasks.signals`. Each step is what happens to a cell of a network with
@@ -58,8 +59,6 @@ def clone_backprop(cell: Cell, rate: float) -> Learner:
     >>> sorted(curves.metrics)
     ['drift', 'e', 'update', 'y']
     """
-    _checks.instance(Cell, cell=cell)
-    _checks.positive_float(rate=rate)
     if cell.slots != 1:
         raise ValueError(
             f"cell must have messages of 1 slot to pass on what it computes, got {cell.slots}"

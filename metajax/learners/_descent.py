@@ -8,6 +8,7 @@ import optax
 from jax import lax
 
 from metajax import _checks
+from metajax._arguments import checked, is_transformation
 from metajax.types import (
     Key,
     LearnedOptimizer,
@@ -62,7 +63,7 @@ def descent(
       meta: ``key -> meta_params``.
       complete: ``(meta_params, params) -> params``, puts those that do not adapt in their place.
     """
-    problem = checked(problem)
+    problem = with_checked_loss(problem)
 
     def init(key, meta_params, task):
         params, model_state = start(key, meta_params, task)
@@ -118,7 +119,7 @@ def as_learned(optimizer: LearnedOptimizer | MakeTx) -> tuple[MakeTx, Callable |
 def transformation(make_tx: MakeTx, meta_params: MetaParams) -> Any:
     """``make_tx(meta_params)`` with room for extra arguments, or says that it is no optimizer."""
     tx = make_tx(meta_params)
-    if not _checks.is_transformation(tx):
+    if not is_transformation(tx):
         raise TypeError(
             f"the function of the meta-parameters must give an optax.GradientTransformation, got "
             f"{type(tx).__name__}; of a learned optimizer give it itself, e.g. "
@@ -127,9 +128,9 @@ def transformation(make_tx: MakeTx, meta_params: MetaParams) -> Any:
     return optax.with_extra_args_support(tx)
 
 
-def checked(problem: Problem) -> Problem:
+@checked
+def with_checked_loss(problem: Problem) -> Problem:
     """The problem with a loss that says so when it gives something else than it should."""
-    _checks.instance(Problem, problem=problem)
 
     def loss(key, params, model_state, batch):
         result = problem.loss(key, params, model_state, batch)

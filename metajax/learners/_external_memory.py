@@ -3,7 +3,7 @@
 import jax
 import jax.numpy as jnp
 
-from metajax import _checks
+from metajax._arguments import PositiveInt, checked
 from metajax._random import draw_flat
 from metajax.learners._layers import (
     affine,
@@ -26,12 +26,13 @@ def address(memory: Array, key: Array, strength: Array | float) -> Array:
     return jax.nn.softmax(strength * (memory @ key) / norms)
 
 
+@checked
 def external_memory(
-    num_inputs: int,
-    num_classes: int,
-    hidden: int = 32,
-    slots: int = 256,
-    width: int = 16,
+    num_inputs: PositiveInt,
+    num_classes: PositiveInt,
+    hidden: PositiveInt = 32,
+    slots: PositiveInt = 256,
+    width: PositiveInt = 16,
 ) -> Learner:
     """An LSTM with a memory ``[slots, width]`` (Graves, Wayne & Danihelka 2014, arXiv 1410.5401).
 
@@ -55,8 +56,6 @@ def external_memory(
     >>> mx.evaluate(loop, jax.random.key(0), meta_params, num_tasks=4).loss.shape
     (4, 20)
     """
-    _checks.positive_int(num_inputs=num_inputs, num_classes=num_classes)
-    _checks.positive_int(hidden=hidden, slots=slots, width=width)
 
     def meta(key):
         k_lstm, k_heads, k_memory, k_out = jax.random.split(key, 4)

@@ -5,7 +5,7 @@ import math
 import jax
 import jax.numpy as jnp
 
-from metajax import _checks
+from metajax._arguments import Decay, PositiveFloat, PositiveInt, check, checked
 from metajax.learners._in_context import in_context
 from metajax.learners._layers import (
     affine,
@@ -28,8 +28,12 @@ def oja(fast: Array, pre: Array, post: Array, rate: Array | float) -> Array:
     return fast + rate * post[:, None] * (pre - post[:, None] * fast)
 
 
+@checked
 def hebbian(
-    num_inputs: int, num_classes: int, rate: float = 0.011, plasticity: float = 0.01
+    num_inputs: PositiveInt,
+    num_classes: PositiveInt,
+    rate: PositiveFloat = 0.011,
+    plasticity: PositiveFloat = 0.01,
 ) -> Learner:
     """A plastic layer that learns by Oja's rule (Miconi, Clune & Stanley 2018, arXiv 1804.02464).
 
@@ -53,9 +57,7 @@ def hebbian(
     >>> mx.evaluate(loop, jax.random.key(0), meta_params, num_tasks=4).loss.shape
     (4, 20)
     """
-    _checks.positive_int(num_inputs=num_inputs, num_classes=num_classes)
-    _checks.positive_float(rate=rate, plasticity=plasticity)
-    _checks.below_one(rate=rate)
+    check(Decay, rate=rate)
     inputs = num_inputs + 2 * num_classes
 
     def meta(key):
@@ -96,8 +98,12 @@ def delta(fast: Array, key: Array, value: Array, strength: Array | float) -> Arr
     return fast + strength * jnp.outer(value - fast @ key, key)
 
 
+@checked
 def fast_weight_memory(
-    num_inputs: int, num_classes: int, hidden: int = 32, size: int = 16
+    num_inputs: PositiveInt,
+    num_classes: PositiveInt,
+    hidden: PositiveInt = 32,
+    size: PositiveInt = 16,
 ) -> Learner:
     """An LSTM that writes into fast weights (Schlag, Munkhdalai & Schmidhuber 2021, 2011.07831).
 
@@ -119,9 +125,6 @@ def fast_weight_memory(
     >>> mx.evaluate(loop, jax.random.key(0), meta_params, num_tasks=4).loss.shape
     (4, 20)
     """
-    _checks.positive_int(
-        num_inputs=num_inputs, num_classes=num_classes, hidden=hidden, size=size
-    )
 
     def meta(key):
         k_lstm, k_heads, k_read, k_out = jax.random.split(key, 4)

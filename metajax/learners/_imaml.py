@@ -8,8 +8,9 @@ import jax.numpy as jnp
 from jax import lax
 
 from metajax import _checks
+from metajax._arguments import checked
 from metajax.implicit import argmin, inverse_hvp, proximal
-from metajax.learners._descent import checked
+from metajax.learners._descent import with_checked_loss
 from metajax.learners._maml import initial_params, itself
 from metajax.tasks._with_query import pair
 from metajax.types import Key, Learner, MetaParams, ModelState, Params, Problem, no_meta
@@ -22,6 +23,7 @@ class Solution(NamedTuple):
     model_state: ModelState
 
 
+@checked
 def imaml(
     problem: Problem,
     solver: Callable[..., Any],
@@ -71,7 +73,7 @@ def imaml(
     >>> learner = mx.imaml(mx.problems.mlp((64, 10)), solver, cg,
     ...                    lam=lambda m: jnp.exp(m["log_lam"]), start=lambda m: m["params"])
     """
-    problem = checked(problem)
+    problem = with_checked_loss(problem)
     objective, arguments = _objective(problem, lam, start)
     solve = argmin(objective, solver, linear_solver)
     if meta is None and start is itself:
@@ -103,6 +105,7 @@ def imaml(
     return Learner(init, step, test, predict, meta or no_meta)
 
 
+@checked
 def imaml_diagnosed(
     problem: Problem,
     solver: Callable[..., Any],
@@ -158,6 +161,7 @@ def imaml_diagnosed(
     return learner._replace(step=step)
 
 
+@checked
 def _objective(
     problem: Problem, lam: Any, start: Callable
 ) -> tuple[Callable, Callable]:
@@ -165,7 +169,6 @@ def _objective(
 
     That is ``meta_params -> (theta, lam)``.
     """
-    _checks.function(start=start)
     if not callable(lam):
         _checks.positive("lam", lam)
 

@@ -7,7 +7,13 @@ import optax
 from jax import lax
 
 from metajax import _checks
-from metajax.learners._descent import MakeTx, as_learned, checked, transformation
+from metajax._arguments import checked
+from metajax.learners._descent import (
+    MakeTx,
+    as_learned,
+    transformation,
+    with_checked_loss,
+)
 from metajax.types import LearnedOptimizer, Learner, Problem, PyTree, no_meta
 
 
@@ -20,6 +26,7 @@ class ImitationState(NamedTuple):
     teacher: PyTree
 
 
+@checked
 def imitate(
     optimizer: LearnedOptimizer | MakeTx,
     teacher: optax.GradientTransformation,
@@ -48,8 +55,7 @@ def imitate(
     ((2, 5), (2, 5))
     """
     make_tx, meta = as_learned(optimizer)
-    _checks.transformation(teacher=teacher)
-    problem = checked(problem)
+    problem = with_checked_loss(problem)
     teacher = optax.with_extra_args_support(teacher)
 
     def init(key, meta_params, task):

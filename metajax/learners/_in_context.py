@@ -7,6 +7,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from metajax import _checks
+from metajax._arguments import checked
 from metajax._losses import blank_masked, cross_entropy_and_accuracy
 from metajax.types import Array, Key, Learner, MetaParams, State
 
@@ -14,6 +15,7 @@ Predict = Callable[[MetaParams, State, Array], tuple[Array, State]]
 Learn = Callable[[MetaParams, State, Array, Array, Array], State]
 
 
+@checked
 def in_context(
     meta: Callable[[Key], MetaParams],
     start: Callable[[Key, MetaParams], State],
@@ -57,7 +59,6 @@ def in_context(
     >>> bool(curves.metrics["accuracy"][:, -10:].mean() > 0.9)
     True
     """
-    _checks.function(meta=meta, start=start, predict=predict, learn=learn)
     num_inputs, num_classes = _checks.positive_ints("sizes", sizes, like=(64, 10))
 
     def init(key, meta_params, task):

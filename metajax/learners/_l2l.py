@@ -1,9 +1,11 @@
 """Gradient descent by an optimizer that has meta-parameters (Andrychowicz et al. 2016)."""
 
+from metajax._arguments import checked
 from metajax.learners._descent import MakeTx, as_learned, descent
 from metajax.types import LearnedOptimizer, Learner, Problem, no_meta
 
 
+@checked
 def l2l(
     optimizer: LearnedOptimizer | MakeTx, problem: Problem, second_order: bool = False
 ) -> Learner:

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 
 from metajax import _checks
+from metajax._arguments import check, checked
 from metajax.types import (
     Array,
     Batch,
@@ -18,6 +19,7 @@ from metajax.types import (
 Objective = Callable[[PyTree, Key, Params, ModelState, Batch], Array]
 
 
+@checked
 def learned_loss(
     make: Callable[[Problem], Learner],
     problem: Problem,
@@ -52,10 +54,8 @@ def learned_loss(
     >>> sorted(learner.meta(jax.random.key(0)))
     ['learner', 'objective']
     """
-    _checks.function(make=make, objective=objective, meta=meta)
-    _checks.instance(Problem, problem=problem)
     judged = make(problem)
-    _checks.instance(Learner, learner=judged)
+    check(Learner, learner=judged)
 
     def learner_at(meta_params: MetaParams) -> Learner:
         def loss(key, params, model_state, batch):

@@ -13,6 +13,7 @@ import optax
 from jax import lax
 
 from metajax import _checks
+from metajax._arguments import NonNegative, PositiveFloat, checked
 from metajax.learners._descent import MakeTx, descent
 from metajax.types import Key, Learner, MetaParams, Params, Problem, PyTree, no_meta
 
@@ -29,6 +30,7 @@ def everything(params: Params) -> PyTree:
     return jax.tree.map(lambda _: True, params)
 
 
+@checked
 def adapt(
     problem: Problem,
     make_tx: MakeTx,
@@ -65,8 +67,6 @@ def adapt(
     >>> curves.test_metrics["accuracy"].shape  # on the test batch, after three steps
     (2,)
     """
-    _checks.instance(Problem, problem=problem)
-    _checks.function(make_tx=make_tx, start=start, adapts=adapts)
     if meta is None and start is itself:
         meta = _initial(problem)
 
@@ -110,7 +110,8 @@ def _initial(problem: Problem) -> Callable[[Key], Params]:
     return lambda key: initial_params(problem, key)
 
 
-def maml(problem: Problem, rate: float) -> Learner:
+@checked
+def maml(problem: Problem, rate: NonNegative) -> Learner:
     """Model-agnostic meta-learning (Finn et al. 2017, algorithm 1): the start is meta-learned.
 
     The inner loop takes a gradient step on the support batch (``tasks.train``) at each of its
@@ -135,7 +136,8 @@ def maml(problem: Problem, rate: float) -> Learner:
     return adapt(problem, _gradient_steps(rate))
 
 
-def fomaml(problem: Problem, rate: float) -> Learner:
+@checked
+def fomaml(problem: Problem, rate: NonNegative) -> Learner:
     """First-order MAML (Finn et al. 2017, section 5.2): gradients of the inner loss are constants.
 
     Its meta-gradient is the mean gradient of the query losses at the adapted parameters.
@@ -146,7 +148,8 @@ def fomaml(problem: Problem, rate: float) -> Learner:
     return adapt(problem, _gradient_steps(rate), second_order=False)
 
 
-def anil(problem: Problem, rate: float, head: Names) -> Learner:
+@checked
+def anil(problem: Problem, rate: NonNegative, head: Names) -> Learner:
     """Almost no inner loop (Raghu et al. 2020, section 4): `maml` that adapts the head alone.
 
     Args:
@@ -165,7 +168,8 @@ def anil(problem: Problem, rate: float, head: Names) -> Learner:
     return adapt(problem, _gradient_steps(rate), adapts=_choose(head, True))
 
 
-def boil(problem: Problem, rate: float, head: Names) -> Learner:
+@checked
+def boil(problem: Problem, rate: NonNegative, head: Names) -> Learner:
     """Body only update in the inner loop (Oh et al. 2021, section 3): all but the head adapts.
 
     Arguments and errors are those of `anil`.
@@ -177,7 +181,8 @@ def boil(problem: Problem, rate: float, head: Names) -> Learner:
     return adapt(problem, _gradient_steps(rate), adapts=_choose(head, False))
 
 
-def meta_sgd(problem: Problem, rate: float) -> Learner:
+@checked
+def meta_sgd(problem: Problem, rate: PositiveFloat) -> Learner:
     """Meta-SGD (Li et al. 2017, algorithm 1): `maml` with a learned rate for each parameter.
 
     The meta-parameters are ``{"params": ..., "rates": ...}``, two trees alike; rates are free to
@@ -193,7 +198,6 @@ def meta_sgd(problem: Problem, rate: float) -> Learner:
     >>> meta_params["rates"][0]["w"].shape
     (64, 10)
     """
-    _checks.positive_float(rate=rate)
 
     def meta(key):
         params = initial_params(problem, key)
@@ -216,6 +220,7 @@ def meta_sgd(problem: Problem, rate: float) -> Learner:
     return adapt(problem, make_tx, start=start, meta=meta)
 
 
+@checked
 def finetune(problem: Problem, tx: optax.GradientTransformation) -> Learner:
     """Plain fine-tuning by any optax transformation, the baseline of the family.
 
@@ -225,7 +230,6 @@ def finetune(problem: Problem, tx: optax.GradientTransformation) -> Learner:
     >>> import metajax as mx, optax
     >>> learner = mx.finetune(mx.problems.mlp((64, 10)), optax.adam(1e-2))
     """
-    _checks.transformation(tx=tx)
     extended = optax.with_extra_args_support(tx)
 
     def update(updates, state, params=None, **extra):
@@ -243,6 +247,7 @@ def _stopped(extra: dict) -> dict:
     return functions | lax.stop_gradient(arrays)
 
 
+@checked
 def reptile(problem: Problem, tx: optax.GradientTransformation) -> Learner:
     """Reptile (Nichol et al. 2018, algorithm 2): move the start towards where training ends.
 
@@ -285,8 +290,8 @@ def reptile(problem: Problem, tx: optax.GradientTransformation) -> Learner:
     return base._replace(step=step, test=test)
 
 
-def _gradient_steps(rate: float) -> MakeTx:
-    _checks.at_least_zero(rate=rate)
+@checked
+def _gradient_steps(rate: NonNegative) -> MakeTx:
     tx = optax.sgd(rate)
     return lambda meta_params: tx
 
@@ -304,7 +309,6 @@ def entries(meta_params: MetaParams, learner: str) -> MetaParams:
 
 def _choose(head: Names, adapt_head: bool) -> Callable[[Params], PyTree]:
     """Chooses the parameters of the head or those of the body, and minds that there are both."""
-    _checks.function(head=head)
 
     def adapts(params):
         paths, structure = jax.tree_util.tree_flatten_with_path(params)

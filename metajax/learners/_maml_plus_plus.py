@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from metajax import _checks
+from metajax._arguments import PositiveFloat, PositiveInt, UnitInterval, checked
 from metajax.learners._maml import adapt, entries, initial_params, scale
 from metajax.tasks._with_query import pair
 from metajax.types import Array, Learner, Problem, State
@@ -21,6 +21,7 @@ class MultiStepState(NamedTuple):
     learner: State
 
 
+@checked
 def multi_step(learner: Learner, weights: Sequence[float]) -> Learner:
     """A learner judged after each of its steps, by a weighted sum of query losses (section 4).
 
@@ -42,7 +43,6 @@ def multi_step(learner: Learner, weights: Sequence[float]) -> Learner:
     >>> curves.metrics["test_accuracy"].shape  # on the query batch, after each step
     (2, 3)
     """
-    _checks.instance(Learner, learner=learner)
     by_step = _vector(weights)
     last = by_step.size - 1
 
@@ -83,7 +83,8 @@ def _vector(weights: Sequence[float]) -> np.ndarray:
     return array
 
 
-def step_weights(steps: int, progress: float) -> list[float]:
+@checked
+def step_weights(steps: PositiveInt, progress: UnitInterval) -> list[float]:
     """Weights for `multi_step` that go from all steps alike to the last alone, and add up to 1.
 
     Args:
@@ -94,15 +95,17 @@ def step_weights(steps: int, progress: float) -> list[float]:
     >>> mx.step_weights(4, 0.0), mx.step_weights(4, 0.5)
     ([0.25, 0.25, 0.25, 0.25], [0.125, 0.125, 0.125, 0.625])
     """
-    _checks.positive_int(steps=steps)
-    _checks.unit_interval(progress=progress)
     early = (1 - progress) / steps
     last = 1 - (steps - 1) * early
     return [early] * (steps - 1) + [last]
 
 
+@checked
 def maml_plus_plus(
-    problem: Problem, weights: Sequence[float], rate: float, second_order: bool = True
+    problem: Problem,
+    weights: Sequence[float],
+    rate: PositiveFloat,
+    second_order: bool = True,
 ) -> Learner:
     """`maml` with learned rates a layer and step, judged after each of them.
 
@@ -133,7 +136,6 @@ def maml_plus_plus(
     >>> int(state.step)
     2
     """
-    _checks.positive_float(rate=rate)
     steps = len(_vector(weights))
 
     def meta(key):

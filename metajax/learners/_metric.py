@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from metajax import _checks
+from metajax._arguments import PositiveFloat, PositiveInt, checked
 from metajax._losses import blank_masked, cross_entropy_and_accuracy
 from metajax.types import Array, Batch, Key, Learner, Params
 
@@ -21,8 +22,9 @@ class Prototypes(NamedTuple):
     count: Array
 
 
+@checked
 def protonet(
-    net: tuple[Callable[[Key], Params], Embed], ways: int, size: int
+    net: tuple[Callable[[Key], Params], Embed], ways: PositiveInt, size: PositiveInt
 ) -> Learner:
     """Prototypical networks (Snell et al. 2017): the class whose mean embedding is nearest.
 
@@ -46,7 +48,6 @@ def protonet(
     (2,)
     """
     init_params, embed = _embedding(net, size)
-    _checks.positive_int(ways=ways)
 
     def init(key, meta_params, task):
         dtype = jnp.result_type(float)
@@ -77,13 +78,14 @@ class Head(NamedTuple):
     weights: Array
 
 
+@checked
 def ridge(
     net: tuple[Callable[[Key], Params], Embed],
-    ways: int,
-    size: int,
+    ways: PositiveInt,
+    size: PositiveInt,
     *,
-    lam: float = 1.0,
-    scale: float = 1.0,
+    lam: PositiveFloat = 1.0,
+    scale: PositiveFloat = 1.0,
 ) -> Learner:
     """R2-D2 (Bertinetto et al. 2019): ridge regression from embeddings to one-hot labels.
 
@@ -111,8 +113,6 @@ def ridge(
     True
     """
     init_params, embed = _embedding(net, size)
-    _checks.positive_int(ways=ways)
-    _checks.positive_float(lam=lam, scale=scale)
 
     def meta(key):
         params = init_params(key)
@@ -179,13 +179,15 @@ def _classifier(
     return Learner(init, step, test, predict, meta)
 
 
-def _embedding(net: tuple[Callable, Callable], size: int) -> tuple[Callable, Embed]:
+@checked
+def _embedding(
+    net: tuple[Callable, Callable], size: PositiveInt
+) -> tuple[Callable, Embed]:
     if not isinstance(net, tuple) or len(net) != 2 or not all(map(callable, net)):
         got = _checks.describe(net)
         raise TypeError(
             f"net must be a pair (init, apply), e.g. metajax.nets.conv4(64), got {got}"
         )
-    _checks.positive_int(size=size)
     init, apply = net
 
     def embed(params, images):

@@ -6,7 +6,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from metajax import _checks
+from metajax._arguments import PositiveInt, checked
 from metajax.learners._in_context import in_context
 from metajax.learners._layers import (
     affine,
@@ -62,8 +62,12 @@ def recurrent(
     return in_context(meta, first, predict, learn, (num_inputs, num_classes))
 
 
+@checked
 def meta_rnn(
-    num_inputs: int, num_classes: int, hidden: int = 128, ticks: int = 2
+    num_inputs: PositiveInt,
+    num_classes: PositiveInt,
+    hidden: PositiveInt = 128,
+    ticks: PositiveInt = 2,
 ) -> Learner:
     """An LSTM that learns to learn (Hochreiter, Younger & Conwell 2001; Wang et al. 2016).
 
@@ -85,9 +89,6 @@ def meta_rnn(
     >>> mx.evaluate(loop, jax.random.key(0), meta_params, num_tasks=4).loss.shape
     (4, 20)
     """
-    _checks.positive_int(
-        num_inputs=num_inputs, num_classes=num_classes, hidden=hidden, ticks=ticks
-    )
 
     def meta(key):
         k_lstm, k_out = jax.random.split(key)

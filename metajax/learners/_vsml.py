@@ -17,7 +17,8 @@ import jax.numpy as jnp
 import optax
 from jax import lax
 
-from metajax import _checks, cells
+from metajax import cells
+from metajax._arguments import PositiveInt, checked
 from metajax._losses import blank_masked, cross_entropy_and_accuracy
 from metajax.cells import Cell, Layer
 from metajax.types import Array, Batch, Learner, MetaParams, PyTree
@@ -38,11 +39,12 @@ class VSMLState(NamedTuple):
     feedback: Array
 
 
+@checked
 def vsml(
     layers: Sequence[int | Layer],
     cell: Cell | None = None,
     *,
-    batch_size: int = 1,
+    batch_size: PositiveInt = 1,
     backward_pass: bool = False,
 ) -> Learner:
     """A network whose forward dynamics are its learning algorithm; it takes no gradient.
@@ -84,8 +86,6 @@ def vsml(
     (2, 20)
     """
     cell = cells.lstm() if cell is None else cell
-    _checks.instance(Cell, cell=cell)
-    _checks.positive_int(batch_size=batch_size)
     net = _Network(_chain(layers), cell, backward_pass)
     if net.classes < 2:
         raise ValueError("layers must end in at least 2 classes")

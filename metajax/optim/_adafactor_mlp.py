@@ -10,6 +10,7 @@ import optax
 from jax import lax
 
 from metajax import _checks
+from metajax._arguments import PositiveFloat, checked
 from metajax.optim import _features, _flat, _networks
 from metajax.optim._factored import (
     Factored,
@@ -37,14 +38,15 @@ class AdafactorState(NamedTuple):
     factored: tuple[Factored, ...]
 
 
+@checked
 def adafactor_mlp(
     *,
     hidden: tuple[int, ...] = (4, 4),
     momentum_decays: tuple[float, ...] = (0.9, 0.99, 0.999),
     rms_decays: tuple[float, ...] = (0.999,),
     factored_decays: tuple[float, ...] = (0.9, 0.99, 0.999),
-    scale: float = 1e-3,
-    exp_scale: float = 1e-3,
+    scale: PositiveFloat = 1e-3,
+    exp_scale: PositiveFloat = 1e-3,
     state_dtype: jax.typing.DTypeLike | None = None,
 ) -> LearnedOptimizer:
     """The ``small_fc_lopt`` of Metz et al. 2022: `mlp` with learned decays and Adafactor's moments.
@@ -86,7 +88,6 @@ def adafactor_mlp(
         "factored": factored_decays,
     }
     _check_decays(**initial_decays)
-    _checks.positive_float(scale=scale, exp_scale=exp_scale)
     _flat.check_state_dtype(state_dtype)
 
     num_decays = len(factored_decays)

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import optax
 from jax import lax
 
-from metajax import _checks
+from metajax._arguments import Decay, check
 from metajax.optim import _flat, _networks
 from metajax.types import Array, PyTree
 
@@ -89,4 +89,4 @@ def check_decays(**values: tuple[float, ...]) -> None:
                 f"{name} must be a tuple of decays, e.g. (0.9, 0.99), got {decays!r}"
             )
         for decay in decays:
-            _checks.below_one(**{name: decay})
+            check(Decay, **{name: decay})

@@ -5,7 +5,7 @@ from typing import NamedTuple
 import jax
 import optax
 
-from metajax import _checks
+from metajax._arguments import checked
 from metajax.types import LearnedOptimizer, PyTree
 
 
@@ -15,6 +15,7 @@ class LeafwiseState(NamedTuple):
     leaves: tuple[PyTree, ...]
 
 
+@checked
 def leafwise(opt: LearnedOptimizer) -> LearnedOptimizer:
     """Runs ``opt`` on each leaf of the parameters by itself, with the same meta-parameters.
 
@@ -31,7 +32,6 @@ def leafwise(opt: LearnedOptimizer) -> LearnedOptimizer:
     >>> [leaf.memory.shape for leaf in state.leaves]
     [(2, 2), (6, 6)]
     """
-    _checks.instance(LearnedOptimizer, opt=opt)
 
     def tx(meta_params) -> optax.GradientTransformationExtraArgs:
         leaf_tx = optax.with_extra_args_support(opt.tx(meta_params))

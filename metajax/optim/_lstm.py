@@ -4,6 +4,7 @@ import jax
 import optax
 
 from metajax import _checks
+from metajax._arguments import NonNegativeInt, PositiveFloat, checked
 from metajax.optim import _flat, _networks
 from metajax.optim._learned import learned_optimizer
 from metajax.optim._networks import LSTMState
@@ -17,12 +18,13 @@ PRESETS = {
 }
 
 
+@checked
 def lstm(
     *,
     p: float | None = 10.0,
-    scale: float = 0.1,
+    scale: PositiveFloat = 0.1,
     hidden: tuple[int, ...] = (20, 20),
-    averaged: int = 0,
+    averaged: NonNegativeInt = 0,
     state_dtype: jax.typing.DTypeLike | None = None,
 ) -> LearnedOptimizer:
     """An LSTM shared by all coordinates, with a state for each (section 2.1).
@@ -61,7 +63,6 @@ def lstm(
     >>> params = optax.apply_updates(params, updates)
     """
     check_p(p)
-    _checks.positive_float(scale=scale)
     hidden = _checks.positive_ints("hidden", hidden, like=(20,))
     _networks.check_averaged(averaged, hidden)
     _flat.check_state_dtype(state_dtype)

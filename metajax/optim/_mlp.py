@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import optax
 
 from metajax import _checks
+from metajax._arguments import PositiveFloat, checked
 from metajax.optim import _features, _flat, _networks
 from metajax.optim._learned import learned_optimizer
 from metajax.types import Array, LearnedOptimizer
@@ -26,13 +27,14 @@ class MLPState(NamedTuple):
     v: Array
 
 
+@checked
 def mlp(
     *,
     hidden: tuple[int, ...] = (32, 32),
     momentum_decays: tuple[float, ...] = (0.1, 0.5, 0.9, 0.99, 0.999, 0.9999),
     rms_decays: tuple[float, ...] = (0.999,),
-    scale: float = 1e-3,
-    exp_scale: float = 1e-3,
+    scale: PositiveFloat = 1e-3,
+    exp_scale: PositiveFloat = 1e-3,
     state_dtype: jax.typing.DTypeLike | None = None,
 ) -> LearnedOptimizer:
     """A network without memory of its own, shared by all coordinates (Metz et al. 2019, "MLPLOpt").
@@ -68,7 +70,6 @@ def mlp(
     """
     hidden = _checks.positive_ints("hidden", hidden, like=(32,))
     _features.check_decays(momentum_decays=momentum_decays, rms_decays=rms_decays)
-    _checks.positive_float(scale=scale, exp_scale=exp_scale)
     _flat.check_state_dtype(state_dtype)
 
     num_momenta = len(momentum_decays)

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import optax
 
 from metajax import _checks
+from metajax._arguments import Decay, PositiveFloat, check, checked
 from metajax.optim import _flat
 from metajax.optim._learned import learned_optimizer
 from metajax.optim._schedules import check_knots, interpolate
@@ -25,14 +26,15 @@ class NadamState(NamedTuple):
     v: PyTree
 
 
+@checked
 def nadam(
     *,
-    rate: float = 1e-3,
+    rate: PositiveFloat = 1e-3,
     knots: tuple[int, ...] = (1, 10, 100, 1000, 10_000),
-    b1: float = 0.9,
-    b2: float = 0.99,
+    b1: PositiveFloat = 0.9,
+    b2: PositiveFloat = 0.99,
     power: float = 0.45,
-    eps: float = 1e-12,
+    eps: PositiveFloat = 1e-12,
 ) -> LearnedOptimizer:
     """Nadam, all of whose hyperparameters are learned: a dozen numbers.
 
@@ -69,8 +71,7 @@ def nadam(
     >>> updates["w"].shape
     (100, 2)
     """
-    _checks.positive_float(rate=rate, b1=b1, b2=b2, eps=eps)
-    _checks.below_one(b1=b1, b2=b2)
+    check(Decay, b1=b1, b2=b2)
     if not 0 < power < 0.5:
         raise ValueError(f"power must be above 0 and below 1/2, got {power}")
     knots = check_knots(knots)

@@ -13,7 +13,6 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from metajax import _checks
 from metajax._random import draw_flat
 from metajax._trees import copy_per_episode
 from metajax.optim import _flat
@@ -171,8 +170,6 @@ def _average_first_units(h: Array, count: int) -> Array:
 
 def check_averaged(averaged: int, hidden: tuple[int, ...]) -> None:
     """``averaged`` must be 0, or at most the units of the smallest layer."""
-    if averaged != 0:
-        _checks.positive_int(averaged=averaged)
     if averaged > min(hidden):
         raise ValueError(
             f"averaged must be at most the units of the smallest layer, got {averaged} for {hidden}"

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import optax
 
 from metajax import _checks
+from metajax._arguments import NonNegativeInt, PositiveFloat, PositiveInt, checked
 from metajax.optim import _flat, _networks
 from metajax.optim._learned import learned_optimizer
 from metajax.optim._networks import LSTMState
@@ -40,15 +41,16 @@ class NTMState(NamedTuple):
     memory: Array | Memory
 
 
+@checked
 def ntm_bfgs(
     *,
-    memory: int | None = None,
-    reads: int = 1,
-    writes: int = 3,
+    memory: PositiveInt | None = None,
+    reads: PositiveInt = 1,
+    writes: PositiveInt = 3,
     p: float | None = 10.0,
-    scale: float = 0.1,
+    scale: PositiveFloat = 0.1,
     hidden: tuple[int, ...] = (20, 20),
-    averaged: int = 1,
+    averaged: NonNegativeInt = 1,
     state_dtype: jax.typing.DTypeLike | None = None,
 ) -> LearnedOptimizer:
     """LSTM+GAC controllers, one a coordinate, with a memory ``M [P, P]`` (section 2.1, appendix).
@@ -91,11 +93,7 @@ def ntm_bfgs(
     >>> state.memory.shape
     (8, 8)
     """
-    if memory is not None:
-        _checks.positive_int(memory=memory)
-    _checks.positive_int(reads=reads, writes=writes)
     check_p(p)
-    _checks.positive_float(scale=scale)
     hidden = _checks.positive_ints("hidden", hidden, like=(20,))
     _networks.check_averaged(averaged, hidden)
     _flat.check_state_dtype(state_dtype)

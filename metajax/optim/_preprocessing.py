@@ -2,11 +2,12 @@
 
 import jax.numpy as jnp
 
-from metajax import _checks
+from metajax._arguments import PositiveFloat, check, checked
 from metajax.types import Array
 
 
-def log_and_sign(grad: Array, p: float) -> Array:
+@checked
+def log_and_sign(grad: Array, p: PositiveFloat) -> Array:
     """The gradient on a log scale and its sign, as in appendix A of Andrychowicz et al. 2016.
 
     ``(log|g| / p, sign g)`` where ``|g| >= exp(-p)``, else ``(-1, exp(p) g)``.
@@ -48,6 +49,6 @@ def check_p(p: float | None) -> None:
     """``p`` must be None, or have an exponential within float32."""
     if p is None:
         return
-    _checks.positive_float(p=p)
+    check(PositiveFloat, p=p)
     if p > 80:
         raise ValueError(f"p must be at most 80, got {p}: exp(p) has to be a float32")

@@ -6,15 +6,16 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from metajax import _checks
+from metajax._arguments import PositiveFloat, checked
 from metajax.optim._learned import learned_optimizer
 from metajax.types import Array, LearnedOptimizer, PyTree
 
 
+@checked
 def rates(
     base: optax.GradientTransformation,
     like: PyTree,
-    rate: float = 1e-3,
+    rate: PositiveFloat = 1e-3,
 ) -> LearnedOptimizer:
     """The updates of ``base`` times a learning rate for each parameter, or for each leaf.
 
@@ -37,8 +38,6 @@ def rates(
     >>> tx = opt.tx(log_rates)
     >>> updates, state = tx.update(params, tx.init(params))
     """
-    _checks.transformation(base=base)
-    _checks.positive_float(rate=rate)
     log_rate = math.log(rate)
 
     def init(key):

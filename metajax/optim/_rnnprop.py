@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import optax
 
 from metajax import _checks
+from metajax._arguments import Decay, PositiveFloat, checked
 from metajax.optim import _flat, _networks
 from metajax.optim._learned import learned_optimizer
 from metajax.optim._networks import LSTMState
@@ -22,13 +23,14 @@ class RNNPropState(NamedTuple):
     lstm: LSTMState
 
 
+@checked
 def rnnprop(
     *,
-    scale: float = 0.1,
+    scale: PositiveFloat = 0.1,
     hidden: tuple[int, ...] = (20, 20),
-    b1: float = 0.95,
-    b2: float = 0.95,
-    eps: float = 1e-8,
+    b1: Decay = 0.95,
+    b2: Decay = 0.95,
+    eps: PositiveFloat = 1e-8,
     state_dtype: jax.typing.DTypeLike | None = None,
 ) -> LearnedOptimizer:
     """An LSTM shared by all coordinates that sees gradients normalised and takes bounded steps.
@@ -61,8 +63,6 @@ def rnnprop(
     >>> bool(jnp.abs(updates["w"]).max() <= 0.1)
     True
     """
-    _checks.positive_float(scale=scale, eps=eps)
-    _checks.below_one(b1=b1, b2=b2)
     hidden = _checks.positive_ints("hidden", hidden, like=(20,))
     _flat.check_state_dtype(state_dtype)
 

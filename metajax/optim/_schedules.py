@@ -6,15 +6,17 @@ import jax.numpy as jnp
 import optax
 
 from metajax import _checks
+from metajax._arguments import PositiveFloat, checked
 from metajax.optim import _networks
 from metajax.optim._learned import learned_optimizer
 from metajax.types import Array, LearnedOptimizer
 
 
+@checked
 def piecewise_schedule(
     base: optax.GradientTransformation,
     knots: tuple[int, ...] = (1, 10, 100, 1000, 10_000),
-    rate: float = 1e-3,
+    rate: PositiveFloat = 1e-3,
 ) -> LearnedOptimizer:
     """The updates of ``base`` times a learning rate that is learned at some steps.
 
@@ -34,8 +36,6 @@ def piecewise_schedule(
     >>> updates.round(3).tolist()
     [-0.5, -0.5]
     """
-    _checks.transformation(base=base)
-    _checks.positive_float(rate=rate)
     knots = check_knots(knots)
     log_rate = math.log(rate)
 
@@ -53,10 +53,11 @@ def piecewise_schedule(
     return learned_optimizer(init, tx)
 
 
+@checked
 def mlp_schedule(
     base: optax.GradientTransformation,
     hidden: tuple[int, ...] = (8,),
-    rate: float = 1e-3,
+    rate: PositiveFloat = 1e-3,
 ) -> LearnedOptimizer:
     """The updates of ``base`` times a learning rate that a small network makes from the step.
 
@@ -75,8 +76,6 @@ def mlp_schedule(
     >>> updates.round(3).tolist()
     [-0.5, -0.5]
     """
-    _checks.transformation(base=base)
-    _checks.positive_float(rate=rate)
     hidden = _checks.positive_ints("hidden", hidden, like=(8,))
     log_rate = math.log(rate)
 

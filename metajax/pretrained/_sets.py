@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import jax
 
 from metajax import cells, nets, optim, problems
+from metajax._arguments import checked
 from metajax.cells import Layer
 from metajax.io import load as load_tree
 from metajax.learners import maml, vsml
@@ -79,6 +80,7 @@ def list() -> tuple[str, ...]:
     return tuple(sorted(_SETS))
 
 
+@checked
 def load(name: str) -> Any:
     """What a set is for, ready to use.
 
@@ -113,6 +115,7 @@ def load(name: str) -> Any:
     return _set(name).ready(params(name))
 
 
+@checked
 def params(name: str) -> PyTree:
     """The meta-parameters alone, e.g. to meta-train on from there.
 
@@ -128,6 +131,7 @@ def params(name: str) -> PyTree:
     return load_tree(_file(name, "npz"), like)
 
 
+@checked
 def card(name: str) -> str:
     """What a set was trained on and how, its figures and its limits, in Markdown.
 

@@ -8,6 +8,7 @@ import optax
 from jax import lax
 
 from metajax import _checks, nets
+from metajax._arguments import NonNegative, PositiveInt, checked
 from metajax._losses import blank_masked, masked_mean
 from metajax._random import draw_flat
 from metajax.problems._supervised import classifier, cross_entropy, stateless
@@ -41,6 +42,7 @@ def quadratic() -> Problem:
     return stateless(init, loss, predict)
 
 
+@checked
 def mlp(sizes: Sequence[int], activation: Callable = jax.nn.sigmoid) -> Problem:
     """A multilayer perceptron as a `classifier` (Andrychowicz et al. 2016, section 3.2).
 
@@ -59,7 +61,10 @@ def mlp(sizes: Sequence[int], activation: Callable = jax.nn.sigmoid) -> Problem:
     return classifier(init, apply)
 
 
-def logistic(inputs: int, classes: int, penalty: float = 0.0) -> Problem:
+@checked
+def logistic(
+    inputs: PositiveInt, classes: PositiveInt, penalty: NonNegative = 0.0
+) -> Problem:
     """Logistic regression: a convex `classifier`, linear, that starts from zero.
 
     The loss is the mean cross-entropy plus ``penalty / 2`` times the sum of squares of the weights
@@ -78,8 +83,6 @@ def logistic(inputs: int, classes: int, penalty: float = 0.0) -> Problem:
     >>> round(float(loss), 4)
     2.3026
     """
-    _checks.positive_int(inputs=inputs, classes=classes)
-    _checks.at_least_zero(penalty=penalty)
     random_init, apply = perceptron((inputs, classes), jax.nn.relu)
 
     def init(key, task):
@@ -96,6 +99,7 @@ def logistic(inputs: int, classes: int, penalty: float = 0.0) -> Problem:
     return stateless(init, loss, apply)
 
 
+@checked
 def autoencoder(sizes: Sequence[int], activation: Callable = jax.nn.sigmoid) -> Problem:
     """An autoencoder of images with values in [0, 1], with a perceptron each way.
 
@@ -132,12 +136,13 @@ def autoencoder(sizes: Sequence[int], activation: Callable = jax.nn.sigmoid) -> 
     return stateless(init, loss, predict)
 
 
+@checked
 def convnet(
-    classes: int = 10,
+    classes: PositiveInt = 10,
     shape: Sequence[int] = (32, 32, 3),
     filters: Sequence[int] = (16, 16, 16),
-    hidden: int = 32,
-    kernel: int = 5,
+    hidden: PositiveInt = 32,
+    kernel: PositiveInt = 5,
 ) -> Problem:
     """The optimizee for CIFAR-10 of Andrychowicz et al. 2016 (section 3.3): a `classifier`.
 
@@ -164,7 +169,6 @@ def convnet(
     filters = _checks.positive_ints(
         "filters", filters, like=(16, 16, 16), any_length=True
     )
-    _checks.positive_int(classes=classes, hidden=hidden, kernel=kernel)
     poolings = len(filters)
     features = (height >> poolings) * (width >> poolings) * filters[-1]
     if not features:
@@ -202,7 +206,8 @@ def convnet(
     return classifier(init, apply)
 
 
-def character_gru(symbols: int, hidden: int = 64) -> Problem:
+@checked
+def character_gru(symbols: PositiveInt, hidden: PositiveInt = 64) -> Problem:
     """A recurrent language model of ``{"text": [B, L + 1]}``, the tasks of `metajax.tasks.text`.
 
     One gated recurrent unit (Cho et al. 2014) reads a symbol at a time and predicts the next; the
@@ -221,7 +226,6 @@ def character_gru(symbols: int, hidden: int = 64) -> Problem:
     >>> batch = mx.tasks.text(5, length=20).train(jax.random.key(1), text, ())
     >>> loss, metrics = problem.test(jax.random.key(2), params, model_state, batch)
     """
-    _checks.positive_int(symbols=symbols, hidden=hidden)
 
     def init(key, task):
         del task
@@ -269,10 +273,10 @@ def _gru_step(params: Params, h: Array, x: Array) -> tuple[Array, Array]:
     return h, h
 
 
+@checked
 def perceptron(sizes: Sequence[int], activation: Callable) -> tuple[Callable, Callable]:
     """``(init, apply)`` of a perceptron on flattened images."""
     sizes = _checks.positive_ints("sizes", sizes, like=(64, 20, 10), any_length=True)
-    _checks.function(activation=activation)
     if len(sizes) < 2:
         raise ValueError(
             f"sizes must name at least the input and the output, e.g. (64, 20, 10), got {sizes}"

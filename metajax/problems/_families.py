@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from metajax import _checks
+from metajax._arguments import PositiveFloat, PositiveInt, check, checked
 from metajax._losses import blank_masked
 from metajax.problems._basic import perceptron
 from metajax.problems._supervised import cross_entropy, stateless
@@ -15,8 +16,9 @@ from metajax.tasks._paired import paired
 from metajax.types import Array, Problem, PyTree, Tasks
 
 
+@checked
 def random_scaling(
-    problem: Problem, tasks: Tasks, spread: float = 3.0
+    problem: Problem, tasks: Tasks, spread: PositiveFloat = 3.0
 ) -> tuple[Problem, Tasks]:
     """The same problem in other units: ``f(c * x)`` from ``x0 / c`` (Lv et al. 2017, 1703.03633).
 
@@ -36,9 +38,6 @@ def random_scaling(
     >>> mx.evaluate(loop, jax.random.key(0), 0.1, num_tasks=4).loss.shape
     (4, 10)
     """
-    _checks.instance(Problem, problem=problem)
-    _checks.instance(Tasks, tasks=tasks)
-    _checks.positive_float(spread=spread)
 
     def draw(keys, data, task):
         k_init, k_scale = keys
@@ -90,13 +89,14 @@ def _check_activations(activations: Sequence[Callable]) -> None:
     if not activations:
         raise ValueError("activations is empty: give at least one, e.g. (jax.nn.relu,)")
     for i, activation in enumerate(activations):
-        _checks.function(**{f"activations[{i}]": activation})
+        check(Callable, **{f"activations[{i}]": activation})
 
 
+@checked
 def random_mlp(
     tasks: Tasks,
-    inputs: int,
-    classes: int,
+    inputs: PositiveInt,
+    classes: PositiveInt,
     *,
     widths: tuple[int, int] = (8, 32),
     depths: tuple[int, int] = (1, 2),
@@ -124,8 +124,6 @@ def random_mlp(
     >>> mx.evaluate(loop, jax.random.key(0), 0.01, mx.data.load("digits"), num_tasks=4).loss.shape
     (4, 5)
     """
-    _checks.instance(Tasks, tasks=tasks)
-    _checks.positive_int(inputs=inputs, classes=classes)
     narrowest, widest = _checks.increasing_pair("widths", widths, like=(8, 32))
     shallowest, deepest = _checks.increasing_pair("depths", depths, like=(1, 2))
     _check_activations(activations)

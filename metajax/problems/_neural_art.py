@@ -15,7 +15,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from metajax import _checks, io, nets
+from metajax import io, nets
+from metajax._arguments import NonNegative, checked
 from metajax.problems._supervised import stateless
 from metajax.types import Array, Key, Problem, Tasks
 
@@ -26,6 +27,7 @@ IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 _BLOCKS = {13: (2, 2, 3, 3, 3), 16: (2, 2, 4, 4, 4)}
 
 
+@checked
 def vgg(
     weights: dict[str, dict[str, Array]],
     normalisation: tuple[Sequence[float], Sequence[float]] = IMAGENET,
@@ -73,6 +75,7 @@ def vgg(
     return features
 
 
+@checked
 def load_vgg(
     path: str | os.PathLike, last: str = "conv5_1"
 ) -> dict[str, dict[str, Array]]:
@@ -142,14 +145,15 @@ def gram(x: Array) -> Array:
     return x.T @ x / len(x)
 
 
+@checked
 def neural_art(
     features: Callable[[Array], dict[str, Array]],
     content: Sequence[str] = ("conv4_2",),
     style: Sequence[str] = ("conv1_1", "conv2_1", "conv3_1", "conv4_1", "conv5_1"),
     *,
-    alpha: float = 1.0,
-    beta: float = 1.0,
-    gamma: float = 0.1,
+    alpha: NonNegative = 1.0,
+    beta: NonNegative = 1.0,
+    gamma: NonNegative = 0.1,
 ) -> tuple[Problem, Tasks]:
     """Content, style and smoothness (Andrychowicz et al. 2016, section 3.4) of one image.
 
@@ -185,8 +189,6 @@ def neural_art(
     >>> sorted(curves.metrics), bool((curves.loss[:, -1] < curves.loss[:, 0]).all())
     (['content', 'smoothness', 'style'], True)
     """
-    _checks.function(features=features)
-    _checks.at_least_zero(alpha=alpha, beta=beta, gamma=gamma)
     content = tuple(content)
     style = tuple(style)
     if not content or not style:

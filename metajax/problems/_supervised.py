@@ -3,6 +3,7 @@
 from collections.abc import Callable
 
 from metajax import _checks
+from metajax._arguments import checked
 from metajax._losses import blank_masked, cross_entropy_and_accuracy, masked_mean
 from metajax.types import (
     Array,
@@ -22,6 +23,7 @@ Apply = Callable[[Key, Params, ModelState, Inputs, bool], tuple[PyTree, ModelSta
 Objective = Callable[[PyTree, Batch], tuple[Array, Metrics]]
 
 
+@checked
 def stateless(
     init: Callable[[Key, Task], Params],
     loss: Callable[[Key, Params, Batch], tuple[Array, Metrics]],
@@ -41,7 +43,6 @@ def stateless(
     >>> params, model_state = bowl.init(jax.random.key(0), ())
     >>> loss, metrics = bowl.test(jax.random.key(1), params, model_state, jnp.zeros(3))
     """
-    _checks.function(init=init, loss=loss, predict=predict)
 
     def init_both(key, task):
         return init(key, task), ()
@@ -63,6 +64,7 @@ def stateless(
     return Problem(init_both, training_loss, test, predict_outputs)
 
 
+@checked
 def supervised(
     init: Callable[[Key], tuple[Params, ModelState]],
     apply: Apply,
@@ -98,7 +100,6 @@ def supervised(
     >>> round(float(new["mean"][0]), 3)
     0.1
     """
-    _checks.function(init=init, apply=apply, objective=objective)
 
     def init_for_task(key, task):
         del task  # networks start alike, whatever they are to learn
@@ -161,6 +162,7 @@ def squared_error(predictions: Array, batch: Batch) -> tuple[Array, Metrics]:
     return masked_mean((predictions - y) ** 2, batch.get("mask")), {}
 
 
+@checked
 def classifier(
     net_init: Callable[[Key], Params], net_apply: Callable[[Params, Array], Array]
 ) -> Problem:
@@ -180,11 +182,11 @@ def classifier(
     >>> problem.predict(jax.random.key(1), params, model_state, jnp.ones((2, 8, 8))).shape
     (2, 10)
     """
-    _checks.function(net_init=net_init, net_apply=net_apply)
     init, apply = _without_state(net_init, net_apply)
     return supervised(init, apply, cross_entropy, inputs="image")
 
 
+@checked
 def regressor(
     net_init: Callable[[Key], Params], net_apply: Callable[[Params, Array], Array]
 ) -> Problem:
@@ -204,7 +206,6 @@ def regressor(
     >>> float(loss)
     4.0
     """
-    _checks.function(net_init=net_init, net_apply=net_apply)
     init, apply = _without_state(net_init, net_apply)
     return supervised(init, apply, squared_error, inputs="x")
 

@@ -12,17 +12,18 @@ import numpy as np
 from jax import lax
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
-from metajax import _checks
+from metajax._arguments import PositiveInt, check, checked
 from metajax.sharding import _hosts as hosts
 from metajax.types import Array, Inner, InnerState, PyTree, TrainState, vmap
 
 
+@checked
 def initialize(
     coordinator_address: str | None = None,
     num_processes: int | None = None,
     process_id: int | None = None,
     *,
-    timeout: int = 60,
+    timeout: PositiveInt = 60,
     **options: Any,
 ) -> None:
     """`jax.distributed.initialize`, and when one process dies the others stop instead of waiting.
@@ -51,7 +52,6 @@ def initialize(
     >>> import metajax as mx
     >>> mx.sharding.initialize(num_processes=1)  # a single process: nothing to do
     """
-    _checks.positive_int(timeout=timeout)
     _check_processes(coordinator_address, num_processes, process_id)
     if num_processes == 1:
         return
@@ -76,7 +76,8 @@ def _restore_sigterm() -> None:
         signal.signal(signal.SIGTERM, handler or signal.SIG_DFL)
 
 
-def mesh(num_devices: int | None = None, axis: str = "tasks") -> Mesh:
+@checked
+def mesh(num_devices: PositiveInt | None = None, axis: str = "tasks") -> Mesh:
     """A mesh of one axis over the first ``num_devices`` devices, by default over all of all hosts.
 
     Raises:
@@ -94,6 +95,7 @@ def mesh(num_devices: int | None = None, axis: str = "tasks") -> Mesh:
     return Mesh(grid, (axis,), axis_types=(AxisType.Auto,))
 
 
+@checked
 def split(inner: Inner, mesh: Mesh, axis: str = "tasks") -> Inner:
     """The same inner loop, whose episodes are divided over ``axis`` of ``mesh``.
 
@@ -116,7 +118,6 @@ def split(inner: Inner, mesh: Mesh, axis: str = "tasks") -> Inner:
     >>> state = mx.sharding.place(trainer.init(jax.random.key(0), jax.numpy.float32(0.01)), mesh)
     >>> result = mx.fit(trainer, state, num_steps=2, progress=None)
     """
-    _checks.instance(Inner, inner=inner)
     _check_mesh(mesh, axis)
     if inner.vmap is not vmap:
         raise ValueError(
@@ -173,6 +174,7 @@ def _size_of_mapped_axis(args: tuple, axes: tuple) -> int:
     return len(first)
 
 
+@checked
 def place(tree: PyTree, mesh: Mesh, axis: str = "tasks") -> PyTree:
     """Puts a state or data on the mesh: episodes split over ``axis``, the rest whole everywhere.
 
@@ -296,15 +298,15 @@ def _check_processes(
         )
     if num_processes is None:
         return
-    _checks.positive_int(num_processes=num_processes)
+    check(PositiveInt, num_processes=num_processes)
     if process_id is not None and process_id not in range(num_processes):
         raise ValueError(
             f"process_id must be below num_processes, {num_processes}: {process_id}"
         )
 
 
-def _check_num_devices(num_devices: int, available: int) -> None:
-    _checks.positive_int(num_devices=num_devices)
+@checked
+def _check_num_devices(num_devices: PositiveInt, available: int) -> None:
     if num_devices > available:
         raise ValueError(
             f"num_devices is {num_devices} and there are {available}; take fewer, or simulate them "

@@ -11,11 +11,13 @@ import jax.numpy as jnp
 import numpy as np
 
 from metajax import _checks
+from metajax._arguments import PositiveInt, checked
 from metajax._random import draw_flat
 from metajax.tasks._paired import paired
 from metajax.types import Array, Batch, Key, PyTree, Tasks
 
 
+@checked
 def augment(
     tasks: Tasks,
     sample: Callable[[Key, Batch], PyTree],
@@ -41,8 +43,6 @@ def augment(
     >>> tasks.sample(jax.random.key(0), ()).own.shape
     ()
     """
-    _checks.instance(Tasks, tasks=tasks)
-    _checks.function(sample=sample, apply=apply)
 
     def draw(keys, data, task):
         k_batch, k_own = keys
@@ -70,6 +70,7 @@ def _flat(images: Array) -> Array:
     return images.reshape(len(images), -1)
 
 
+@checked
 def flatten(tasks: Tasks) -> Tasks:
     """Images as vectors ``[B, F]``.
 
@@ -81,7 +82,8 @@ def flatten(tasks: Tasks) -> Tasks:
     return _augment_images(tasks, lambda own, images: _flat(images))
 
 
-def project(tasks: Tasks, size: int) -> Tasks:
+@checked
+def project(tasks: Tasks, size: PositiveInt) -> Tasks:
     """Each task sees its images through a random matrix of its own: ``[B, F] -> [B, size]``.
 
     They are flattened first. The entries are uniform in ``±sqrt(6 / (2 F))`` (Kirsch & Schmidhuber
@@ -93,7 +95,6 @@ def project(tasks: Tasks, size: int) -> Tasks:
     >>> tasks.sample(jax.random.key(0), ()).own.shape
     (16, 32)
     """
-    _checks.positive_int(size=size)
 
     def sample(key, images):
         fan_in = images[0].size
@@ -107,6 +108,7 @@ def project(tasks: Tasks, size: int) -> Tasks:
     return _augment_images(tasks, apply, sample)
 
 
+@checked
 def permute_pixels(tasks: Tasks) -> Tasks:
     """Each task sees its images with the values at permuted places; the shape stays.
 
@@ -125,7 +127,8 @@ def permute_pixels(tasks: Tasks) -> Tasks:
     return _augment_images(tasks, apply, sample)
 
 
-def permute_labels(tasks: Tasks, num_classes: int) -> Tasks:
+@checked
+def permute_labels(tasks: Tasks, num_classes: PositiveInt) -> Tasks:
     """Each task means something else by its labels: ``label -> permutation[label]``.
 
     The permutation is over ``num_classes`` labels. A label outside ``0..num_classes - 1`` becomes
@@ -136,7 +139,6 @@ def permute_labels(tasks: Tasks, num_classes: int) -> Tasks:
     >>> sorted(tasks.sample(jax.random.key(0), ()).own.tolist())
     [0, 1, 2, 3, 4, 5, 6, 7, 8, 9]
     """
-    _checks.positive_int(num_classes=num_classes)
 
     def sample(key, batch):
         return jax.random.permutation(key, num_classes)
@@ -150,6 +152,7 @@ def permute_labels(tasks: Tasks, num_classes: int) -> Tasks:
     return augment(tasks, sample, apply)
 
 
+@checked
 def standardize(tasks: Tasks, mean: Any, std: Any) -> Tasks:
     """``(image - mean) / std`` with constants.
 
@@ -175,6 +178,7 @@ def standardize(tasks: Tasks, mean: Any, std: Any) -> Tasks:
     return _augment_images(tasks, apply)
 
 
+@checked
 def unit_spread(tasks: Tasks) -> Tasks:
     """Each task standardises its images by their own mean and deviation.
 
@@ -199,7 +203,8 @@ def unit_spread(tasks: Tasks) -> Tasks:
     return _augment_images(tasks, apply, sample)
 
 
-def ragged(tasks: Tasks, fewest: int) -> Tasks:
+@checked
+def ragged(tasks: Tasks, fewest: PositiveInt) -> Tasks:
     """Each task has a number of training examples of its own, from ``fewest`` to a whole batch.
 
     Which examples those are is drawn with the task; of the others the ``mask [B]`` of its training
@@ -212,8 +217,6 @@ def ragged(tasks: Tasks, fewest: int) -> Tasks:
     >>> batch["x"].shape, 3 <= int(batch["mask"].sum()) <= 10
     ((10, 1), True)
     """
-    _checks.instance(Tasks, tasks=tasks)
-    _checks.positive_int(fewest=fewest)
 
     def draw(keys, data, task):
         k_batch, k_size, k_order = keys

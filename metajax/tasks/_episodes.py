@@ -6,13 +6,16 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from metajax import _checks
+from metajax._arguments import PositiveInt, checked
 from metajax.data._arrange import sorted_by_class
 from metajax.tasks._minibatches import examples
 from metajax.types import Array, Batch, Data, Key, Tasks
 
 
-def episodes(ways: int, shots: int, queries: int | None = None) -> Tasks:
+@checked
+def episodes(
+    ways: PositiveInt, shots: PositiveInt, queries: PositiveInt | None = None
+) -> Tasks:
     """N-way K-shot classification (Vinyals et al. 2016, section 4).
 
     The data are sorted `metajax.data.by_class`. A task is ``ways`` classes in random order, whose
@@ -44,7 +47,6 @@ def episodes(ways: int, shots: int, queries: int | None = None) -> Tasks:
     (75, 8, 8, 1)
     """
     queries = shots if queries is None else queries
-    _checks.positive_int(ways=ways, shots=shots, queries=queries)
     images_a_class = shots + queries
 
     def sample(key, data):

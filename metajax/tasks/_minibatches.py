@@ -6,12 +6,13 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from metajax import _checks
+from metajax._arguments import PositiveInt, checked
 from metajax.data._arrange import labelled_images
 from metajax.types import Array, Batch, Data, Key, Task, Tasks
 
 
-def minibatches(batch_size: int, test_size: int = 256) -> Tasks:
+@checked
+def minibatches(batch_size: PositiveInt, test_size: PositiveInt = 256) -> Tasks:
     """Minibatches, drawn with replacement, of ``data = {"image": [M, ...], "label": [M]}``.
 
     Every task is the whole data set; tasks differ by what the learner draws (its initialisation)
@@ -39,14 +40,14 @@ def minibatches(batch_size: int, test_size: int = 256) -> Tasks:
     return stream(lambda key, data: (), draw, batch_size, test_size)
 
 
+@checked
 def stream(
     sample: Callable[[Key, Data], Task],
     draw: Callable[[Key, Data, Task, int], Batch],
-    batch_size: int,
-    test_size: int,
+    batch_size: PositiveInt,
+    test_size: PositiveInt,
 ) -> Tasks:
     """Tasks that draw each batch anew: ``draw(key, data, task, size)``."""
-    _checks.positive_int(batch_size=batch_size, test_size=test_size)
 
     def train(key, data, task):
         return draw(key, data, task, batch_size)

@@ -3,11 +3,12 @@
 import jax
 import jax.numpy as jnp
 
-from metajax import _checks
+from metajax._arguments import PositiveFloat, PositiveInt, checked
 from metajax.types import Array, Key, Tasks
 
 
-def signals(num_cells: int, spread: float = 1.0) -> Tasks:
+@checked
+def signals(num_cells: PositiveInt, spread: PositiveFloat = 1.0) -> Tasks:
     """What single cells meet in a network that learns by backpropagation.
 
     Tasks for `metajax.clone_backprop`. Each cell has scales of its own: weights and biases ``N(0,
@@ -19,8 +20,6 @@ def signals(num_cells: int, spread: float = 1.0) -> Tasks:
     >>> mx.tasks.signals(5).sample(jax.random.key(0), ())["w"].shape
     (5,)
     """
-    _checks.positive_int(num_cells=num_cells)
-    _checks.positive_float(spread=spread)
     shape = (num_cells,)
 
     def sample(key, data):

@@ -9,14 +9,16 @@ import jax
 import jax.numpy as jnp
 
 from metajax import _checks
+from metajax._arguments import PositiveFloat, PositiveInt, checked
 from metajax._random import draw_flat
 from metajax.data._arrange import sorted_by_class
 from metajax.tasks._minibatches import examples, stream
 from metajax.types import Tasks
 
 
+@checked
 def classification(
-    num_classes: int, batch_size: int = 1, test_size: int = 256
+    num_classes: PositiveInt, batch_size: PositiveInt = 1, test_size: PositiveInt = 256
 ) -> Tasks:
     """Random classes of ``data = mx.data.by_class(...)`` in random order.
 
@@ -68,12 +70,13 @@ def classification(
     return stream(sample, draw, batch_size, test_size)
 
 
+@checked
 def prototypes(
-    num_classes: int,
+    num_classes: PositiveInt,
     shape: Sequence[int],
-    noise: float = 0.5,
-    batch_size: int = 1,
-    test_size: int = 256,
+    noise: PositiveFloat = 0.5,
+    batch_size: PositiveInt = 1,
+    test_size: PositiveInt = 256,
 ) -> Tasks:
     """Gaussian clusters: each class is a standard normal image, its examples that image plus noise.
 
@@ -95,7 +98,6 @@ def prototypes(
     """
     _check_classes(num_classes)
     shape = _checks.positive_ints("shape", shape, like=(28, 28, 1), any_length=True)
-    _checks.positive_float(noise=noise)
 
     def sample(key, data):
         return {"prototype": draw_flat(key, (num_classes, *shape))}
@@ -109,12 +111,13 @@ def prototypes(
     return stream(sample, draw, batch_size, test_size)
 
 
+@checked
 def random_images(
     shape: Sequence[int],
-    num_images: int = 20,
-    num_classes: int = 10,
-    batch_size: int = 1,
-    test_size: int = 256,
+    num_images: PositiveInt = 20,
+    num_classes: PositiveInt = 10,
+    batch_size: PositiveInt = 1,
+    test_size: PositiveInt = 256,
 ) -> Tasks:
     """A few standard normal images with random labels: nothing but memory helps.
 
@@ -135,7 +138,6 @@ def random_images(
     (20, 28, 28, 1)
     """
     shape = _checks.positive_ints("shape", shape, like=(28, 28, 1), any_length=True)
-    _checks.positive_int(num_images=num_images)
     _check_classes(num_classes)
 
     def sample(key, data):
@@ -154,7 +156,10 @@ def random_images(
     return stream(sample, draw, batch_size, test_size)
 
 
-def sum_sign(shape: Sequence[int], batch_size: int = 1, test_size: int = 256) -> Tasks:
+@checked
+def sum_sign(
+    shape: Sequence[int], batch_size: PositiveInt = 1, test_size: PositiveInt = 256
+) -> Tasks:
     """Is the sum of the values positive? Two classes (Kirsch & Schmidhuber 2021, 4.4).
 
     Each image has a mean of its own, uniform in [-1, 1], around which its values are standard
@@ -186,8 +191,8 @@ def sum_sign(shape: Sequence[int], batch_size: int = 1, test_size: int = 256) ->
     return stream(lambda key, data: (), draw, batch_size, test_size)
 
 
-def _check_classes(num_classes: int) -> None:
-    _checks.positive_int(num_classes=num_classes)
+@checked
+def _check_classes(num_classes: PositiveInt) -> None:
     if num_classes < 2:
         raise ValueError(
             "num_classes must be at least 2: with one class there is nothing to learn"

@@ -3,12 +3,13 @@
 import jax
 import jax.numpy as jnp
 
-from metajax import _checks
+from metajax._arguments import NonNegative, PositiveFloat, PositiveInt, checked
 from metajax._random import draw_flat
 from metajax.types import Array, Tasks
 
 
-def quadratics(size: int) -> Tasks:
+@checked
+def quadratics(size: PositiveInt) -> Tasks:
     """Random quadratics ``|W x - y|^2`` (Andrychowicz et al. 2016, section 3.1).
 
     ``W [n, n]`` and ``y [n]`` are standard normal. The batch is the task itself: there is no
@@ -18,7 +19,6 @@ def quadratics(size: int) -> Tasks:
     >>> mx.tasks.quadratics(10).sample(jax.random.key(0), ())["W"].shape
     (10, 10)
     """
-    _checks.positive_int(size=size)
 
     def sample(key, data):
         k_w, k_y = jax.random.split(key)
@@ -30,7 +30,8 @@ def quadratics(size: int) -> Tasks:
     return Tasks(sample, same_task, same_task)
 
 
-def sinusoids(shots: int = 10, queries: int = 10) -> Tasks:
+@checked
+def sinusoids(shots: PositiveInt = 10, queries: PositiveInt = 10) -> Tasks:
     """Sinusoid regression (Finn et al. 2017, section 5.1): ``y = a sin(x - p)`` from a few points.
 
     Amplitude ``a`` uniform on [0.1, 5], phase ``p`` on [0, pi], inputs on [-5, 5]. A task's points
@@ -47,7 +48,6 @@ def sinusoids(shots: int = 10, queries: int = 10) -> Tasks:
     >>> tasks.train(jax.random.key(1), (), task)["x"].shape
     (5, 1)
     """
-    _checks.positive_int(shots=shots, queries=queries)
 
     def sample(key, data):
         k_amplitude, k_phase, k_x = jax.random.split(key, 3)
@@ -60,14 +60,15 @@ def sinusoids(shots: int = 10, queries: int = 10) -> Tasks:
     return Tasks(sample, _support, _query)
 
 
+@checked
 def linear_regressions(
-    size: int,
-    shots: int,
-    queries: int,
+    size: PositiveInt,
+    shots: PositiveInt,
+    queries: PositiveInt,
     *,
-    condition: float = 1.0,
-    noise: float = 0.0,
-    spread: float = 1.0,
+    condition: PositiveFloat = 1.0,
+    noise: NonNegative = 0.0,
+    spread: PositiveFloat = 1.0,
 ) -> Tasks:
     """Linear regression ``y = w x + noise``, where adaptation has a closed form.
 
@@ -91,9 +92,6 @@ def linear_regressions(
     >>> tasks.sample(jax.random.key(0), ())["w"].shape
     (3,)
     """
-    _checks.positive_int(size=size, shots=shots, queries=queries)
-    _checks.positive_float(condition=condition, spread=spread)
-    _checks.at_least_zero(noise=noise)
     if condition < 1:
         raise ValueError(f"condition must be at least 1, got {condition}")
     points = shots + queries

@@ -3,12 +3,15 @@
 import jax
 import jax.numpy as jnp
 
-from metajax import _checks
+from metajax._arguments import PositiveInt, checked
 from metajax.tasks._minibatches import stream
 from metajax.types import Array, Data, Tasks
 
 
-def text(batch_size: int, length: int, test_size: int = 64) -> Tasks:
+@checked
+def text(
+    batch_size: PositiveInt, length: PositiveInt, test_size: PositiveInt = 64
+) -> Tasks:
     """Windows, drawn with replacement, of ``data = {"text": [M], ...}``, e.g. `metajax.data.sums`.
 
     Batches are ``{"text": [B, length + 1]}``, int32: ``length`` symbols to read, each with the next
@@ -28,7 +31,6 @@ def text(batch_size: int, length: int, test_size: int = 64) -> Tasks:
     >>> batch["text"].shape
     (5, 21)
     """
-    _checks.positive_int(length=length)
 
     def draw(key, data, task, size):
         symbols = _symbols(data)

@@ -4,7 +4,7 @@ from typing import Any
 
 import jax
 
-from metajax import _checks
+from metajax._arguments import checked
 from metajax.types import Batch, Tasks
 
 _QUERY = (
@@ -12,6 +12,7 @@ _QUERY = (
 )  # a fold_in tag that tasks, which may fold in the inner step, do not reach
 
 
+@checked
 def with_query(tasks: Tasks) -> Tasks:
     """Tasks whose training batch is the pair of their training and their test batch.
 
@@ -25,7 +26,6 @@ def with_query(tasks: Tasks) -> Tasks:
     >>> len(support["label"]), len(query["label"])
     (5, 7)
     """
-    _checks.instance(Tasks, tasks=tasks)
 
     def train(key, data, task):
         # The support batch is that of the tasks alone, and the query batch is independent of it.

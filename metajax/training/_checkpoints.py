@@ -13,7 +13,7 @@ from typing import NamedTuple
 import jax
 from filelock import FileLock
 
-from metajax import _checks
+from metajax._arguments import NonNegative, PositiveInt, check, checked
 from metajax.sharding import _hosts as hosts
 from metajax.training import _snapshot
 from metajax.training._lock import lock_folder
@@ -47,8 +47,12 @@ class Checkpoints(NamedTuple):
     where: str
 
 
+@checked
 def checkpoints(
-    directory: str | os.PathLike, every: int = 100, keep: int = 3, tag: str = ""
+    directory: str | os.PathLike,
+    every: PositiveInt = 100,
+    keep: PositiveInt = 3,
+    tag: str = "",
 ) -> Checkpoints:
     """Keeps the last ``keep`` snapshots of a run in ``directory``, a folder for this run alone.
 
@@ -94,7 +98,6 @@ def checkpoints(
         raise ValueError(
             f"directory must be a folder, but {folder} is a file; give a folder for this run alone"
         )
-    _checks.positive_int(every=every, keep=keep)
     if not isinstance(tag, str):
         raise TypeError(
             f"tag must be a string such as 'v1', got {tag!r} of type {type(tag).__name__}"
@@ -122,7 +125,7 @@ class _Store:
             return
         self._open()
         step = operator.index(snapshot.step)
-        _checks.at_least_zero(step=step)
+        check(NonNegative, step=step)
         whole = Snapshot(step, whole_tree, snapshot.arrays)
         members = _snapshot.pack(whole, self.tag)
 

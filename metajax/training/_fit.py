@@ -2,11 +2,12 @@
 
 import warnings
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
 from metajax import _checks
+from metajax._arguments import PositiveInt, checked
 from metajax.sharding import _hosts as hosts
 from metajax.training._checkpoints import Checkpoints
 from metajax.training._progress import Progress
@@ -41,12 +42,13 @@ class Fit(NamedTuple):
     validation: dict[str, np.ndarray]
 
 
+@checked
 def fit(
     trainer: Trainer,
     state: TrainState,
     data: PyTree = (),
     *,
-    num_steps: int,
+    num_steps: PositiveInt,
     validate: Validation | None = None,
     checkpoint: Checkpoints | None = None,
     callbacks: Sequence[Callable[[Rows], None]] = (),
@@ -109,9 +111,8 @@ def fit(
     >>> bool((again.history["loss"] == result.history["loss"]).all())  # nothing was left to do
     True
     """
-    _check_arguments(
-        trainer, state, data, num_steps, validate, checkpoint, callbacks, progress
-    )
+    _checks.finite("state.meta_params", state.meta_params)
+    _checks.finite("data", data)
     periods = [trainer.chunk]
     periods += [part.every for part in (validate, checkpoint) if part is not None]
 
@@ -216,34 +217,3 @@ def _check_something_is_left(run: Run, num_steps: int) -> None:
         f"num_steps is the total to train to, {num_steps}, but {holder} is already at meta-step "
         f"{run.step}; give a larger num_steps"
     )
-
-
-def _check_arguments(
-    trainer: Any,
-    state: Any,
-    data: Any,
-    num_steps: Any,
-    validate: Any,
-    checkpoint: Any,
-    callbacks: Any,
-    progress: Any,
-) -> None:
-    _checks.instance(Trainer, trainer=trainer)
-    _checks.instance(TrainState, state=state)
-    _checks.finite("state.meta_params", state.meta_params)
-    _checks.finite("data", data)
-    _checks.positive_int(num_steps=num_steps)
-    if validate is not None:
-        _checks.instance(Validation, validate=validate)
-    if checkpoint is not None:
-        _checks.instance(Checkpoints, checkpoint=checkpoint)
-    if not isinstance(callbacks, Sequence):
-        raise TypeError(
-            f"callbacks must be a sequence of functions, got {type(callbacks).__name__}"
-        )
-    for i, callback in enumerate(callbacks):
-        _checks.function(**{f"callbacks[{i}]": callback})
-    if not isinstance(progress, str | None):
-        raise TypeError(
-            f"progress must be a label, or None for silence, got {progress!r}"
-        )

@@ -10,18 +10,20 @@ import optax
 from jax import lax
 
 from metajax import _checks
+from metajax._arguments import PositiveInt, check, checked
 from metajax._trees import all_finite, stays_finite
 from metajax.types import Array, Estimator, PyTree, Trainer, TrainState
 
 _NAMES_OF_A_RUN = ("loss", "update_norm", "skipped", "step", "validation")
 
 
+@checked
 def trainer(
     estimator: Estimator,
     tx: optax.GradientTransformation,
     *,
-    chunk: int = 10,
-    max_skipped: int = 10,
+    chunk: PositiveInt = 10,
+    max_skipped: PositiveInt = 10,
 ) -> Trainer:
     """Joins an estimator and the optax transformation that applies its estimates.
 
@@ -51,9 +53,6 @@ def trainer(
     >>> sorted(metrics)
     ['diverged', 'loss', 'skipped', 'update_norm']
     """
-    _checks.instance(Estimator, estimator=estimator)
-    _checks.transformation(tx=tx)
-    _checks.positive_int(chunk=chunk, max_skipped=max_skipped)
     tx = optax.with_extra_args_support(tx)
 
     def init(key, meta_params, data=()):
@@ -79,7 +78,7 @@ def trainer(
         return _without_weak_types(state)
 
     def step(state, data=()):
-        _checks.instance(TrainState, state=state)
+        check(TrainState, state=state)
         like = jax.eval_shape(start, state.key, state.meta_params, data)
         _check_maker("estimator", state.estimator, like.estimator, "estimator")
         _check_maker("opt_state", state.opt_state, like.opt_state, "tx")

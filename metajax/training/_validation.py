@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from metajax import _checks
+from metajax._arguments import PositiveFloat, PositiveInt, checked
 from metajax.sharding import _hosts as hosts
 from metajax.training._record import Record
 from metajax.training._run import Run
@@ -23,14 +24,15 @@ class Validation(NamedTuple):
     min_delta: float
 
 
+@checked
 def validation(
     loss: Callable[[Array, PyTree, PyTree], Any],
     key: Array,
     data: PyTree = (),
     *,
-    every: int = 100,
-    patience: int | None = None,
-    min_delta: float = 0.05,
+    every: PositiveInt = 100,
+    patience: PositiveInt | None = None,
+    min_delta: PositiveFloat = 0.05,
 ) -> Validation:
     """A loss on fresh tasks every ``every`` meta-steps; `fit` keeps the best meta-parameters by it.
 
@@ -62,13 +64,8 @@ def validation(
     >>> result.validation["step"]
     array([ 0, 10, 20])
     """
-    _checks.function(loss=loss)
     _checks.key(key)
     _checks.finite("data", data)
-    _checks.positive_int(every=every)
-    if patience is not None:
-        _checks.positive_int(patience=patience)
-    _checks.positive_float(min_delta=min_delta)
     return Validation(loss, key, data, every, patience, min_delta)
 
 

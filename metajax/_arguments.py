@@ -1,0 +1,217 @@
+"""What arguments may be, said by their annotations and checked before the first line.
+
+>>> from metajax._arguments import Decay, PositiveInt, checked
+>>> @checked
+... def average(num_steps: PositiveInt, decay: Decay = 0.9, *, debias: bool = True):
+...     return num_steps, decay, debias
+>>> average(0)
+Traceback (most recent call last):
+    ...
+ValueError: num_steps must be at least 1, got 0
+>>> average(3, debias="no")
+Traceback (most recent call last):
+    ...
+TypeError: debias must be True or False, got 'no' of type str
+"""
+
+import collections.abc
+import functools
+import inspect
+import math
+import types
+import typing
+from collections.abc import Callable
+from typing import Annotated, Any, Literal, NamedTuple, ParamSpec, TypeVar
+
+import numpy as np
+import optax
+
+P = ParamSpec("P")
+R = TypeVar("R")
+Check = Callable[[str, Any], None]  # of an argument's name and value
+
+
+class Range(NamedTuple):
+    """The numbers that an argument may be, in words and as a predicate."""
+
+    says: str
+    holds: Callable[[Any], bool]
+
+    def __repr__(self) -> str:
+        return self.says
+
+
+PositiveInt = Annotated[int, Range("at least 1", lambda x: x >= 1)]
+NonNegativeInt = Annotated[int, Range("at least 0", lambda x: x >= 0)]
+Finite = Annotated[float, Range("finite", lambda x: True)]
+PositiveFloat = Annotated[float, Range("finite and greater than 0", lambda x: x > 0)]
+NonNegative = Annotated[float, Range("finite and at least 0", lambda x: x >= 0)]
+UnitInterval = Annotated[float, Range("in [0, 1]", lambda x: 0 <= x <= 1)]
+Decay = Annotated[float, Range("at least 0 and below 1", lambda x: 0 <= x < 1)]
+
+_MAKERS = {
+    "Cell": "metajax.cells.lstm or another cell",
+    "Checkpoints": "metajax.checkpoints",
+    "Estimator": "metajax.bptt or another estimator",
+    "Inner": "metajax.inner",
+    "LearnedOptimizer": "metajax.optim",
+    "Learner": "metajax.l2l or another learner",
+    "Problem": "metajax.problems",
+    "Tasks": "metajax.tasks",
+    "Trainer": "metajax.trainer",
+    "TrainState": "trainer.init",
+    "Validation": "metajax.validation",
+}
+
+
+def checked(f: Callable[P, R]) -> Callable[P, R]:
+    """Checks the arguments of ``f`` against its annotations.
+
+    What can be checked is a `Range` of numbers, a flag, a string, a choice, a function, an optax
+    transformation and a metajax type, each also ``| None`` or in a ``Sequence``; other annotations
+    pass.
+    """
+    signature = inspect.signature(f)
+    checks = {}
+    for name, parameter in signature.parameters.items():
+        if (check := _check(parameter.annotation)) is not None:
+            checks[name] = check
+
+    @functools.wraps(f)
+    def call(*args: P.args, **kwargs: P.kwargs) -> R:
+        try:
+            arguments = signature.bind(*args, **kwargs).arguments
+        except TypeError:
+            return f(*args, **kwargs)  # which Python refuses in its own words
+        for name, check in checks.items():
+            if name in arguments:
+                check(name, arguments[name])
+        return f(*args, **kwargs)
+
+    return call
+
+
+def check(annotation: Any, **values: Any) -> None:
+    """Each value, given by the name that its owner knows it by, must be as ``annotation`` says."""
+    check = _check(annotation)
+    assert check is not None, annotation
+    for name, value in values.items():
+        check(name, value)
+
+
+def can_check(annotation: Any) -> bool:
+    """Whether there is anything to check about arguments of this annotation."""
+    return _check(annotation) is not None
+
+
+def is_transformation(value: Any) -> bool:
+    """Whether ``value`` is an optax transformation."""
+    return hasattr(value, "init") and hasattr(value, "update")
+
+
+def _check(annotation: Any) -> Check | None:
+    origin = typing.get_origin(annotation)
+    members = typing.get_args(annotation)
+    if origin in (typing.Union, types.UnionType):
+        return _check_optional(members)
+    if origin is Annotated and isinstance(members[1], Range):
+        return functools.partial(_check_number, *members)
+    if origin is Literal:
+        return functools.partial(_check_choice, members)
+    if annotation is bool:
+        return _check_flag
+    if origin is collections.abc.Sequence:
+        return _check_each(members[0])
+    if annotation is str:
+        return _check_string
+    if collections.abc.Callable in (origin, annotation):
+        return _check_function
+    if annotation is optax.GradientTransformation:
+        return _check_transformation
+    if getattr(annotation, "__name__", None) in _MAKERS:
+        return functools.partial(_check_instance, annotation)
+    return None
+
+
+def _check_optional(members: tuple[Any, ...]) -> Check | None:
+    others = [member for member in members if member is not types.NoneType]
+    check = _check(others[0])
+    if len(others) > 1 or check is None:
+        return None
+
+    def check_optional(name: str, value: Any) -> None:
+        if value is None:
+            return
+        try:
+            check(name, value)
+        except TypeError as error:
+            raise TypeError(f"{error}; it may also be None") from None
+
+    return check_optional
+
+
+def _check_each(member: Any) -> Check | None:
+    check = _check(member)
+    if check is None:
+        return None
+
+    def check_each(name: str, values: Any) -> None:
+        if not isinstance(values, collections.abc.Sequence) or isinstance(values, str):
+            raise TypeError(f"{name} must be a tuple or a list, got {shown(values)}")
+        for i, value in enumerate(values):
+            check(f"{name}[{i}]", value)
+
+    return check_each
+
+
+def _check_number(kind: type, allowed: Range, name: str, value: Any) -> None:
+    kinds = (int, np.integer) if kind is int else (int, float, np.number)
+    if isinstance(value, bool) or not isinstance(value, kinds):
+        wanted = "int" if kind is int else "number"
+        raise TypeError(f"{name} must be a Python {wanted}, got {shown(value)}")
+    finite = kind is int or math.isfinite(value)  # an int may be larger than any float
+    if not (finite and allowed.holds(value)):
+        raise ValueError(f"{name} must be {allowed}, got {value}")
+
+
+def _check_choice(choices: tuple[Any, ...], name: str, value: Any) -> None:
+    if value not in choices:
+        listed = " or ".join(map(repr, choices))
+        raise ValueError(f"{name} must be {listed}, got {value!r}")
+
+
+def _check_flag(name: str, value: Any) -> None:
+    if not isinstance(value, (bool, np.bool_)):
+        raise TypeError(f"{name} must be True or False, got {shown(value)}")
+
+
+def _check_string(name: str, value: Any) -> None:
+    if not isinstance(value, str):
+        raise TypeError(f"{name} must be a string, got {shown(value)}")
+
+
+def _check_function(name: str, value: Any) -> None:
+    if not callable(value):
+        raise TypeError(f"{name} must be a function, got {type(value).__name__}")
+
+
+def _check_transformation(name: str, value: Any) -> None:
+    if not is_transformation(value):
+        got = type(value).__name__
+        raise TypeError(
+            f"{name} must be an optax.GradientTransformation, e.g. optax.adam(1e-3), got {got}"
+        )
+
+
+def _check_instance(kind: type, name: str, value: Any) -> None:
+    if not isinstance(value, kind):
+        got = type(value).__name__
+        raise TypeError(
+            f"{name} must be a metajax.{kind.__name__} as made by {_MAKERS[kind.__name__]}, "
+            f"got {got}"
+        )
+
+
+def shown(value: Any) -> str:
+    """A value and its type, for messages."""
+    return f"{value!r} of type {type(value).__name__}"
