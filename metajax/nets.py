@@ -23,7 +23,23 @@ from jax import lax
 
 from metajax import _checks
 from metajax._arguments import PositiveInt, checked
+from metajax._convolutions import convolve
+from metajax._for_vmap import for_vmap
+from metajax._standardise import standardise
 from metajax.types import Array, PyTree
+
+__all__ = [
+    "GLOROT",
+    "Net",
+    "conv",
+    "conv4",
+    "dense4",
+    "for_vmap",
+    "layer_norm",
+    "max_pool",
+    "resnet12",
+    "transductive_batch_norm",
+]
 
 Norm = Callable[[Array], Array]
 GLOROT = jax.nn.initializers.glorot_uniform()
@@ -56,7 +72,7 @@ def transductive_batch_norm(x: Array) -> Array:
     [[-1.0], [1.0]]
     """
     batch_and_positions = range(x.ndim - 1)
-    return _standardise(x, tuple(batch_and_positions))
+    return standardise(x, tuple(batch_and_positions))
 
 
 def layer_norm(x: Array) -> Array:
@@ -69,15 +85,7 @@ def layer_norm(x: Array) -> Array:
     [[-1.0, 1.0], [-1.0, 1.0]]
     """
     all_but_batch = range(1, x.ndim)
-    return _standardise(x, tuple(all_but_batch))
-
-
-def _standardise(x: Array, axes: tuple[int, ...]) -> Array:
-    # In two passes. jax.nn.standardize takes the square of the mean from the mean of the squares,
-    # and nothing is left of a variance that is small beside the mean.
-    centred = x - x.mean(axes, keepdims=True)
-    variance = jnp.square(centred).mean(axes, keepdims=True)
-    return centred * lax.rsqrt(variance + 1e-5)
+    return standardise(x, tuple(all_but_batch))
 
 
 @checked
@@ -100,30 +108,10 @@ def conv(x: Array, w: Array, stride: PositiveInt = 1) -> Array:
     (2, 14, 14, 64)
     """
     _check_conv(x, w)
-    kernel, _, channels, filters = w.shape
-    size = x.shape[1:3]
-    window = (kernel, kernel)
+    window = w.shape[:2]
     strides = (stride, stride)
-    padding = lax.padtype_to_pads(size, window, strides, "SAME")
-    x = jnp.pad(x, ((0, 0), *padding, (0, 0)))
-
-    # For each weight of the kernel, what it is multiplied with at all positions.
-    height = math.ceil(size[0] / stride)
-    width = math.ceil(size[1] / stride)
-    bottom = (height - 1) * stride + 1
-    right = (width - 1) * stride + 1
-    shifted = [
-        x[:, i : i + bottom : stride, j : j + right : stride]
-        for i in range(kernel)
-        for j in range(kernel)
-    ]
-    patches = jnp.concatenate(shifted, -1)
-
-    # In two dimensions, or XLA turns the derivatives around before it multiplies them with the
-    # patches.
-    patches = patches.reshape(-1, kernel * kernel * channels)
-    product = patches @ w.reshape(-1, filters)
-    return product.reshape(-1, height, width, filters)
+    padding = lax.padtype_to_pads(x.shape[1:3], window, strides, "SAME")
+    return convolve(x, w, strides, padding)
 
 
 def _check_conv(x: Array, w: Array) -> None:

@@ -9,6 +9,7 @@ from metajax.problems._basic import (
     quadratic,
 )
 from metajax.problems._families import Network, random_mlp, random_scaling
+from metajax.problems._frameworks import equinox, linen, nnx
 from metajax.problems._neural_art import gram, load_vgg, neural_art, vgg
 from metajax.problems._supervised import (
     classifier,
@@ -26,11 +27,14 @@ __all__ = [
     "classifier",
     "convnet",
     "cross_entropy",
+    "equinox",
     "gram",
+    "linen",
     "load_vgg",
     "logistic",
     "mlp",
     "neural_art",
+    "nnx",
     "quadratic",
     "random_mlp",
     "random_scaling",
