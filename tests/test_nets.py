@@ -13,6 +13,7 @@ import pytest
 from jax import lax
 
 import metajax as mx
+from metajax._standardise import standardise
 from metajax.nets import max_pool
 
 
@@ -283,12 +284,34 @@ def test_norms_against_numpy(key):
         )
 
 
-def test_norms_see_a_variance_that_is_small_beside_the_mean(key):
+def messages_of_cells(x):
+    """Of cells whose messages are ``x [N, slots]``, normalised; ``[N, slots]`` again."""
+    slots = x.shape[-1]
+    cell = mx.cells.lstm(slots, slots, layer_norm=True)
+    params = {"w": jnp.eye(slots), "b": jnp.zeros(slots)}
+    params |= {"scale": jnp.ones(slots), "offset": jnp.zeros(slots)}
+    h = x[None, :, None]  # one input, and a cell for each row
+    return cell.backward({"backward": params}, (h, h), slots)[0]
+
+
+# Each normalises over the last axis of ``[N, F]``.
+NORMS = {
+    "batch": lambda x: mx.nets.transductive_batch_norm(x.T).T,
+    "layer": mx.nets.layer_norm,
+    "cells": messages_of_cells,
+    "fast weights": standardise,
+}
+
+
+@pytest.mark.parametrize("name", NORMS)
+def test_norms_see_a_variance_that_is_small_beside_the_mean(name, key):
     """As the mean of the squares less the square of the mean it would be rounded away."""
-    x = 1e4 + jax.random.normal(key, (64, 8, 8, 1))
-    exact = np.asarray(x, np.float64)
-    expected = (exact - exact.mean()) / exact.std()
-    np.testing.assert_allclose(mx.nets.transductive_batch_norm(x), expected, atol=2e-3)
+    for mean, spread in ((10, 0.01), (1e4, 1)):
+        x = mean + spread * jax.random.normal(key, (3, 8))
+        exact = np.asarray(x, np.float64)
+        expected = exact - exact.mean(-1, keepdims=True)
+        expected /= np.sqrt(exact.var(-1, keepdims=True) + 1e-5)
+        np.testing.assert_allclose(NORMS[name](x), expected, atol=2e-3)
 
 
 def test_adapting_the_head_alone(key):

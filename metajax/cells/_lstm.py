@@ -8,6 +8,7 @@ import numpy as np
 
 from metajax._arguments import PositiveInt, checked
 from metajax._random import draw_flat
+from metajax._standardise import standardise
 from metajax._trees import copy_per_episode
 from metajax.cells._cell import Cell
 from metajax.types import Array, Key, Params
@@ -167,7 +168,7 @@ def _mean_message(params: Params, h: Array, slots: int, axis: int) -> Array:
 
 def _normalised_messages(params: Params, h: Array) -> Array:
     x = h @ params["w"] + params["b"]
-    return params["scale"] * jax.nn.standardize(x, epsilon=1e-5) + params["offset"]
+    return params["scale"] * standardise(x) + params["offset"]
 
 
 def _mean_over_inputs(h: Array) -> Array:

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from metajax._arguments import Decay, PositiveFloat, PositiveInt, check, checked
+from metajax._standardise import standardise
 from metajax.learners._in_context import in_context
 from metajax.learners._layers import (
     affine,
@@ -151,7 +152,7 @@ def fast_weight_memory(
         fast = fast / jnp.sqrt(jnp.maximum(1.0, jnp.sum(fast**2)))
 
         # Read another.
-        found = jax.nn.standardize(fast @ jnp.outer(q1, q2).ravel())
+        found = standardise(fast @ jnp.outer(q1, q2).ravel())
         logits = affine(params["out"], h + affine(params["read"], found))
         return (lstm_state, fast), logits
 
