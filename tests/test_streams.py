@@ -211,6 +211,26 @@ def test_standardize():
         )
 
 
+def test_the_columns_of_a_table_are_standardised_each_by_itself():
+    unit, offset = np.array([1e-3, 1, 1e3, 0]), np.array([0, 5, 2e4, 0.1])
+    table = np.random.default_rng(0).normal(size=(50, 4)) * unit + offset
+    table = table.astype(np.float32)
+    data = {"image": table, "label": np.arange(50, dtype=np.int32) % 2}
+    tasks = mx.tasks.standardize(mx.tasks.minibatches(20), *mx.data.columns(data))
+    image = tasks.train(KEY, data, tasks.sample(KEY, data))["image"]
+    exact = table.astype(np.float64)
+    every = (exact - exact.mean(0)) / [*exact.std(0)[:3], 1]
+    assert image.dtype == jnp.float32
+    for row in np.asarray(image):
+        assert np.abs(every - row).max(1).min() < 1e-4
+    np.testing.assert_allclose(image[:, 3], 0, atol=1e-6)
+
+    pixels = {"image": np.array([[0, 255, 9], [255, 0, 9]], np.uint8)}
+    mean, std = mx.data.columns(pixels | {"label": np.zeros(2, np.int32)})
+    np.testing.assert_allclose(mean, [0.5, 0.5, 9 / 255])
+    np.testing.assert_allclose(std, [0.5, 0.5, 1])
+
+
 def test_standardized_integers_are_fractions():
     tasks = mx.Tasks(
         lambda key, data: (),

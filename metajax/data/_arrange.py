@@ -35,6 +35,36 @@ def resize(data: Arrays, size: PositiveInt) -> Arrays:
     return {**data, "image": np.concatenate(scaled)}
 
 
+def columns(data: Arrays) -> tuple[np.ndarray, np.ndarray]:
+    """The mean and the standard deviation over the examples, of each value of an image by itself.
+
+    For tables, whose columns have units of their own, and as the arguments of
+    `metajax.tasks.standardize`. Give it the training part alone. The deviation of what is constant
+    is given as 1, and uint8 counts as in [0, 1], as tasks give it.
+
+    Args:
+      data: ``{"image": [M, ...], "label": [M]}``.
+
+    Returns:
+      ``(mean, std)``, each of the shape of an image.
+
+    >>> import metajax as mx, numpy as np
+    >>> table = np.array([[1.0, 3e5], [3.0, 1e5]])
+    >>> mean, std = mx.data.columns({"image": table, "label": np.array([0, 1])})
+    >>> mean.tolist(), std.tolist()
+    ([2.0, 200000.0], [1.0, 100000.0])
+    """
+    labelled_images(data)
+    image = np.asarray(data["image"])
+    scale = 255 if image.dtype == np.uint8 else 1
+    mean = image.mean(0, dtype=np.float64)
+    std = image.std(0, dtype=np.float64)
+    constant = image.max(0) == image.min(
+        0
+    )  # whose deviation may be rounding, and not 0
+    return mean / scale, np.where(constant, scale, std) / scale
+
+
 def by_class(data: Arrays) -> Arrays:
     """Sorts examples by class, so that compiled tasks can draw from some of the classes.
 
