@@ -8,6 +8,7 @@ from jax import lax
 
 from metajax import _checks
 from metajax._arguments import PositiveInt, check, checked
+from metajax._losses import at_least_float32
 from metajax.types import Array, Inner, InnerState, Learner, Metrics, PyTree, Tasks
 
 _TEST = 2**31 - 1  # the fold_in tag of the test batch: no inner step reaches it
@@ -77,7 +78,8 @@ def inner(
             state.learner,
             "the state it was given",
         )
-        return state._replace(t=state.t + 1, learner=new), (loss, metrics)
+        reported = at_least_float32((loss, metrics))
+        return state._replace(t=state.t + 1, learner=new), reported
 
     def test(meta_params, state, data):
         k_data, k_test = jax.random.split(jax.random.fold_in(state.key, _TEST))
@@ -87,7 +89,7 @@ def inner(
         _checks.returned("learner.test", result, "loss, metrics")
         loss, metrics = result
         _checks.loss_and_metrics("learner.test", loss, metrics)
-        return loss, metrics
+        return at_least_float32((loss, metrics))
 
     return Inner(init, step, test, heldout, longest, shortest)
 

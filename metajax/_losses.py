@@ -6,11 +6,24 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from metajax.types import Array, Batch, Metrics
+from metajax.types import Array, Batch, Metrics, PyTree
+
+
+def at_least_float32(tree: PyTree) -> PyTree:
+    """The leaves of fewer bits, such as bfloat16, as float32: of a mean they leave two digits."""
+
+    def widen(x):
+        dtype = jnp.result_type(x)
+        if not jnp.issubdtype(dtype, jnp.floating):
+            return x
+        return jnp.asarray(x, jnp.promote_types(dtype, jnp.float32))
+
+    return jax.tree.map(widen, tree)
 
 
 def masked_mean(values: Array, mask: Array | None = None) -> Array:
     """The mean of ``values [B, ...]`` over the examples with a true ``mask [B]``, 0 if none has."""
+    values = at_least_float32(values)
     if mask is None:
         return values.mean()
     per_example = values.reshape(len(mask), -1).mean(1)
@@ -26,6 +39,7 @@ def cross_entropy_and_accuracy(
 
     A ``label [B]`` that is out of range is an error or, where it is traced, a loss of NaN.
     """
+    logits = at_least_float32(logits)
     num_classes = logits.shape[-1]
     _check_labels(label, mask, num_classes)
     in_range = (label >= 0) & (label < num_classes)

@@ -602,5 +602,35 @@ def test_bad_input(case):
         call()
 
 
+def test_a_solve_outside_of_jit_is_compiled_once():
+    """And looks at the values of its arguments all the same."""
+    traces = []
+
+    def solver(objective, init):
+        traces.append(None)
+        return newton(1, direct())(objective, init)
+
+    solve = argmin(proximal(jnp.sum), solver, direct())
+    inverse = inverse_hvp(proximal(jnp.sum), lambda hvp, b: traces.append(b) or b)
+    for lam in (1.0, 2.0, 4.0):
+        phi, _ = solve(ONES, ONES, lam)
+        np.testing.assert_allclose(phi, 1 - 1 / lam, rtol=1e-6)
+        inverse(ONES, ONES, ONES, lam)
+    assert len(traces) == 2, "one of each"
+    with pytest.raises(ValueError, match="lam must be greater than 0"):
+        solve(ONES, ONES, -1.0)
+
+
+def test_what_an_objective_closes_over_is_seen_by_each_solve():
+    def solution(target):
+        solver = newton(1, direct())
+        solve = argmin(lambda phi: jnp.sum((phi - target) ** 2), solver, direct())
+        return solve(jnp.zeros(2))[0].sum()
+
+    for target in (1.0, 2.0):
+        value, slope = jax.value_and_grad(solution)(target)
+        np.testing.assert_allclose((value, slope), (2 * target, 2), rtol=1e-6)
+
+
 def test_the_names_are_public():
     assert mx.implicit.argmin is argmin

@@ -1,6 +1,7 @@
 """The implicit function theorem: solutions that can be differentiated."""
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import jax
@@ -11,6 +12,7 @@ from jax.typing import ArrayLike
 
 from metajax import _checks
 from metajax._arguments import checked
+from metajax._losses import at_least_float32
 from metajax.implicit._linear_solvers import LinearSolution, LinearSolver
 from metajax.implicit._solvers import Objective, Solver
 from metajax.types import Array, PyTree
@@ -28,7 +30,8 @@ def argmin(
     -A^{-1} d(grad)`` with ``A`` the Hessian in ``phi``, a product with which costs about two
     gradients. The solver itself is not differentiated: memory does not grow with its steps, and
     ``phi`` does not depend on where it starts. Forward mode, reverse mode and higher orders work,
-    under `jax.jit`, `jax.vmap` and `jax.lax.scan`.
+    under `jax.jit`, `jax.vmap` and `jax.lax.scan`; outside of them a solve is compiled once, at its
+    first call. What has fewer bits than float32 is solved for in float32 and rounded at the end.
 
     The derivative is that of the exact solution, taken at the one that was found. Its error is of
     the order of the gradient that is left (the metric ``inner_grad_norm``) plus the residual of the
@@ -71,6 +74,32 @@ def argmin(
     def solve_tangent(hvp, b):
         return lax.custom_linear_solve(hvp, b, solve_linear, symmetric=True)
 
+    # Compiled once for all calls of this solve; within another program it is a part of that.
+    @partial(jax.jit, inline=True)
+    def solve_traced(init, *args):
+        def value(phi):
+            phi = optax.tree.cast_like(phi, init)
+            return at_least_float32(objective(phi, *args))
+
+        def minimise(grad, start):
+            result = solver(value, start)
+            _checks.returned("solver", result, "solution, metrics")
+            phi, metrics = result
+            _checks.same_structure("the solution of solver", phi, start, "init")
+
+            grad_norm = optax.tree.norm(grad(phi))
+            metrics = {"inner_grad_norm": grad_norm, **metrics}
+            metrics = jax.tree.map(lambda x: jnp.asarray(x, float), metrics)
+            return phi, metrics
+
+        # The solution is the root of the gradient.
+        grad = jax.grad(value)
+        start = at_least_float32(init)
+        phi, metrics = lax.custom_root(
+            grad, start, minimise, solve_tangent, has_aux=True
+        )
+        return optax.tree.cast_like(phi, init), metrics
+
     def solve(init, *args):
         _checks.floating("init", init)
         init = jax.tree.map(_strongly_typed, init)
@@ -80,20 +109,9 @@ def argmin(
             _checks.scalar("the value of objective", result)
             return result
 
-        def minimise(grad, init):
-            result = solver(value, init)
-            _checks.returned("solver", result, "solution, metrics")
-            phi, metrics = result
-            _checks.same_structure("the solution of solver", phi, init, "init")
-
-            grad_norm = optax.tree.norm(grad(phi))
-            metrics = {"inner_grad_norm": grad_norm, **metrics}
-            metrics = jax.tree.map(lambda x: jnp.asarray(x, float), metrics)
-            return phi, metrics
-
-        # The solution is the root of the gradient.
-        grad = jax.grad(value)
-        return lax.custom_root(grad, init, minimise, solve_tangent, has_aux=True)
+        # With the arguments themselves: what an objective checks of them, a trace does not show.
+        jax.eval_shape(value, init)
+        return solve_traced(init, *args)
 
     return solve
 
@@ -131,6 +149,7 @@ def inverse_hvp(
     False
     """
 
+    @partial(jax.jit, inline=True)
     def solve(phi, vector, *args):
         def value(phi):
             return objective(phi, *args)
@@ -184,6 +203,7 @@ def _pull(lam: ArrayLike, phi: PyTree, theta: PyTree) -> ArrayLike:
     """``sum lam (phi - theta)^2`` over all the leaves that one of ``lam`` stands for."""
 
     def of_leaf(p, t):
+        p, t = at_least_float32((p, t))
         weights = jnp.broadcast_to(lam, p.shape)
         return jnp.sum(weights * (p - t) ** 2)
 

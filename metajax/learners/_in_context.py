@@ -8,7 +8,11 @@ from jax import lax
 
 from metajax import _checks
 from metajax._arguments import checked
-from metajax._losses import blank_masked, cross_entropy_and_accuracy
+from metajax._losses import (
+    at_least_float32,
+    blank_masked,
+    cross_entropy_and_accuracy,
+)
 from metajax.types import Array, Key, Learner, MetaParams, State
 
 Predict = Callable[[MetaParams, State, Array], tuple[Array, State]]
@@ -71,7 +75,7 @@ def in_context(
             raise ValueError(
                 f"predict must give logits [{num_classes}], got {list(logits.shape)}"
             )
-        return logits, state
+        return at_least_float32(logits), state
 
     def step(key, meta_params, state, batch):
         del key
@@ -79,8 +83,8 @@ def in_context(
         def one_example(state, example):
             x, label, counts = example
             logits, seen = logits_of(meta_params, state, x)
-            target = jax.nn.one_hot(label, num_classes, dtype=logits.dtype)
-            error = jax.nn.softmax(logits) - target
+            target = jax.nn.one_hot(label, num_classes, dtype=x.dtype)
+            error = jax.nn.softmax(logits).astype(x.dtype) - target
             learned = learn(meta_params, seen, x, error, target)
             if counts is not None:  # what does not count leaves no trace
                 learned = jax.tree.map(

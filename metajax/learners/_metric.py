@@ -9,7 +9,11 @@ from jax import lax
 
 from metajax import _checks
 from metajax._arguments import PositiveFloat, PositiveInt, checked
-from metajax._losses import blank_masked, cross_entropy_and_accuracy
+from metajax._losses import (
+    at_least_float32,
+    blank_masked,
+    cross_entropy_and_accuracy,
+)
 from metajax.types import Array, Batch, Key, Learner, Params
 
 Embed = Callable[[Params, Array], Array]
@@ -191,7 +195,7 @@ def _embedding(
     init, apply = net
 
     def embed(params, images):
-        x = apply(params, images)
+        x = at_least_float32(apply(params, images))
         if x.shape != (images.shape[0], size):
             raise ValueError(
                 f"net must give [batch, size] = {[images.shape[0], size]}, got {list(x.shape)}"

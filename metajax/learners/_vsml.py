@@ -19,7 +19,11 @@ from jax import lax
 
 from metajax import cells
 from metajax._arguments import PositiveInt, checked
-from metajax._losses import blank_masked, cross_entropy_and_accuracy
+from metajax._losses import (
+    at_least_float32,
+    blank_masked,
+    cross_entropy_and_accuracy,
+)
 from metajax.cells import Cell, Layer
 from metajax.types import Array, Batch, Learner, MetaParams, PyTree
 
@@ -191,7 +195,8 @@ class _Network(NamedTuple):
                 downward = self._messages_down(meta_params, states, k, feedback)
             states[k] = self._tick(meta_params, states[k], layer, sent[k], downward)
             sent.append(self._messages_up(meta_params, states, k))
-        logits = 100 * jnp.tanh(sent[-1][..., self.logit_slot] / 100)
+        read = at_least_float32(sent[-1][..., self.logit_slot])
+        logits = 100 * jnp.tanh(read / 100)
         return states, sent, logits
 
     def sweep_down(

@@ -9,7 +9,7 @@ from jax import lax
 
 from metajax import _checks, nets
 from metajax._arguments import NonNegative, PositiveInt, checked
-from metajax._losses import blank_masked, masked_mean
+from metajax._losses import at_least_float32, blank_masked, masked_mean
 from metajax._random import draw_flat
 from metajax.problems._supervised import classifier, cross_entropy, stateless
 from metajax.types import Array, Params, Problem
@@ -37,7 +37,7 @@ def quadratic() -> Problem:
         return jnp.sum((predict(params, batch["W"]) - batch["y"]) ** 2), {}
 
     def predict(params, w):
-        return w @ params
+        return at_least_float32(w @ params)
 
     return stateless(init, loss, predict)
 
@@ -92,11 +92,14 @@ def logistic(
     def loss(key, params, batch):
         del key
         batch = blank_masked(batch)
-        value, metrics = cross_entropy(apply(params, batch["image"]), batch)
-        squares = jnp.sum(params[0]["w"] ** 2)
+        value, metrics = cross_entropy(predict(params, batch["image"]), batch)
+        squares = jnp.sum(at_least_float32(params[0]["w"]) ** 2)
         return value + penalty / 2 * squares, metrics
 
-    return stateless(init, loss, apply)
+    def predict(params, images):
+        return at_least_float32(apply(params, images))
+
+    return stateless(init, loss, predict)
 
 
 @checked
@@ -125,7 +128,7 @@ def autoencoder(sizes: Sequence[int], activation: Callable = jax.nn.sigmoid) -> 
         return net_init(key)
 
     def predict(params, images):
-        return jax.nn.sigmoid(net_apply(params, images))
+        return jax.nn.sigmoid(at_least_float32(net_apply(params, images)))
 
     def loss(key, params, batch):
         del key
@@ -247,7 +250,7 @@ def character_gru(symbols: PositiveInt, hidden: PositiveInt = 64) -> Problem:
         start = jnp.zeros((len(text), hidden), embedded.dtype)
         _, h = lax.scan(lambda h, x: _gru_step(params, h, x), start, embedded)
         logits = h @ params["out"]["w"] + params["out"]["b"]
-        return logits.swapaxes(0, 1)
+        return at_least_float32(logits).swapaxes(0, 1)
 
     def loss(key, params, batch):
         del key
@@ -255,7 +258,7 @@ def character_gru(symbols: PositiveInt, hidden: PositiveInt = 64) -> Problem:
         logits = predict(params, batch["text"][:, :-1])
         target = batch["text"][:, 1:]
         losses = optax.softmax_cross_entropy_with_integer_labels(logits, target)
-        hits = (logits.argmax(-1) == target).astype(float)
+        hits = (logits.argmax(-1) == target).astype(logits.dtype)
         mask = batch.get("mask")
         return masked_mean(losses, mask), {"accuracy": masked_mean(hits, mask)}
 

@@ -9,7 +9,7 @@ from jax import lax
 
 from metajax import _checks
 from metajax._arguments import PositiveFloat, PositiveInt, check, checked
-from metajax._losses import blank_masked
+from metajax._losses import at_least_float32, blank_masked
 from metajax.problems._basic import perceptron
 from metajax.problems._supervised import cross_entropy, stateless
 from metajax.tasks._paired import paired
@@ -159,7 +159,7 @@ def random_mlp(
             z = x @ layer["w"] + layer["b"]
             activated = lax.switch(network.activation, activations, z) * is_unit
             x = jnp.where(depth < network.depth, activated, x) if depth else activated
-        return x @ last["w"] + last["b"]
+        return at_least_float32(x @ last["w"] + last["b"])
 
     def loss(key, params, batch_and_network):
         del key

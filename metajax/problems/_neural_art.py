@@ -17,6 +17,7 @@ from jax import lax
 
 from metajax import io, nets
 from metajax._arguments import NonNegative, checked
+from metajax._losses import at_least_float32
 from metajax.problems._supervised import stateless
 from metajax.types import Array, Key, Problem, Tasks
 
@@ -141,7 +142,7 @@ def gram(x: Array) -> Array:
     >>> mx.problems.gram(jnp.array([[[1.0, 2.0]], [[3.0, 0.0]]])).tolist()
     [[5.0, 1.0], [1.0, 2.0]]
     """
-    x = x.reshape(-1, x.shape[-1])
+    x = at_least_float32(x).reshape(-1, x.shape[-1])
     return x.T @ x / len(x)
 
 
@@ -218,8 +219,9 @@ def neural_art(
     def loss(key, params, batch):
         del key
         found = features(params)
-        across = jnp.diff(params, axis=1)
-        down = jnp.diff(params, axis=0)
+        image = at_least_float32(params)
+        across = jnp.diff(image, axis=1)
+        down = jnp.diff(image, axis=0)
         parts = {
             "content": _distance(_select(found, content), batch["features"]),
             "style": _distance(_grams(_select(found, style)), batch["gram"]),
@@ -258,7 +260,7 @@ def _select(found: dict[str, Array], names: Sequence[str]) -> dict[str, Array]:
                 f"content and style must be among the features {', '.join(found)}; there is no "
                 f"{name!r}"
             )
-    return {name: found[name] for name in names}
+    return at_least_float32({name: found[name] for name in names})
 
 
 def _grams(found: dict[str, Array]) -> dict[str, Array]:

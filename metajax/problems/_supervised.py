@@ -4,7 +4,12 @@ from collections.abc import Callable
 
 from metajax import _checks
 from metajax._arguments import checked
-from metajax._losses import blank_masked, cross_entropy_and_accuracy, masked_mean
+from metajax._losses import (
+    at_least_float32,
+    blank_masked,
+    cross_entropy_and_accuracy,
+    masked_mean,
+)
 from metajax.types import (
     Array,
     Batch,
@@ -74,7 +79,8 @@ def supervised(
     """A problem from a model that may have a state and differ in training and in evaluation.
 
     The state that an episode begins with is that of ``init``; each training batch moves it on, and
-    evaluation leaves it. It is never among the parameters, and no gradient is taken of it.
+    evaluation leaves it. It is never among the parameters, and no gradient is taken of it. What a
+    model gives in fewer bits than float32 has is made float32 before it is judged.
 
     Args:
       init: ``(key) -> (params, model_state)``.
@@ -108,17 +114,17 @@ def supervised(
     def loss(key, params, model_state, batch):
         batch = blank_masked(batch)
         outputs, model_state = apply(key, params, model_state, batch[inputs], True)
-        value, metrics = objective(outputs, batch)
+        value, metrics = objective(at_least_float32(outputs), batch)
         return value, (metrics, model_state)
 
     def test(key, params, model_state, batch):
         batch = blank_masked(batch)
-        outputs, _ = apply(key, params, model_state, batch[inputs], False)
+        outputs = predict(key, params, model_state, batch[inputs])
         return objective(outputs, batch)
 
-    def predict(key, params, model_state, inputs):
-        outputs, _ = apply(key, params, model_state, inputs, False)
-        return outputs
+    def predict(key, params, model_state, x):
+        outputs, _ = apply(key, params, model_state, x, False)
+        return at_least_float32(outputs)
 
     return Problem(init_for_task, loss, test, predict)
 
@@ -159,7 +165,8 @@ def squared_error(predictions: Array, batch: Batch) -> tuple[Array, Metrics]:
             f"net_apply must give predictions of the shape of y, {list(y.shape)}; it gave "
             f"{list(predictions.shape)}"
         )
-    return masked_mean((predictions - y) ** 2, batch.get("mask")), {}
+    error = at_least_float32(predictions) - y
+    return masked_mean(error**2, batch.get("mask")), {}
 
 
 @checked
