@@ -82,7 +82,8 @@ def _calling(f: Callable, eqn: core.JaxprEqn) -> core.JaxprEqn:
     """The operation as a call of ``f(operation, *inputs)``."""
     avals: list[Any] = [x.aval for x in eqn.invars]
     inputs = [jax.ShapeDtypeStruct(aval.shape, aval.dtype) for aval in avals]
-    program = jax.make_jaxpr(jax.jit(lambda *inputs: f(eqn, *inputs)))(*inputs)
+    with jax.disable_jit(False):
+        program = jax.make_jaxpr(jax.jit(lambda *inputs: f(eqn, *inputs)))(*inputs)
     (call,) = program.jaxpr.eqns
     return eqn.replace(primitive=call.primitive, params=call.params)
 

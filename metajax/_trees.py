@@ -1,5 +1,7 @@
 """Trees of arrays: choosing between two of them, whether they are finite, copies per episode."""
 
+from collections.abc import Callable
+
 import jax
 import jax.numpy as jnp
 import optax
@@ -9,7 +11,7 @@ from metajax.types import Array, PyTree
 
 def where(pred: Array, a: PyTree, b: PyTree) -> PyTree:
     """Takes entry ``i`` of the leaves ``[n, ...]`` from ``a`` if ``pred[i]``, else from ``b``."""
-    return jax.vmap(optax.tree.where)(pred, a, b)
+    return clone_keys(jax.vmap(optax.tree.where)(pred, a, b))
 
 
 def all_finite(tree: PyTree, batch: bool = False) -> Array:
@@ -35,6 +37,41 @@ def _all(conditions: list[Array], batch: bool) -> Array:
     all_values = jax.vmap(jnp.all) if batch else jnp.all
     leaves = [all_values(x) for x in conditions]
     return jnp.array(leaves, bool).all(axis=0)
+
+
+def clone_keys(tree: PyTree) -> PyTree:
+    """The same tree, whose keys may be used though they have been: it is meant so.
+
+    For the checker that ``jax_debug_key_reuse`` switches on. It takes a key for used that was
+    chosen, by `jax.numpy.where`, from two.
+    """
+
+    def clone(x):
+        is_key = jnp.issubdtype(jnp.result_type(x), jax.dtypes.prng_key)
+        return jax.random.clone(x) if is_key else x
+
+    return jax.tree.map(clone, tree)
+
+
+def keys_as_numbers(tree: PyTree) -> tuple[PyTree, Callable[[PyTree], PyTree]]:
+    """The tree with the numbers of its keys in their place, and what makes keys of them again."""
+    leaves, structure = jax.tree.flatten(tree)
+    kinds = []
+    for x in leaves:
+        is_key = jnp.issubdtype(jnp.result_type(x), jax.dtypes.prng_key)
+        kinds.append(jax.random.key_impl(x) if is_key else None)
+
+    def number(x, kind):
+        return x if kind is None else jax.random.key_data(x)
+
+    def key(x, kind):
+        return x if kind is None else jax.random.wrap_key_data(x, impl=kind)
+
+    def restore(tree):
+        leaves = jax.tree.leaves(tree)
+        return jax.tree.unflatten(structure, map(key, leaves, kinds))
+
+    return jax.tree.unflatten(structure, map(number, leaves, kinds)), restore
 
 
 def copy_per_episode(weights: PyTree, x: Array) -> PyTree:

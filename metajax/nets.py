@@ -25,6 +25,7 @@ from metajax import _checks
 from metajax._arguments import PositiveInt, checked
 from metajax._convolutions import convolve
 from metajax._for_vmap import for_vmap
+from metajax._lift import affine, lift
 from metajax._standardise import standardise
 from metajax.types import Array, PyTree
 
@@ -210,7 +211,8 @@ def conv4(
         return _normed_layer(weights, key, size, bias=True)
 
     def block(layer, x):
-        x = conv(x, layer["w"], stride) + layer["b"]
+        x = conv(x, layer["w"], stride)
+        x = x + lift(layer["b"], x)
         x = _scale_and_offset(layer, norm(x))
         x = jax.nn.relu(x)
         if downsample == "max_pool":
@@ -261,7 +263,7 @@ def dense4(
         return _normed_layer(weights, key, size, bias=True)
 
     def block(layer, x):
-        x = _flatten(x) @ layer["w"] + layer["b"]
+        x = affine(_flatten(x), layer["w"], layer["b"])
         x = _scale_and_offset(layer, norm(x))
         return jax.nn.relu(x)
 
@@ -393,7 +395,7 @@ def _net(
             x = body.block(layer, x)
         features = body.pool(x)
         head = params["head"]
-        return features @ head["w"] + head["b"]
+        return affine(features, head["w"], head["b"])
 
     return Net(init, apply)
 
@@ -418,7 +420,7 @@ def _normed_layer(
 
 
 def _scale_and_offset(layer: dict[str, Array], x: Array) -> Array:
-    return x * layer["scale"] + layer["offset"]
+    return x * lift(layer["scale"], x) + lift(layer["offset"], x)
 
 
 def _flatten(x: Array) -> Array:

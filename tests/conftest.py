@@ -25,6 +25,20 @@ def x64():
 
 
 @pytest.fixture
+def strict():
+    """What people switch on to find their own mistakes: none of ours may be in their way.
+
+    Broadcasting must be said aloud, NaN is an error, and so is a key that is used twice.
+    """
+    with (
+        jax.numpy_rank_promotion("raise"),
+        jax.debug_nans(True),
+        jax.debug_key_reuse(True),
+    ):
+        yield
+
+
+@pytest.fixture
 def key():
     return jax.random.key(0)
 

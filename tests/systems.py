@@ -96,7 +96,7 @@ def normalised(with_dropout):
             state = {"mean": 0.9 * state["mean"] + 0.1 * x.mean(0)}
             if with_dropout:
                 x = x * jax.random.bernoulli(key, 0.8, x.shape)
-        return (x - state["mean"]) @ w, state
+        return (x - state["mean"][None]) @ w, state
 
     return mx.problems.supervised(init, apply, mx.problems.cross_entropy)
 

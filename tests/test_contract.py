@@ -43,15 +43,17 @@ def started(name, meta_loss="online"):
 
 
 @pytest.mark.parametrize(("learner", "estimator", "meta_loss"), PAIRS)
-def test_contract(learner, estimator, meta_loss, key):
+def test_contract(learner, estimator, meta_loss, key, strict):
     inner, meta_params, data = started(learner, meta_loss)
     trainer = mx.trainer(MAKERS[estimator](inner, meta_params), optax.adam(1e-2))
 
     # The state is a fit carry of a scan, weak types included; nothing is compiled for that.
-    first = jax.eval_shape(trainer.init, key, meta_params, data)
+    first = jax.eval_shape(jax.jit(trainer.init), key, meta_params, data)
     scanned, metrics = jax.eval_shape(
-        lambda s, data: jax.lax.scan(
-            lambda s, _: trainer.step(s, data), s, None, length=3
+        jax.jit(
+            lambda s, data: jax.lax.scan(
+                lambda s, _: trainer.step(s, data), s, None, length=3
+            )
         ),
         first,
         data,
@@ -71,7 +73,8 @@ def test_contract(learner, estimator, meta_loss, key):
         traces.append(None)
         return trainer.step(state, data)
 
-    state = first = jax.jit(trainer.init)(key, meta_params, data)
+    again = jax.random.clone(key)
+    state = first = jax.jit(trainer.init)(again, meta_params, data)
     for _ in range(3):
         state, metrics = step(state, data)
         chex.assert_trees_all_equal_shapes_and_dtypes(state, first)

@@ -137,6 +137,16 @@ def test_draws_are_the_same_to_the_last_bit(draw, key):
     assert "shape=(72,)" in str(jax.make_jaxpr(ours)(key)), "in a row"
 
 
+def test_it_needs_no_jit(key):
+    def apply(key, x):
+        return conv(x, jax.random.normal(key, (3, 3, 1, 2)), LAST)
+
+    x = jnp.ones((1, 4, 4, 1))
+    with jax.disable_jit():
+        got = mx.nets.for_vmap(apply)(key, x)
+    np.testing.assert_allclose(got, apply(key, x), rtol=1e-5)
+
+
 def test_numbers_keep_their_precision(key):
     """bfloat16 in, and what was asked for out."""
     x, w = jnp.ones((1, 4, 4, 1), jnp.bfloat16), jnp.ones((3, 3, 1, 2), jnp.bfloat16)

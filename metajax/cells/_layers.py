@@ -73,7 +73,7 @@ def convolution(
 
     # How many positions each unit is an input of; a stride above the kernel leaves some out.
     count = np.bincount(index.ravel(), minlength=units + 1)[:units, None]
-    count = np.maximum(count, 1)
+    count = np.maximum(count, 1)[None]
 
     def split(messages):
         padded = jnp.pad(

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from metajax._arguments import PositiveInt, checked
+from metajax._lift import affine, lift
 from metajax._random import draw_flat
 from metajax._standardise import standardise
 from metajax._trees import copy_per_episode
@@ -131,7 +132,7 @@ def _scaled_gates(gates: Params, hidden: int) -> Params:
     scale = np.repeat([0.5, 1.0, 0.5, 0.5], hidden).astype(dtype)
     shift = np.repeat([-5.0, 0.0, 5.0, 0.0], hidden).astype(dtype)
     shifted = gates | {"b": gates["b"] + shift}
-    return {name: scale * w for name, w in shifted.items()}
+    return {name: lift(scale, w) * w for name, w in shifted.items()}
 
 
 def _drive(gates: Params, forward: Array, backward: Array) -> Array:
@@ -163,12 +164,12 @@ def _mean_message(params: Params, h: Array, slots: int, axis: int) -> Array:
         return _normalised_messages(params, h)[..., :slots].mean(axis)
     # The mean of a linear map is the map of the mean.
     mean = _mean_over_inputs(h) if axis == _INPUTS else h.mean(axis)
-    return mean @ params["w"][:, :slots] + params["b"][:slots]
+    return affine(mean, params["w"][:, :slots], params["b"][:slots])
 
 
 def _normalised_messages(params: Params, h: Array) -> Array:
-    x = h @ params["w"] + params["b"]
-    return params["scale"] * standardise(x) + params["offset"]
+    x = standardise(affine(h, params["w"], params["b"]))
+    return lift(params["scale"], x) * x + lift(params["offset"], x)
 
 
 def _mean_over_inputs(h: Array) -> Array:

@@ -43,7 +43,12 @@ def normal(key: Key, like: PyTree, num_tasks: int, std: float) -> PyTree:
 
 def twins_of(meta_params: PyTree, noise: PyTree) -> PyTree:
     """The meta-parameters of the pairs, leaves ``[num_tasks, 2, ...]``."""
-    return jax.tree.map(lambda m, e: jnp.stack([m + e, m - e], 1), meta_params, noise)
+
+    @jax.vmap
+    def pair(noise):
+        return jax.tree.map(lambda m, e: jnp.stack([m + e, m - e]), meta_params, noise)
+
+    return pair(noise)
 
 
 def fresh_pairs(inner: Inner, key: Key, twins: PyTree, data: PyTree) -> InnerState:

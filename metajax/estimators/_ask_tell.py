@@ -92,7 +92,10 @@ def ask_tell(
     def init(key, meta_params, data):
         del data
         _check_solution(strategy, meta_params)
-        return strategy.init(key, meta_params, params)
+        # It is NaN that strategies begin with where the best member is to come.
+        with _as_evosax_is(), jax.debug_nans(False):
+            state = strategy.init(key, meta_params, params)
+            return jax.tree.map(_without_nan, state)
 
     def fitness(index, population, keys, data):
         """The losses of a member and its metrics, each ``[num_tasks]``."""
@@ -111,7 +114,9 @@ def ask_tell(
         keys = jax.random.split(k_tasks, num_tasks)
         mean, unravel = ravel_pytree(meta_params)
 
-        population, asked = strategy.ask(k_ask, state.replace(mean=mean), params)
+        with _as_evosax_is():
+            state = state.replace(mean=mean)
+            population, asked = strategy.ask(k_ask, state, params)
         # Over indices: the population stays whole where members are divided over devices, and so
         # does the strategy.
         index = jnp.arange(strategy.population_size)
@@ -122,9 +127,9 @@ def ask_tell(
         losses = _member_losses(episode_losses)
         ok = jnp.isfinite(losses)
         worst = jnp.where(ok, losses, -jnp.inf).max()
-        new, _ = strategy.tell(
-            k_tell, population, jnp.where(ok, losses, worst), asked, params
-        )
+        losses_told = jnp.where(ok, losses, worst)
+        with _as_evosax_is():
+            new, _ = strategy.tell(k_tell, population, losses_told, asked, params)
 
         # A strategy that has met a NaN may never recover from it.
         is_sound = ok.any() & jnp.isfinite(new.mean).all()
@@ -138,6 +143,16 @@ def ask_tell(
         return Estimate(updates, loss, metrics), state
 
     return Estimator(init, estimate)
+
+
+def _as_evosax_is() -> Any:
+    """Leaves alone how evosax broadcasts, whatever the user has chosen for himself."""
+    return jax.numpy_rank_promotion("allow")
+
+
+def _without_nan(x: Array) -> Array:
+    is_float = jnp.issubdtype(x.dtype, jnp.floating)
+    return jnp.where(jnp.isnan(x), 0, x) if is_float else x
 
 
 def _member_losses(losses: Array) -> Array:

@@ -67,7 +67,7 @@ def start(
 
 def _blank(x: jax.ShapeDtypeStruct, key: Key) -> Array:
     if jnp.issubdtype(x.dtype, jax.dtypes.prng_key):
-        return jnp.broadcast_to(key, x.shape)
+        return jnp.broadcast_to(jax.random.clone(key), x.shape)
     return jnp.zeros(x.shape, x.dtype)
 
 
@@ -100,7 +100,8 @@ def restart(
 ) -> InnerState:
     """The episode, or a fresh one in its place if it `has_ended`."""
     fresh = inner.init(key, meta_params, data)
-    return optax.tree.where(has_ended(inner, state, window), fresh, state)
+    is_over = has_ended(inner, state, window)
+    return _trees.clone_keys(optax.tree.where(is_over, fresh, state))
 
 
 def end_diverged(

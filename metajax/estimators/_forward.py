@@ -5,6 +5,7 @@ import jax.numpy as jnp
 from jax import lax
 from jax.flatten_util import ravel_pytree
 
+from metajax import _trees
 from metajax._arguments import PositiveInt, checked
 from metajax._inner import unroll
 from metajax.estimators import _episodes
@@ -68,7 +69,8 @@ def forward(
 
         def run(flat):
             episodes = inner.vmap(episode, (None, 0, 0, None))
-            return episodes(unravel(flat), keys, state, data)
+            same = _trees.clone_keys((keys, state))  # for each block of tangents
+            return episodes(unravel(flat), *same, data)
 
         losses, (begin, end, metrics) = run(flat)
         grads = _jacobian(lambda flat: run(flat)[0], flat, chunk)

@@ -156,9 +156,12 @@ def compare(
         # Searching and reporting share one program: a fixed optimizer has a rate that it ignores.
         rate = math.nan
         if not fixed:
-            scores = [run(search_key, rate, data)[2] for rate in search.rates]
+            scores = []
+            for rate in search.rates:
+                _, _, score = run(jax.random.clone(search_key), rate, data)
+                scores.append(score)
             rate = _best_rate(name, search.rates, scores)
-        loss, metrics, _ = run(report_key, rate, data)
+        loss, metrics, _ = run(jax.random.clone(report_key), rate, data)
 
         result.loss[name] = np.asarray(loss)
         result.final[name] = _last_tenth(result.loss[name]).mean(1)

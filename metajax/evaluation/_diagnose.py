@@ -13,6 +13,7 @@ from jax.flatten_util import ravel_pytree
 from metajax import _checks
 from metajax._arguments import PositiveInt, checked
 from metajax._inner import unroll
+from metajax._trees import clone_keys
 from metajax.types import Array, Estimator, Inner, PyTree
 
 
@@ -234,7 +235,7 @@ def _step_seconds(inner: Inner, key: Array, meta_params: PyTree, data: PyTree) -
 
 def _timed(run: Callable, *args: Any) -> tuple[Any, float]:
     # Once before, to compile and to warm up.
-    jax.block_until_ready(run(*args))
+    jax.block_until_ready(run(*clone_keys(args)))
     begin = time.perf_counter()
-    result = jax.block_until_ready(run(*args))
+    result = jax.block_until_ready(run(*clone_keys(args)))
     return result, time.perf_counter() - begin

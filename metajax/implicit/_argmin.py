@@ -13,6 +13,7 @@ from jax.typing import ArrayLike
 from metajax import _checks
 from metajax._arguments import checked
 from metajax._losses import at_least_float32
+from metajax._trees import keys_as_numbers
 from metajax.implicit._linear_solvers import LinearSolution, LinearSolver
 from metajax.implicit._solvers import Objective, Solver
 from metajax.types import Array, PyTree
@@ -77,9 +78,12 @@ def argmin(
     # Compiled once for all calls of this solve; within another program it is a part of that.
     @partial(jax.jit, inline=True)
     def solve_traced(init, *args):
+        # Keys are used at each step of the solver and of the linear one, and that is as it must be.
+        args, restore = keys_as_numbers(args)
+
         def value(phi):
             phi = optax.tree.cast_like(phi, init)
-            return at_least_float32(objective(phi, *args))
+            return at_least_float32(objective(phi, *restore(args)))
 
         def minimise(grad, start):
             result = solver(value, start)

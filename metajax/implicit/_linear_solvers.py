@@ -227,7 +227,7 @@ def direct(damping: NonNegative = 0.0) -> LinearSolver:
 
         # V diag(1 / values) V^T b
         projected = jnp.sum(vectors * b[:, None], 0)
-        x = jnp.sum(vectors * (projected / values), 1)
+        x = jnp.sum(vectors * (projected / values)[None], 1)
 
         residual = b - system.operator(x)
         squared_norm = dot(residual, residual)
@@ -276,12 +276,12 @@ def lanczos(
 
         # In coordinates of the basis, b is its norm times the first unit vector.
         curvature = jnp.maximum(values, floor) + damping
-        y = jnp.sum(vectors * vectors[0] / curvature, 1) * b_norm
+        y = jnp.sum(vectors * vectors[0][None] / curvature[None], 1) * b_norm
         x = jnp.sum(basis * y[:, None], 0)
 
         # The basis is orthonormal, so the norm of the residual is that of its coordinates: those
         # within the space, and one along the vector that would come next.
-        within = -jnp.sum(matrix * y, 1) - damping * y
+        within = -jnp.sum(matrix * y[None], 1) - damping * y
         beyond = projection.overflow * y[-1]
         residual = jnp.append(within, beyond)
         residual = residual.at[0].add(b_norm)
@@ -323,7 +323,7 @@ def _project(system: System, steps: int, floor: float) -> _Projection:
         # Twice, since rounding leaves something of the basis behind.
         rest = product
         for _ in range(2):
-            overlaps = jnp.sum(basis * rest, 1, keepdims=True)
+            overlaps = jnp.sum(basis * rest[None], 1, keepdims=True)
             rest -= jnp.sum(basis * overlaps, 0)
 
         # A rest that is nothing but rounding ends the space.

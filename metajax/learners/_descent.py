@@ -73,7 +73,8 @@ def descent(
     def step(key, meta_params, state, batch):
         def objective(params):
             params = complete(meta_params, params)
-            return problem.loss(key, params, state.model_state, batch)
+            same = jax.random.clone(key)  # wherever a line search looks
+            return problem.loss(same, params, state.model_state, batch)
 
         value_and_grad = jax.value_and_grad(objective, has_aux=True)
         (loss, (metrics, model_state)), grads = value_and_grad(state.params)

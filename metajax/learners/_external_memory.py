@@ -81,7 +81,8 @@ def external_memory(
         write_strength, read_strength = 1 + jax.nn.softplus(heads[-2:])
 
         where = address(memory, jnp.tanh(key), write_strength)[:, None]
-        memory = memory * (1 - where * jax.nn.sigmoid(erase)) + where * jnp.tanh(add)
+        kept = 1 - where * jax.nn.sigmoid(erase)[None]
+        memory = memory * kept + where * jnp.tanh(add)[None]
         found = address(memory, jnp.tanh(query), read_strength) @ memory
 
         logits = affine(params["out"], jnp.concatenate([h, found]))

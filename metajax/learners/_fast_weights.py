@@ -26,7 +26,7 @@ def oja(fast: Array, pre: Array, post: Array, rate: Array | float) -> Array:
     the first principal component of its inputs (Oja 1982). ``fast [J, I]``, ``pre [I]``,
     ``post [J]``.
     """
-    return fast + rate * post[:, None] * (pre - post[:, None] * fast)
+    return fast + rate * post[:, None] * (pre[None] - post[:, None] * fast)
 
 
 @checked

@@ -85,10 +85,13 @@ def imaml(
         return Solution(params, model_state)
 
     def step(key, meta_params, state, batch):
-        loss, (metrics, _) = problem.loss(key, state.params, state.model_state, batch)
+        # One key for the loss before the solve, in it and after it.
+        same = jax.random.clone
+        before = problem.loss(same(key), state.params, state.model_state, batch)
+        loss, (metrics, _) = before
         theta, strength = arguments(meta_params)
         params, solved = solve(
-            state.params, theta, strength, key, state.model_state, batch
+            state.params, theta, strength, same(key), state.model_state, batch
         )
         _checks.unused_names("imaml", metrics, tuple(solved))
 
@@ -141,14 +144,15 @@ def imaml_diagnosed(
 
     def step(key, meta_params, state, batch):
         support, query = pair(batch)
-        new, loss, metrics = learner.step(key, meta_params, state, support)
+        same = jax.random.clone
+        new, loss, metrics = learner.step(same(key), meta_params, state, support)
 
         # The system of reverse mode, and nothing of it is differentiated.
         phi = lax.stop_gradient(new.params)
         theta, strength = lax.stop_gradient(arguments(meta_params))
 
         def query_loss(phi):
-            return problem.test(key, phi, new.model_state, query)[0]
+            return problem.test(same(key), phi, new.model_state, query)[0]
 
         vector = jax.grad(query_loss)(phi)
         solution = system(phi, vector, theta, strength, key, state.model_state, support)
@@ -173,7 +177,8 @@ def _objective(
         _checks.positive("lam", lam)
 
     def loss(phi, key, model_state, batch):
-        return problem.loss(key, phi, model_state, batch)[0]
+        same = jax.random.clone(key)  # at each step of the solver
+        return problem.loss(same, phi, model_state, batch)[0]
 
     def arguments(meta_params):
         strength = lam(meta_params) if callable(lam) else lam

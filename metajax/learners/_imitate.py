@@ -65,7 +65,8 @@ def imitate(
 
     def step(key, meta_params, state, batch):
         def objective(params):
-            return problem.loss(key, params, state.model_state, batch)
+            same = jax.random.clone(key)  # wherever a line search looks
+            return problem.loss(same, params, state.model_state, batch)
 
         # Neither what is imitated nor the path depends on the meta-parameters.
         value_and_grad = jax.value_and_grad(objective, has_aux=True)

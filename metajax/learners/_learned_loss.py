@@ -2,6 +2,8 @@
 
 from collections.abc import Callable
 
+import jax
+
 from metajax import _checks
 from metajax._arguments import check, checked
 from metajax.types import (
@@ -60,7 +62,9 @@ def learned_loss(
     def learner_at(meta_params: MetaParams) -> Learner:
         def loss(key, params, model_state, batch):
             own = meta_params["objective"]
-            value = objective(own, key, params, model_state, batch)
+            # With the same key: what it drops, the problem drops too.
+            same = jax.random.clone(key)
+            value = objective(own, same, params, model_state, batch)
             _checks.scalar("what objective returned", value)
             true, (metrics, model_state) = problem.loss(key, params, model_state, batch)
             _checks.unused_names("learned_loss", metrics, ("objective",))

@@ -70,7 +70,7 @@ def protonet(
 
     def logits(meta_params, state, images):
         prototypes = state.total / jnp.maximum(state.count, 1)[:, None]
-        distances = embed(meta_params, images)[:, None] - prototypes
+        distances = embed(meta_params, images)[:, None] - prototypes[None]
         return -jnp.sum(distances**2, -1)
 
     return _classifier(init, learn, logits, init_params)

@@ -202,7 +202,7 @@ def _make_features(
         theta[None],
         state.m,
         *_features.second_moment_features(state.m, state.v),
-        grad * factors.grad_factor,
+        grad[None] * factors.grad_factor,
         factors.row,
         factors.col,
         lax.rsqrt(factors.row + 1e-8),

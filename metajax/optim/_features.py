@@ -40,13 +40,13 @@ def update_averages(
     decays = jnp.asarray(decays, value.dtype)
     value_axes = range(1, averages.ndim)
     decays = jnp.expand_dims(decays, tuple(value_axes))
-    return optax.tree.update_moment(value, averages, decays, 1)
+    return optax.tree.update_moment(value[None], averages, decays, 1)
 
 
 def second_moment_features(m: Array, v: Array) -> list[Array]:
     """``v``, ``m / sqrt(v)`` for each pair of them, and ``1 / sqrt(v)``; each ``[., P]``."""
     inverse_root = lax.rsqrt(v + 1e-6)
-    normalized = inverse_root[:, None] * m
+    normalized = inverse_root[:, None] * m[None]
     num_pairs = len(v) * len(m)
     size = m.shape[-1]
     return [v, normalized.reshape(num_pairs, size), inverse_root]

@@ -9,6 +9,7 @@ from jax import lax
 
 from metajax import _checks, nets
 from metajax._arguments import NonNegative, PositiveInt, checked
+from metajax._lift import affine, lift
 from metajax._losses import at_least_float32, blank_masked, masked_mean
 from metajax._random import draw_flat
 from metajax.problems._supervised import classifier, cross_entropy, stateless
@@ -201,10 +202,11 @@ def convnet(
             )
         for layer in params["conv"]:
             x = nets.transductive_batch_norm(nets.conv(x, layer["w"]))
-            x = nets.max_pool(jax.nn.relu(x + layer["b"]))
+            x = nets.max_pool(jax.nn.relu(x + lift(layer["b"], x)))
         first, last = params["dense"]
         x = nets.transductive_batch_norm(x.reshape(len(x), -1) @ first["w"])
-        return jax.nn.relu(x + first["b"]) @ last["w"] + last["b"]
+        x = jax.nn.relu(x + lift(first["b"], x))
+        return affine(x, last["w"], last["b"])
 
     return classifier(init, apply)
 
@@ -246,10 +248,10 @@ def character_gru(symbols: PositiveInt, hidden: PositiveInt = 64) -> Problem:
         }
 
     def predict(params, text):
-        embedded = params["in"][text.T] @ params["x"] + params["b"]  # [L, B, 3 H]
+        embedded = affine(params["in"][text.T], params["x"], params["b"])  # [L, B, 3 H]
         start = jnp.zeros((len(text), hidden), embedded.dtype)
         _, h = lax.scan(lambda h, x: _gru_step(params, h, x), start, embedded)
-        logits = h @ params["out"]["w"] + params["out"]["b"]
+        logits = affine(h, params["out"]["w"], params["out"]["b"])
         return at_least_float32(logits).swapaxes(0, 1)
 
     def loss(key, params, batch):
@@ -301,7 +303,7 @@ def perceptron(sizes: Sequence[int], activation: Callable) -> tuple[Callable, Ca
             )
         *hidden, last = params
         for layer in hidden:
-            x = activation(x @ layer["w"] + layer["b"])
-        return x @ last["w"] + last["b"]
+            x = activation(affine(x, layer["w"], layer["b"]))
+        return affine(x, last["w"], last["b"])
 
     return init, apply

@@ -9,6 +9,7 @@ from jax import lax
 
 from metajax import _checks
 from metajax._arguments import PositiveFloat, PositiveInt, check, checked
+from metajax._lift import affine
 from metajax._losses import at_least_float32, blank_masked
 from metajax.problems._basic import perceptron
 from metajax.problems._supervised import cross_entropy, stateless
@@ -153,13 +154,13 @@ def random_mlp(
             raise ValueError(
                 f"inputs is {inputs}, but an image {list(images.shape[1:])} has {x.shape[1]} values"
             )
-        is_unit = jnp.arange(widest) < network.width
+        is_unit = jnp.arange(widest)[None] < network.width
         *hidden, last = params
         for depth, layer in enumerate(hidden):
-            z = x @ layer["w"] + layer["b"]
+            z = affine(x, layer["w"], layer["b"])
             activated = lax.switch(network.activation, activations, z) * is_unit
             x = jnp.where(depth < network.depth, activated, x) if depth else activated
-        return at_least_float32(x @ last["w"] + last["b"])
+        return at_least_float32(affine(x, last["w"], last["b"]))
 
     def loss(key, params, batch_and_network):
         del key

@@ -17,6 +17,7 @@ from jax import lax
 
 from metajax import io, nets
 from metajax._arguments import NonNegative, checked
+from metajax._lift import lift
 from metajax._losses import at_least_float32
 from metajax.problems._supervised import stateless
 from metajax.types import Array, Key, Problem, Tasks
@@ -60,7 +61,8 @@ def vgg(
         raise ValueError("weights is empty: give at least conv1_1")
 
     def features(image):
-        x = (image[None] - mean) / std
+        x = image[None]
+        x = (x - lift(mean, x)) / lift(std, x)
         found = {}
         current_block, _ = _block_and_layer(names[0])
         for name in names:
@@ -69,7 +71,8 @@ def vgg(
                 x = _average_pool(x)
                 current_block = block
             layer = weights[name]
-            x = jax.nn.relu(nets.conv(x, layer["w"]) + layer["b"])
+            x = nets.conv(x, layer["w"])
+            x = jax.nn.relu(x + lift(layer["b"], x))
             found[name] = x[0]
         return found
 

@@ -12,6 +12,7 @@ import numpy as np
 
 from metajax import _checks
 from metajax._arguments import PositiveInt, checked
+from metajax._lift import lift
 from metajax._random import draw_flat
 from metajax.tasks._paired import paired
 from metajax.types import Array, Batch, Key, PyTree, Tasks
@@ -173,7 +174,8 @@ def standardize(tasks: Tasks, mean: Any, std: Any) -> Tasks:
     def apply(own, images):
         is_float = jnp.issubdtype(images.dtype, jnp.floating)
         dtype = images.dtype if is_float else jnp.float32
-        return ((images - mean) / std).astype(dtype)
+        standardised = (images - lift(mean, images)) / lift(std, images)
+        return standardised.astype(dtype)
 
     return _augment_images(tasks, apply)
 

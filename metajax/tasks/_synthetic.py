@@ -100,7 +100,7 @@ def linear_regressions(
         k_w, k_x, k_noise = jax.random.split(key, 3)
         w = spread * jax.random.normal(k_w, (size,))
         deviations = condition ** -jnp.linspace(0, 0.5, size)
-        x = draw_flat(k_x, (points, size)) * deviations
+        x = draw_flat(k_x, (points, size)) * deviations[None]
         y = x @ w[:, None] + noise * jax.random.normal(k_noise, (points, 1))
         return {"w": w, **_split_points(x, y, shots)}
 

@@ -40,7 +40,7 @@ def text(
                 f"more"
             )
         start = jax.random.randint(key, (size, 1), 0, len(symbols) - length)
-        windows = symbols[start + jnp.arange(length + 1)]
+        windows = symbols[start + jnp.arange(length + 1)[None]]
         return {"text": windows.astype(jnp.int32)}
 
     return stream(lambda key, data: (), draw, batch_size, test_size)

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+import jax
 import numpy as np
 
 from metajax import _checks
@@ -78,7 +79,8 @@ def validate_if_due(run: Run, validation: Validation | None) -> None:
     if validations and not is_due:
         return
     meta_params = run.state.meta_params
-    loss = validation.loss(validation.key, meta_params, validation.data)
+    key = jax.random.clone(validation.key)  # the same tasks each time
+    loss = validation.loss(key, meta_params, validation.data)
     _checks.scalar("the loss returned by validate.loss", loss)
     # Hosts that differ by a rounding would stop at different steps.
     run.add_validation(hosts.agreed(float(loss)))
