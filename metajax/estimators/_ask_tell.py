@@ -151,7 +151,7 @@ def _as_evosax_is() -> Any:
 
 
 def _without_nan(x: Array) -> Array:
-    is_float = jnp.issubdtype(x.dtype, jnp.floating)
+    is_float = jnp.issubdtype(jnp.result_type(x), jnp.floating)
     return jnp.where(jnp.isnan(x), 0, x) if is_float else x
 
 
