@@ -177,7 +177,8 @@ def equinox(
     make(key))`` is the model that was learned. Its state, which training moves on, are its other
     arrays and that of its stateful layers, such as ``eqx.nn.BatchNorm``. The model is of one
     example; it runs under a `jax.vmap` whose ``axis_name`` is ``"batch"``. Evaluation is
-    ``eqx.nn.inference_mode``.
+    ``eqx.nn.inference_mode``. Divided over devices by `metajax.sharding.split`, stateful layers are
+    refused by a check of equinox itself; other models are not.
 
     Args:
       make: ``(key) -> model``, where ``model(x) -> outputs``, ``model(x, key=key)`` if its call
