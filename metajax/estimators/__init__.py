@@ -2,6 +2,7 @@
 
 from metajax.estimators._ask_tell import ask_tell
 from metajax.estimators._bptt import bptt
+from metajax.estimators._dice import dice
 from metajax.estimators._evolution import es, noise_reuse_es, pes
 from metajax.estimators._forward import forward
 from metajax.estimators._guided_es import guided_es
@@ -10,6 +11,7 @@ from metajax.estimators._mix import mix
 __all__ = [
     "ask_tell",
     "bptt",
+    "dice",
     "es",
     "forward",
     "guided_es",
