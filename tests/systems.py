@@ -150,7 +150,7 @@ LEARNERS = {
 
 ESTIMATORS = {
     "bptt": lambda inner, _: mx.bptt(inner, 3),
-    "bptt_no_remat": lambda inner, _: mx.bptt(inner, 3, remat=False),
+    "bptt_nested": lambda inner, _: mx.bptt(inner, 3, remat="nested"),
     "bptt_truncated": lambda inner, _: mx.bptt(inner, 3, 2),
     "bptt_staggered": lambda inner, _: mx.bptt(inner, 3, 2, stagger=True),
     "forward": lambda inner, _: mx.forward(inner, 3),

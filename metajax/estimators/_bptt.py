@@ -5,7 +5,7 @@ import jax.numpy as jnp
 
 from metajax import _trees
 from metajax._arguments import PositiveInt, checked
-from metajax._inner import unroll
+from metajax._inner import Remat, blocks_of_steps, unroll
 from metajax.estimators import _episodes
 from metajax.types import Estimate, Estimator, Inner
 
@@ -17,7 +17,7 @@ def bptt(
     truncation: PositiveInt | None = None,
     *,
     stagger: bool = False,
-    remat: bool = True,
+    remat: Remat = True,
 ) -> Estimator:
     """Backpropagation through time (Werbos 1990), truncated if asked (Williams & Peng 1990).
 
@@ -32,7 +32,8 @@ def bptt(
       stagger: start the episodes a window apart, so that each estimate sees all phases of an
         episode at once; without it all episodes run in step, as in Andrychowicz et al. 2016.
       remat: recompute inner steps in the backward pass; less memory and, where the step is bound by
-        it, faster.
+        it, faster. ``"nested"`` and a number of kept states save more, for more passes over the
+        steps: `metajax.unroll`.
 
     An episode whose loss or gradient is not finite is left out of the estimate, starts anew, and is
     counted by the metric ``diverged``.
@@ -47,6 +48,7 @@ def bptt(
     ()
     """
     window = _episodes.window_length(inner, truncation)
+    blocks_of_steps(window, remat)  # or it says what is wrong
 
     def init(key, meta_params, data):
         stride = window if stagger else 0

@@ -3,12 +3,14 @@
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-import jax
 import optax
-from jax import lax
 
 from metajax import _checks
 from metajax._arguments import checked, is_transformation
+from metajax.learners._value_and_grad import (
+    first_order_value_and_grad,
+    value_and_grad,
+)
 from metajax.types import (
     Key,
     LearnedOptimizer,
@@ -75,10 +77,9 @@ def descent(
             params = complete(meta_params, params)
             return problem.loss(key, params, state.model_state, batch)
 
-        value_and_grad = jax.value_and_grad(objective, has_aux=True)
-        (loss, (metrics, model_state)), grads = value_and_grad(state.params)
-        if not second_order:
-            grads = lax.stop_gradient(grads)
+        differentiate = value_and_grad if second_order else first_order_value_and_grad
+        value_and_grads = differentiate(objective, has_aux=True)(state.params)
+        (loss, (metrics, model_state)), grads = value_and_grads
 
         # Line searches and adaptive rates look at more than the gradient.
         updates, opt_state = transformation(make_tx, meta_params).update(
