@@ -1,8 +1,11 @@
 """Trees of arrays: choosing between two of them, whether they are finite, copies per episode."""
 
+from collections.abc import Callable
+
 import jax
 import jax.numpy as jnp
 import optax
+from jax.flatten_util import ravel_pytree
 
 from metajax.types import Array, PyTree
 
@@ -48,6 +51,21 @@ def copy_per_episode(weights: PyTree, x: Array) -> PyTree:
     # A condition that depends on the episode, and both of whose branches are the same.
     depends_on_episode = x.reshape(-1)[0] > 0
     return optax.tree.where(depends_on_episode, weights, weights)
+
+
+def floating_vector(tree: PyTree) -> tuple[Array, Callable[[Array], PyTree]]:
+    """The floating leaves as one vector, and a function that puts another vector in their place."""
+    leaves, structure = jax.tree.flatten(tree)
+    is_floating = [jnp.issubdtype(x.dtype, jnp.inexact) for x in leaves]
+    floating = [x for x, is_one in zip(leaves, is_floating, strict=True) if is_one]
+    vector, unravel = ravel_pytree(floating)
+
+    def with_vector(vector):
+        new = iter(unravel(vector))
+        pairs = zip(leaves, is_floating, strict=True)
+        return structure.unflatten([next(new) if is_one else x for x, is_one in pairs])
+
+    return vector, with_vector
 
 
 def _floating_leaves(tree: PyTree) -> list[Array]:

@@ -5,8 +5,10 @@ from metajax.estimators._bptt import bptt
 from metajax.estimators._dice import dice
 from metajax.estimators._evolution import es, noise_reuse_es, pes
 from metajax.estimators._forward import forward
+from metajax.estimators._forward_gradient import forward_gradient
 from metajax.estimators._guided_es import guided_es
 from metajax.estimators._mix import mix
+from metajax.estimators._online import rtrl, uoro
 
 __all__ = [
     "ask_tell",
@@ -14,8 +16,11 @@ __all__ = [
     "dice",
     "es",
     "forward",
+    "forward_gradient",
     "guided_es",
     "mix",
     "noise_reuse_es",
     "pes",
+    "rtrl",
+    "uoro",
 ]
