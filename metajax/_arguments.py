@@ -56,6 +56,7 @@ _MAKERS = {
     "Inner": "metajax.inner",
     "LearnedOptimizer": "metajax.optim",
     "Learner": "metajax.l2l or another learner",
+    "Perturbation": "metajax.gaussian or metajax.low_rank",
     "Problem": "metajax.problems",
     "Tasks": "metajax.tasks",
     "Trainer": "metajax.trainer",
