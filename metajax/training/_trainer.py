@@ -11,6 +11,7 @@ from jax import lax
 
 from metajax import _checks
 from metajax._arguments import PositiveInt, check, checked
+from metajax._rehearsal import Rehearsal
 from metajax._trees import all_finite, stays_finite
 from metajax.types import Array, Estimator, PyTree, Trainer, TrainState
 
@@ -60,7 +61,9 @@ def trainer(
         _checks.floating("meta_params", meta_params)
         _checks.finite("meta_params", meta_params)
         _checks.finite("data", data)
-        return start(key, meta_params, data)
+        state = start(key, meta_params, data)
+        rehearse(state, data=data)
+        return state
 
     # One program: a hundred small ones would take a newcomer's first seconds.
     @jax.jit
@@ -84,7 +87,13 @@ def trainer(
         _check_maker("opt_state", state.opt_state, like.opt_state, "tx")
         return _step(estimator, tx, state, data)
 
-    run = chunked(step, chunk, max_skipped)
+    rehearse = Rehearsal(step)
+    run_chunk = chunked(step, chunk, max_skipped)
+
+    def run(state, data, n):
+        rehearse(state, data=data)
+        return run_chunk(state, data, n)
+
     return Trainer(init, step, run, chunk, max_skipped)
 
 
