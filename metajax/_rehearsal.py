@@ -12,6 +12,7 @@ from typing import Any
 
 import jax
 import jax.core
+import jax.numpy as jnp
 import numpy as np
 from numpy.typing import ArrayLike
 
@@ -57,13 +58,14 @@ def is_under_way() -> bool:
     return _under_way.get()
 
 
-def drawn_from(values: ArrayLike, drawn: Array) -> Any:
+def drawn_from(values: ArrayLike, drawn: Array) -> Array:
     """What was ``drawn`` from the integers ``values``; in a rehearsal, the ends of their range.
 
-    With those, whoever takes labels can check them. They are no tracers, as what is drawn is.
+    With those, whoever takes labels can check them: they are no tracers, as what is drawn is.
     """
     if not is_under_way() or isinstance(values, jax.core.Tracer):
         return drawn
     values = np.asarray(values)
-    ends = np.array([values.max(), values.min()], drawn.dtype)
-    return np.resize(ends, drawn.shape)
+    ends = np.array([values.max(), values.min()])
+    with jax.ensure_compile_time_eval():
+        return jnp.asarray(np.resize(ends, drawn.shape), drawn.dtype)

@@ -181,6 +181,18 @@ def test_data_that_are_traced_are_let_through_and_neither_loss_nor_accuracy_look
     np.testing.assert_array_equal(np.isnan(curves.test_metrics["accuracy"]), spoilt)
 
 
+def test_labels_may_be_changed_by_your_own_tasks_as_in_a_program():
+    """Only those that arrive as they were drawn are looked at."""
+
+    def fold(own, batch):
+        label = batch["label"].at[0].set(0)
+        return batch | {"label": label % 2}
+
+    tasks = mx.tasks.augment(mx.tasks.minibatches(2), lambda key, batch: (), fold)
+    loop = mx.inner(mx.l2l(optax.sgd, mx.problems.mlp((4, 2))), tasks, 1)
+    assert np.isfinite(mx.evaluate(loop, KEY, 0.1, THREE, num_tasks=2).loss).all()
+
+
 def test_the_same_data_are_rehearsed_once_and_not_kept():
     traces = []
 

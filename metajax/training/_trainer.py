@@ -42,6 +42,8 @@ def trainer(
 
     Raises:
       TypeError: from ``init``, meta-parameters that are not floating-point.
+      ValueError: from ``init`` and ``run``, before anything is compiled, data that the tasks cannot
+        use, or labels that a learner has no output for.
       ValueError: from ``step``, a state of another trainer, or a metric called ``loss``,
         ``update_norm``, ``skipped``, ``step`` or ``validation``, as a run calls its own.
 
