@@ -43,7 +43,8 @@ def inner(
         loss on the task's test batch after it.
 
     Raises:
-      ValueError: lengths out of order, or a pair of them with a held-out meta-loss.
+      ValueError: lengths out of order, a pair of them with a held-out meta-loss, or another length
+        than a learner is made for.
 
     >>> import jax, metajax as mx, optax
     >>> learner = mx.l2l(optax.sgd, mx.problems.quadratic())
@@ -60,6 +61,13 @@ def inner(
             "horizon may be a pair (shortest, longest) only with the meta-loss 'online', since it "
             "takes effect between the windows of a truncated estimator; give one int, or "
             "meta_loss='online'"
+        )
+
+    if learner.steps is not None and (shortest, longest) != (None, learner.steps):
+        raise ValueError(
+            f"horizon must be {learner.steps}, the steps that learner is made for (its weights or "
+            f"rates are one a step), got {horizon}; make the learner for another number, or give "
+            f"evaluate other steps"
         )
 
     def init(key, meta_params, data):

@@ -111,6 +111,8 @@ class Learner(NamedTuple):
       predict: ``(key, meta_params, state, inputs) -> outputs``, e.g. logits ``[B, C]`` of images
         ``[B, ...]``, from what was learned.
       meta: ``(key) -> meta_params``, where meta-training begins.
+      steps: the number of inner steps that it is made for, None if any will do; the ``horizon`` of
+        `metajax.inner` must be the same.
     """
 
     init: Callable[[Key, MetaParams, Task], State]
@@ -118,6 +120,7 @@ class Learner(NamedTuple):
     test: Callable[[Key, MetaParams, State, Batch], tuple[Array, Metrics]]
     predict: Callable[[Key, MetaParams, State, Inputs], PyTree] = no_predictions
     meta: Callable[[Key], MetaParams] = no_meta
+    steps: int | None = None
 
 
 class InnerState(NamedTuple):

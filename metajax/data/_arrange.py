@@ -3,6 +3,7 @@
 from typing import Any
 
 import jax
+import jax.core
 import jax.numpy as jnp
 import numpy as np
 
@@ -127,6 +128,16 @@ def sorted_by_class(data: Any) -> None:
     if "start" not in data:
         raise TypeError(
             'data has no "start": sort it by class with metajax.data.by_class(data)'
+        )
+    if isinstance(data["start"], jax.core.Tracer):
+        return
+    start = np.asarray(data["start"])
+    size = len(data["label"])
+    rises = start.ndim == 1 and (np.diff(start) >= 0).all()
+    if not rises or start[:1] != 0 or start[-1:] != size:
+        raise ValueError(
+            f'data["start"] must rise from 0 to the {size} examples, as metajax.data.by_class '
+            f"makes it, got {start.tolist()}"
         )
 
 

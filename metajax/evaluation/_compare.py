@@ -19,7 +19,7 @@ from metajax._arguments import (
     is_transformation,
 )
 from metajax._inner import inner
-from metajax.evaluation._evaluate import Curves, evaluate
+from metajax.evaluation._evaluate import Curves, evaluate, rehearsal
 from metajax.learners._l2l import l2l
 from metajax.types import Array, Inner, Problem, PyTree, Tasks
 
@@ -142,6 +142,7 @@ def compare(
     _check_optimizers(optimizers)
     _check_search(search)
     _checks.key(key)
+    _checks.finite("data", data)
     search_key, report_key = jax.random.split(key)
     result = Comparison({}, {}, {}, {})
 
@@ -151,6 +152,7 @@ def compare(
         if fixed:
             make_tx = partial(_ignore_rate, optimizer)
         loop = inner(l2l(make_tx, problem), tasks, steps)
+        rehearsal(loop)(key, search.rates[0], data=data)
         run = _runner(loop, num_tasks, search.score)
 
         # Searching and reporting share one program: a fixed optimizer has a rate that it ignores.

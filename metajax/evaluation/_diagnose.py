@@ -13,6 +13,7 @@ from jax.flatten_util import ravel_pytree
 from metajax import _checks
 from metajax._arguments import PositiveInt, checked
 from metajax._inner import unroll
+from metajax._rehearsal import Rehearsal
 from metajax.types import Array, Estimator, Inner, PyTree
 
 
@@ -87,6 +88,7 @@ def diagnose(
     if samples < 2:
         raise ValueError("samples must be at least 2: a variance needs two")
 
+    _check_inputs(estimator, key, meta_params, data)
     draw = _sampler(estimator, samples, windows)
     begin = time.perf_counter()
     program = draw.lower(key, meta_params, data).compile()
@@ -181,10 +183,26 @@ def mean_gradient(
     >>> mx.mean_gradient(mx.bptt(loop, 8), jax.random.key(0), rate, samples=4).shape
     ()
     """
+    _check_inputs(estimator, key, meta_params, data)
     draw = _sampler(estimator, samples, windows)
     gradients = draw(key, meta_params, data)
     _, unravel = ravel_pytree(meta_params)
     return unravel(gradients.mean(0))
+
+
+def _check_inputs(
+    estimator: Estimator, key: Array, meta_params: PyTree, data: PyTree
+) -> None:
+    _checks.key(key)
+    _checks.floating("meta_params", meta_params)
+    _checks.finite("meta_params", meta_params)
+    _checks.finite("data", data)
+
+    def first_estimate(key, meta_params, data):
+        state = estimator.init(key, meta_params, data)
+        return estimator.estimate(key, meta_params, state, data)
+
+    Rehearsal(first_estimate)(key, meta_params, data=data)
 
 
 def _sampler(estimator: Estimator, samples: int, windows: int) -> Any:
@@ -192,9 +210,6 @@ def _sampler(estimator: Estimator, samples: int, windows: int) -> Any:
 
     @jax.jit
     def draw(key, meta_params, data):
-        _checks.key(key)
-        _checks.floating("meta_params", meta_params)
-
         def window(state, key):
             estimate, state = estimator.estimate(key, meta_params, state, data)
             flat, _ = ravel_pytree(estimate.updates)

@@ -9,6 +9,7 @@ from jax import lax
 
 from metajax import _checks
 from metajax._arguments import PositiveInt, checked
+from metajax._rehearsal import Rehearsal
 from metajax.types import Array, Inner, InnerState, PyTree
 
 
@@ -56,7 +57,8 @@ def evaluate(
       steps: inner steps, by default the horizon of ``inner``.
 
     Raises:
-      ValueError: NaN or infinity in ``data`` or ``meta_params``, or a bad count.
+      ValueError: NaN or infinity in ``data`` or ``meta_params``; data that the tasks cannot use,
+        or labels that the learner has no output for; or a bad count.
 
     >>> import jax, metajax as mx, optax
     >>> learner = mx.l2l(optax.sgd, mx.problems.quadratic())
@@ -77,6 +79,17 @@ def evaluate(
     return run(key, meta_params, data)
 
 
+def rehearsal(inner: Inner) -> Rehearsal:
+    """Lets tasks and learner see the data: ``(key, meta_params, data=data)``, for an episode."""
+
+    def episode(key, meta_params, data):
+        state = inner.init(key, meta_params, data)
+        state, _ = inner.step(meta_params, state, data)
+        return inner.test(meta_params, state, data)
+
+    return Rehearsal(episode)
+
+
 # A function of its own for each inner loop, so that a program goes when its function does. With
 # `inner` as a static argument of one function, the programs of all loops would stay for ever.
 @lru_cache(maxsize=64)
@@ -90,10 +103,16 @@ def _compiled(inner: Inner, num_tasks: int, steps: int) -> Callable[..., Curves]
         test_loss, test_metrics = inner.test(meta_params, state, data)
         return Curves(losses, test_loss, metrics, state, test_metrics)
 
-    @jax.jit
+    rehearse = rehearsal(inner)
+
     def run(key, meta_params, data):
+        rehearse(key, meta_params, data=data)
+        return episodes(key, meta_params, data)
+
+    @jax.jit
+    def episodes(key, meta_params, data):
         keys = jax.random.split(key, num_tasks)
-        episodes = inner.vmap(episode, (0, None, None))
-        return episodes(keys, meta_params, data)
+        run_all = inner.vmap(episode, (0, None, None))
+        return run_all(keys, meta_params, data)
 
     return run

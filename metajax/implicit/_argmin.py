@@ -1,6 +1,7 @@
 """The implicit function theorem: solutions that can be differentiated."""
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import jax
@@ -41,8 +42,9 @@ def argmin(
       linear_solver: ``(matvec, b) -> LinearSolution``, e.g. `cg`, `neumann` or `direct`.
 
     Returns:
-      ``solve(init, *args) -> (phi, metrics)``: a tree like ``init`` and a dict of scalars,
-      ``inner_grad_norm`` (the norm of the objective's gradient at ``phi``) and those of the solver.
+      ``solve(init, *args) -> (phi, metrics)``: a tree like ``init`` and a dict of scalars:
+      ``inner_grad_norm``, the norm of the objective's gradient at ``phi``; ``inner_diverged``, 1
+      where it is larger there than at ``init`` or not finite, else 0; and those of the solver.
 
     Ridge regression, differentiated with respect to its penalty:
 
@@ -59,43 +61,70 @@ def argmin(
     True
     """
 
-    def solve_linear(hvp, b):
-        solution = linear_solver(hvp, b)
-        if not isinstance(solution, LinearSolution):
-            got = type(solution).__name__
-            raise TypeError(
-                f"linear_solver must return a LinearSolution, as implicit.cg does, got {got}"
-            )
-        return solution.x
-
     def solve_tangent(hvp, b):
-        return lax.custom_linear_solve(hvp, b, solve_linear, symmetric=True)
+        solve = partial(solved, linear_solver)
+        return lax.custom_linear_solve(hvp, b, solve, symmetric=True)
 
     def solve(init, *args):
-        _checks.floating("init", init)
-        init = jax.tree.map(_strongly_typed, init)
-
         def value(phi):
             result = objective(phi, *args)
             _checks.scalar("the value of objective", result)
             return result
 
-        def minimise(grad, init):
-            result = solver(value, init)
-            _checks.returned("solver", result, "solution, metrics")
-            phi, metrics = result
-            _checks.same_structure("the solution of solver", phi, init, "init")
-
-            grad_norm = optax.tree.norm(grad(phi))
-            metrics = {"inner_grad_norm": grad_norm, **metrics}
-            metrics = jax.tree.map(lambda x: jnp.asarray(x, float), metrics)
-            return phi, metrics
-
         # The solution is the root of the gradient.
-        grad = jax.grad(value)
-        return lax.custom_root(grad, init, minimise, solve_tangent, has_aux=True)
+        minimise = partial(solver, value)
+        return implicit(
+            jax.grad(value), minimise, solve_tangent, init, "inner_grad_norm"
+        )
 
     return solve
+
+
+def implicit(
+    residual: Callable[[PyTree], PyTree],
+    find: Callable[[PyTree], tuple[PyTree, dict[str, Array]]],
+    solve_tangent: Callable[[Callable, PyTree], PyTree],
+    init: PyTree,
+    norm_name: str,
+) -> tuple[PyTree, dict[str, Array]]:
+    """The root of ``residual`` that ``find`` comes to from ``init``, and how close it came.
+
+    Args:
+      residual: ``phi -> tree like phi``. What it closes over is differentiated.
+      find: ``init -> (phi, metrics)``, not differentiated.
+      solve_tangent: ``(matvec, b) -> x``, solves ``A x = b`` for the Jacobian of ``residual``.
+      init: where to start.
+      norm_name: what the norm of the residual that is left is called among the metrics.
+    """
+    _checks.floating("init", init)
+    init = jax.tree.map(_strongly_typed, init)
+
+    def search(residual, init):
+        result = find(init)
+        _checks.returned("solver", result, "solution, metrics")
+        phi, metrics = result
+        _checks.same_structure("the solution of solver", phi, init, "init")
+
+        begin = optax.tree.norm(residual(init))
+        left = optax.tree.norm(residual(phi))
+        # Rounding is no divergence, where the start was as good as a solution.
+        rounding = jnp.finfo(left.dtype).eps ** 0.5
+        came_closer = left <= begin + rounding  # false for NaN
+        own = {norm_name: left, "inner_diverged": ~came_closer}
+        metrics = jax.tree.map(lambda x: jnp.asarray(x, float), own | metrics)
+        return phi, metrics
+
+    return lax.custom_root(residual, init, search, solve_tangent, has_aux=True)
+
+
+def solved(linear_solver: LinearSolver, matvec: Callable, b: PyTree) -> PyTree:
+    solution = linear_solver(matvec, b)
+    if not isinstance(solution, LinearSolution):
+        got = type(solution).__name__
+        raise TypeError(
+            f"linear_solver must return a LinearSolution, as implicit.cg does, got {got}"
+        )
+    return solution.x
 
 
 def _strongly_typed(x: Any) -> Array:
@@ -157,8 +186,8 @@ def proximal(loss: Objective) -> Objective:
       value a parameter; traced, it can be learned.
 
     Raises:
-      ValueError: a ``lam`` that is not above 0. One that is traced cannot be checked: keep it above
-        0, e.g. as an exponential.
+      ValueError: a ``lam`` that is not above 0. One that is traced cannot be checked and makes the
+        objective NaN: keep it above 0, e.g. as an exponential.
 
     With one observation ``y`` the solution is ``(y + lam theta) / (1 + lam)``:
 
@@ -184,7 +213,8 @@ def _pull(lam: ArrayLike, phi: PyTree, theta: PyTree) -> ArrayLike:
     """``sum lam (phi - theta)^2`` over all the leaves that one of ``lam`` stands for."""
 
     def of_leaf(p, t):
-        weights = jnp.broadcast_to(lam, p.shape)
+        above_zero = jnp.where(jnp.asarray(lam) > 0, lam, jnp.nan)
+        weights = jnp.broadcast_to(above_zero, p.shape)
         return jnp.sum(weights * (p - t) ** 2)
 
     pulls = jax.tree.map(of_leaf, phi, theta)

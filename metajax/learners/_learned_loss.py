@@ -86,4 +86,4 @@ def learned_loss(
     def both(key):
         return {"learner": judged.meta(key), "objective": meta(key)}
 
-    return Learner(init, step, test, predict, both)
+    return Learner(init, step, test, predict, both, judged.steps)

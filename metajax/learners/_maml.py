@@ -71,24 +71,11 @@ def adapt(
         meta = _initial(problem)
 
     def begin(key, meta_params, task):
-        params = start(meta_params)
-        adapting = jax.tree.map(
-            lambda x, chosen: jnp.asarray(x) if chosen else None, params, adapts(params)
-        )
-        if not jax.tree.leaves(adapting):
-            raise ValueError(
-                "adapts must choose at least one of the parameters, got none"
-            )
         _, model_state = problem.init(key, task)
-        return adapting, model_state
+        return chosen(adapts, start(meta_params)), model_state
 
     def complete(meta_params, params):
-        return jax.tree.map(
-            lambda new, fixed: fixed if new is None else new,
-            params,
-            start(meta_params),
-            is_leaf=lambda x: x is None,
-        )
+        return completed(params, start(meta_params))
 
     return descent(
         problem,
@@ -97,6 +84,28 @@ def adapt(
         second_order=second_order,
         meta=meta or no_meta,
         complete=complete,
+    )
+
+
+def chosen(adapts: Callable[[Params], PyTree], params: Params) -> Params:
+    """The parameters that adapt, None in the place of the others."""
+    adapting = jax.tree.map(
+        lambda x, is_chosen: jnp.asarray(x) if is_chosen else None,
+        params,
+        adapts(params),
+    )
+    if not jax.tree.leaves(adapting):
+        raise ValueError("adapts must choose at least one of the parameters, got none")
+    return adapting
+
+
+def completed(adapting: Params, params: Params) -> Params:
+    """Those that are `chosen`, and in the place of the others those of ``params``."""
+    return jax.tree.map(
+        lambda new, fixed: fixed if new is None else new,
+        adapting,
+        params,
+        is_leaf=lambda x: x is None,
     )
 
 

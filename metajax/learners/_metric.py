@@ -100,7 +100,8 @@ def ridge(
       net: ``(init, apply)`` of the embedding, as for `protonet`.
       ways: number of classes; labels are ``0 .. ways - 1``.
       size: of an embedding.
-      lam: penalty, before meta-training.
+      lam: penalty, before meta-training; ``n`` times that of the authors' code for a support batch
+        of ``n`` images, since there ``X X^T`` is divided by ``n``.
       scale: of the logits, before meta-training.
 
     >>> import jax, metajax as mx

@@ -55,11 +55,12 @@ def vsml(
     onehot(label)``. Layers take their turn from the first to the last within one example; messages
     downwards are those of the step before.
 
-    The parameters do not depend on the number of inputs, outputs, layers or examples: what was
-    meta-learned with one network runs with any other of the same cell. A permutation of the inputs
-    or of the outputs permutes the states and changes nothing else. With one layer nothing reads
-    what its cells send downwards, so that the parameters ``backward`` have a gradient of zero, and
-    of noise alone under an evolution strategy.
+    The shapes of the parameters do not depend on the number of inputs, outputs, layers or examples,
+    and what was meta-learned with some inputs and outputs learns with others. Not so with more
+    layers than were there in meta-training, or with convolutions instead of dense ones: it runs,
+    at chance. With one layer nothing reads what its cells send downwards, so that the parameters
+    ``backward`` have a gradient of zero, and of noise alone under an evolution strategy. A
+    permutation of the inputs or of the outputs permutes the states and changes nothing else.
 
     One dense layer is the network of the code published with the paper, to rounding. With several
     layers parameters do not transfer from it, in three points. Messages here are computed from the

@@ -4,12 +4,16 @@ from collections.abc import Callable, Sequence
 
 import jax
 import jax.numpy as jnp
-import optax
 from jax import lax
 
 from metajax import _checks, nets
 from metajax._arguments import NonNegative, PositiveInt, checked
-from metajax._losses import blank_masked, masked_mean
+from metajax._losses import (
+    blank_masked,
+    check_labels,
+    cross_entropy_and_accuracy,
+    masked_mean,
+)
 from metajax._random import draw_flat
 from metajax.problems._supervised import classifier, cross_entropy, stateless
 from metajax.types import Array, Params, Problem
@@ -251,13 +255,12 @@ def character_gru(symbols: PositiveInt, hidden: PositiveInt = 64) -> Problem:
 
     def loss(key, params, batch):
         del key
+        mask = batch.get("mask")
+        check_labels(batch["text"], symbols, mask, "text")
         batch = blank_masked(batch)
         logits = predict(params, batch["text"][:, :-1])
         target = batch["text"][:, 1:]
-        losses = optax.softmax_cross_entropy_with_integer_labels(logits, target)
-        hits = (logits.argmax(-1) == target).astype(float)
-        mask = batch.get("mask")
-        return masked_mean(losses, mask), {"accuracy": masked_mean(hits, mask)}
+        return cross_entropy_and_accuracy(logits, target, mask)
 
     return stateless(init, loss, predict)
 

@@ -12,7 +12,9 @@ import numpy as np
 
 from metajax import _checks
 from metajax._arguments import PositiveInt, checked
+from metajax._losses import check_labels
 from metajax._random import draw_flat
+from metajax._rehearsal import drawn_from
 from metajax.tasks._paired import paired
 from metajax.types import Array, Batch, Key, PyTree, Tasks
 
@@ -131,8 +133,8 @@ def permute_pixels(tasks: Tasks) -> Tasks:
 def permute_labels(tasks: Tasks, num_classes: PositiveInt) -> Tasks:
     """Each task means something else by its labels: ``label -> permutation[label]``.
 
-    The permutation is over ``num_classes`` labels. A label outside ``0..num_classes - 1`` becomes
-    ``num_classes``, on which learners report a loss of NaN.
+    The permutation is over ``num_classes`` labels. A label outside ``0..num_classes - 1`` is an
+    error; where it is traced, it becomes ``num_classes``, on which learners report a loss of NaN.
 
     >>> import jax, metajax as mx
     >>> tasks = mx.tasks.permute_labels(mx.tasks.sum_sign((16,)), num_classes=10)
@@ -145,9 +147,11 @@ def permute_labels(tasks: Tasks, num_classes: PositiveInt) -> Tasks:
 
     def apply(permutation, batch):
         label = batch["label"]
+        check_labels(label, num_classes)
         in_range = (label >= 0) & (label < num_classes)
         permuted = jnp.where(in_range, permutation[label], num_classes)
-        return batch | {"label": permuted.astype(label.dtype)}
+        permuted = permuted.astype(label.dtype)
+        return batch | {"label": drawn_from(range(num_classes), permuted)}
 
     return augment(tasks, sample, apply)
 

@@ -15,6 +15,7 @@ from metajax.training._record import Rows
 from metajax.training._run import Run
 from metajax.training._saver import Saver
 from metajax.training._signals import Signals
+from metajax.training._troubles import Troubles
 from metajax.training._validation import Validation, is_out_of_patience, validate_if_due
 from metajax.types import PyTree, Trainer, TrainState
 
@@ -71,6 +72,9 @@ def fit(
     - On several hosts all call it with the same arguments. The first alone writes, reports and
       calls ``callbacks``; a signal that one of them gets stops all of them, saved, at the same
       step.
+    - Metrics of inner loops that say that an implicit gradient is not to be trusted are warned of,
+      once each: ``inner_diverged``, ``negative_curvature``, ``residual`` and those of
+      `metajax.implicit.newton`.
 
     Args:
       trainer: from `metajax.trainer`.
@@ -116,6 +120,8 @@ def fit(
     periods = [trainer.chunk]
     periods += [part.every for part in (validate, checkpoint) if part is not None]
 
+    troubles = Troubles()
+
     with Signals(enabled=checkpoint is not None) as signals, Saver(checkpoint) as saver:
         run = saver.restore_run(state) or Run.new(state)
         _check_something_is_left(run, num_steps)
@@ -137,7 +143,9 @@ def fit(
                 if ends:
                     break
                 # ... and the way to the next at which something is.
+                before = run.step
                 run.advance(trainer, data, _next_step(run.step, num_steps, periods))
+                troubles.look(run.record.history(before), run.step)
 
             if is_decided and run.step < num_steps:
                 bar.say(

@@ -3,6 +3,7 @@
 import math
 import sys
 import time
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -110,14 +111,13 @@ class Progress:
         if run.step > self._shown_step:
             latest = run.record.history(self._shown_step)
             self._plateau.add(latest["loss"])
-            self._display.show(
-                run.step, _numbers(run, latest["loss"]), self._plateau.note()
-            )
+            self._display.show(run.step, _numbers(run, latest), self._plateau.note())
             self._shown_step = run.step
 
 
-def _numbers(run: Run, losses: np.ndarray) -> dict[str, str]:
-    """What is shown of a run, by name."""
+def _numbers(run: Run, latest: Mapping[str, np.ndarray]) -> dict[str, str]:
+    """What is shown of a run and of the latest of its metrics, by name."""
+    losses = latest["loss"]
     losses = losses[np.isfinite(losses)]
     numbers: dict[str, float] = {"loss": math.nan}
     if losses.size:
@@ -129,6 +129,10 @@ def _numbers(run: Run, losses: np.ndarray) -> dict[str, str]:
     num_skipped = int(np.count_nonzero(skipped))
     if num_skipped:
         numbers["skipped"] = num_skipped
+    for name in ("diverged", "inner_diverged"):
+        share = latest.get(name, np.zeros(1)).mean()
+        if share:
+            numbers[name] = share
     return {name: f"{number:.4g}" for name, number in numbers.items()}
 
 

@@ -11,6 +11,7 @@ from jax import lax
 
 from metajax import _checks
 from metajax._arguments import PositiveInt, check, checked
+from metajax._rehearsal import Rehearsal
 from metajax._trees import all_finite, stays_finite
 from metajax.types import Array, Estimator, PyTree, Trainer, TrainState
 
@@ -41,6 +42,8 @@ def trainer(
 
     Raises:
       TypeError: from ``init``, meta-parameters that are not floating-point.
+      ValueError: from ``init`` and ``run``, before anything is compiled, data that the tasks cannot
+        use, or labels that a learner has no output for.
       ValueError: from ``step``, a state of another trainer, or a metric called ``loss``,
         ``update_norm``, ``skipped``, ``step`` or ``validation``, as a run calls its own.
 
@@ -60,7 +63,9 @@ def trainer(
         _checks.floating("meta_params", meta_params)
         _checks.finite("meta_params", meta_params)
         _checks.finite("data", data)
-        return start(key, meta_params, data)
+        state = start(key, meta_params, data)
+        rehearse(state, data=data)
+        return state
 
     # One program: a hundred small ones would take a newcomer's first seconds.
     @jax.jit
@@ -84,7 +89,13 @@ def trainer(
         _check_maker("opt_state", state.opt_state, like.opt_state, "tx")
         return _step(estimator, tx, state, data)
 
-    run = chunked(step, chunk, max_skipped)
+    rehearse = Rehearsal(step)
+    run_chunk = chunked(step, chunk, max_skipped)
+
+    def run(state, data, n):
+        rehearse(state, data=data)
+        return run_chunk(state, data, n)
+
     return Trainer(init, step, run, chunk, max_skipped)
 
 
