@@ -20,6 +20,7 @@ with an optimizer of its own, are `optax.multi_transform`; both are meta-trained
 """
 
 from metajax.optim._adafactor_mlp import adafactor_mlp
+from metajax.optim._differentiable import differentiable
 from metajax.optim._features import time_features
 from metajax.optim._leafwise import leafwise
 from metajax.optim._lstm import PRESETS, lstm
@@ -34,6 +35,7 @@ from metajax.optim._schedules import mlp_schedule, piecewise_schedule
 __all__ = [
     "PRESETS",
     "adafactor_mlp",
+    "differentiable",
     "leafwise",
     "log_and_sign",
     "lstm",

@@ -20,7 +20,9 @@ from metajax.types import PyTree, Trainer, TrainState
 
 _REMEDY = (
     "Lower the learning rate, clip with optax.clip_by_global_norm, or shorten the horizon; if no "
-    "step was finite, look for labels that the network has no output for"
+    "step was finite, look for labels that the network has no output for, and for a root, a norm "
+    "or a quotient at exactly 0, which has no derivative (of an optax transformation "
+    "metajax.optim.differentiable mends it)"
 )
 
 
