@@ -109,6 +109,7 @@ def compare(
     *,
     steps: PositiveInt,
     num_tasks: PositiveInt = 16,
+    at_once: PositiveInt | None = None,
     search: RateSearch = RateSearch(),  # noqa: B008
 ) -> Comparison:
     """Trains ``problem`` with each optimizer on the same fresh tasks.
@@ -127,6 +128,7 @@ def compare(
       data: handed to the tasks.
       steps: inner steps.
       num_tasks: tasks reported on.
+      at_once: how many of them run side by side, by default all.
       search: other rates than 1e-4 to 10, four a decade, or another score than the final loss.
 
     Raises:
@@ -151,7 +153,7 @@ def compare(
         if fixed:
             make_tx = partial(_ignore_rate, optimizer)
         loop = inner(l2l(make_tx, problem), tasks, steps)
-        run = _runner(loop, num_tasks, search.score)
+        run = _runner(loop, num_tasks, at_once, search.score)
 
         # Searching and reporting share one program: a fixed optimizer has a rate that it ignores.
         rate = math.nan
@@ -175,12 +177,14 @@ def _ignore_rate(
     return tx
 
 
-def _runner(loop: Inner, num_tasks: int, score: Callable) -> Callable:
+def _runner(
+    loop: Inner, num_tasks: int, at_once: int | None, score: Callable
+) -> Callable:
     """``(key, rate, data) -> (loss, metrics, score)``, compiled once for all rates."""
 
     @jax.jit
     def run(key, rate, data):
-        curves = evaluate(loop, key, rate, data, num_tasks=num_tasks)
+        curves = evaluate(loop, key, rate, data, num_tasks=num_tasks, at_once=at_once)
         value = score(curves)
         _checks.scalar("what score returns", value)
         return curves.loss, curves.metrics, value

@@ -40,6 +40,7 @@ def evaluate(
     *,
     num_tasks: PositiveInt = 32,
     steps: PositiveInt | None = None,
+    at_once: PositiveInt | None = None,
 ) -> Curves:
     """Learning curves on fresh tasks, past the training horizon too.
 
@@ -54,6 +55,8 @@ def evaluate(
       data: handed to the tasks; give held-out data here.
       num_tasks: number of independent tasks.
       steps: inner steps, by default the horizon of ``inner``.
+      at_once: how many tasks run side by side, where all of them would not fit into memory; see
+        `metajax.sharding.in_turns`, which does the same for estimators.
 
     Raises:
       ValueError: NaN or infinity in ``data`` or ``meta_params``, or a bad count.
@@ -73,14 +76,19 @@ def evaluate(
     _checks.finite("meta_params", meta_params)
     _checks.finite("data", data)
 
-    run = _compiled(inner, num_tasks, steps)
+    run = _compiled(inner, num_tasks, steps, at_once)
     return run(key, meta_params, data)
 
 
 # A function of its own for each inner loop, so that a program goes when its function does. With
 # `inner` as a static argument of one function, the programs of all loops would stay for ever.
 @lru_cache(maxsize=64)
-def _compiled(inner: Inner, num_tasks: int, steps: int) -> Callable[..., Curves]:
+def _compiled(
+    inner: Inner, num_tasks: int, steps: int, at_once: int | None
+) -> Callable[..., Curves]:
+    # An inner loop may be in turns already.
+    turns = {} if at_once is None else {"at_once": at_once}
+
     def episode(key, meta_params, data):
         def step(state, _):
             return inner.step(meta_params, state, data)
@@ -93,7 +101,7 @@ def _compiled(inner: Inner, num_tasks: int, steps: int) -> Callable[..., Curves]
     @jax.jit
     def run(key, meta_params, data):
         keys = jax.random.split(key, num_tasks)
-        episodes = inner.vmap(episode, (0, None, None))
+        episodes = inner.vmap(episode, (0, None, None), **turns)
         return episodes(keys, meta_params, data)
 
     return run
