@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 from jax.flatten_util import ravel_pytree
 
+from metajax import _trees
 from metajax._inner import unroll
 from metajax.estimators import _episodes
 from metajax.types import Array, Estimate, Inner, InnerState, Key, Metrics, PyTree
@@ -21,7 +22,8 @@ _PAIR_AXES: Any = InnerState(key=None, t=None, task=None, learner=0)  # pyright:
 
 def check_precision(meta_params: PyTree) -> None:
     """Says which of the meta-parameters is too coarse for small perturbations."""
-    for path, leaf in jax.tree_util.tree_leaves_with_path(meta_params):
+    floating, _ = _trees.partition(meta_params)
+    for path, leaf in jax.tree_util.tree_leaves_with_path(floating):
         dtype = jnp.result_type(leaf)
         if jnp.finfo(dtype).bits < 32:
             raise TypeError(
@@ -32,18 +34,25 @@ def check_precision(meta_params: PyTree) -> None:
 
 
 def normal(key: Key, like: PyTree, num_tasks: int, std: float) -> PyTree:
-    """Noise with leaves ``[num_tasks, ...]``.
+    """Noise with leaves ``[num_tasks, ...]``, one for each floating leaf of ``like``.
 
     In one draw: each draw costs compile time, and trees have many leaves.
     """
-    flat, unravel = ravel_pytree(like)
+    floating, _ = _trees.partition(like)
+    flat, unravel = ravel_pytree(floating)
     noise = std * jax.random.normal(key, (num_tasks, flat.size), flat.dtype)
     return jax.vmap(unravel)(noise)
 
 
 def twins_of(meta_params: PyTree, noise: PyTree) -> PyTree:
     """The meta-parameters of the pairs, leaves ``[num_tasks, 2, ...]``."""
-    return jax.tree.map(lambda m, e: jnp.stack([m + e, m - e], 1), meta_params, noise)
+    floating, others = _trees.partition(meta_params)
+    twins = jax.tree.map(lambda m, e: jnp.stack([m + e, m - e], 1), floating, noise)
+    num_tasks = len(jax.tree.leaves(noise)[0])
+    copies = jax.tree.map(
+        lambda x: jnp.broadcast_to(x, (num_tasks, 2, *jnp.shape(x))), others
+    )
+    return _trees.combine(twins, copies)
 
 
 def fresh_pairs(inner: Inner, key: Key, twins: PyTree, data: PyTree) -> InnerState:

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from metajax import _checks
+from metajax import _checks, _trees
 from metajax._arguments import checked
 from metajax.implicit import argmin, inverse_hvp, proximal
 from metajax.learners._descent import with_checked_loss
@@ -86,10 +86,12 @@ def imaml(
 
     def step(key, meta_params, state, batch):
         loss, (metrics, _) = problem.loss(key, state.params, state.model_state, batch)
+        floating, others = _trees.partition(state.params)
         theta, strength = arguments(meta_params)
-        params, solved = solve(
-            state.params, theta, strength, key, state.model_state, batch
+        solution, solved = solve(
+            floating, theta, strength, others, key, state.model_state, batch
         )
+        params = _trees.combine(solution, others)
         _checks.unused_names("imaml", metrics, tuple(solved))
 
         # The state that goes with the solution; a model that has none pays nothing for it.
@@ -144,14 +146,18 @@ def imaml_diagnosed(
         new, loss, metrics = learner.step(key, meta_params, state, support)
 
         # The system of reverse mode, and nothing of it is differentiated.
-        phi = lax.stop_gradient(new.params)
+        floating, others = _trees.partition(new.params)
+        phi = lax.stop_gradient(floating)
         theta, strength = lax.stop_gradient(arguments(meta_params))
 
         def query_loss(phi):
-            return problem.test(key, phi, new.model_state, query)[0]
+            params = _trees.combine(phi, others)
+            return problem.test(key, params, new.model_state, query)[0]
 
         vector = jax.grad(query_loss)(phi)
-        solution = system(phi, vector, theta, strength, key, state.model_state, support)
+        solution = system(
+            phi, vector, theta, strength, others, key, state.model_state, support
+        )
         quality = {
             "residual": solution.residual,
             "negative_curvature": solution.negative_curvature.astype(float),
@@ -165,18 +171,21 @@ def imaml_diagnosed(
 def _objective(
     problem: Problem, lam: Any, start: Callable
 ) -> tuple[Callable, Callable]:
-    """The inner objective ``(phi, theta, lam, key, model_state, batch)``, and what goes into it.
+    """The inner objective ``(phi, theta, lam, others, key, model_state, batch)``.
 
-    That is ``meta_params -> (theta, lam)``.
+    ``phi`` are the floating-point parameters and ``others`` the rest. And of what goes into it
+    ``meta_params -> (theta, lam)``.
     """
     if not callable(lam):
         _checks.positive("lam", lam)
 
-    def loss(phi, key, model_state, batch):
-        return problem.loss(key, phi, model_state, batch)[0]
+    def loss(phi, others, key, model_state, batch):
+        params = _trees.combine(phi, others)
+        return problem.loss(key, params, model_state, batch)[0]
 
     def arguments(meta_params):
+        theta, _ = _trees.partition(start(meta_params))
         strength = lam(meta_params) if callable(lam) else lam
-        return start(meta_params), strength
+        return theta, strength
 
     return proximal(loss), arguments

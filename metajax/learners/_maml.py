@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import optax
 from jax import lax
 
-from metajax import _checks
+from metajax import _checks, _trees
 from metajax._arguments import NonNegative, PositiveFloat, checked
 from metajax.learners._descent import MakeTx, descent
 from metajax.types import Key, Learner, MetaParams, Params, Problem, PyTree, no_meta
@@ -75,9 +75,10 @@ def adapt(
         adapting = jax.tree.map(
             lambda x, chosen: jnp.asarray(x) if chosen else None, params, adapts(params)
         )
-        if not jax.tree.leaves(adapting):
+        floating, _ = _trees.partition(adapting)
+        if not jax.tree.leaves(floating):
             raise ValueError(
-                "adapts must choose at least one of the parameters, got none"
+                "adapts must choose at least one of the floating-point parameters, got none"
             )
         _, model_state = problem.init(key, task)
         return adapting, model_state
@@ -201,7 +202,8 @@ def meta_sgd(problem: Problem, rate: PositiveFloat) -> Learner:
 
     def meta(key):
         params = initial_params(problem, key)
-        rates = jax.tree.map(lambda x: jnp.full_like(x, rate), params)
+        floating, _ = _trees.partition(params)
+        rates = jax.tree.map(lambda x: jnp.full_like(x, rate), floating)
         return {"params": params, "rates": rates}
 
     def start(meta_params):
@@ -209,11 +211,9 @@ def meta_sgd(problem: Problem, rate: PositiveFloat) -> Learner:
 
     def make_tx(meta_params):
         rates = meta_params["rates"]
+        floating, _ = _trees.partition(meta_params["params"])
         _checks.same_structure(
-            "meta_params['rates']",
-            rates,
-            meta_params["params"],
-            "meta_params['params']",
+            "meta_params['rates']", rates, floating, "meta_params['params']"
         )
         return optax.stateless(lambda grads, _: jax.tree.map(scale, rates, grads))
 
@@ -274,7 +274,9 @@ def reptile(problem: Problem, tx: optax.GradientTransformation) -> Learner:
 
     def pulled(meta_params, state, loss):
         """The value of ``loss`` with the gradient ``theta - phi``."""
-        difference = optax.tree.sub(meta_params, lax.stop_gradient(state.params))
+        theta, _ = _trees.partition(meta_params)
+        phi, _ = _trees.partition(state.params)
+        difference = optax.tree.sub(theta, lax.stop_gradient(phi))
         half_square = 0.5 * optax.tree.norm(difference, squared=True)
         # What is added is 0 to the last bit.
         return lax.stop_gradient(loss) + (half_square - lax.stop_gradient(half_square))
