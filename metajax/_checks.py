@@ -6,7 +6,7 @@ what functions return, and at several values together.
 
 import re
 import weakref
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import jax
@@ -183,11 +183,20 @@ def positive(name: str, tree: Any) -> None:
 
 def finite(name: str, tree: Any) -> None:
     """No leaf may hold NaN or infinity; traced leaves and those that are not floats pass."""
-    for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
+    # JAX itself is about to refuse iterators, in other words.
+    leaves = jax.tree_util.tree_leaves_with_path(
+        tree, is_leaf=lambda x: isinstance(x, Iterator)
+    )
+    for path, leaf in leaves:
         at = f"{name}{jax.tree_util.keystr(path)}"
         if not hasattr(leaf, "dtype") and not isinstance(
             leaf, (bool, int, float, complex)
         ):
+            if is_iterable_of_data(leaf):
+                raise TypeError(
+                    f"{at} must be an array, got {type(leaf).__name__}, which is an iterable; only "
+                    f"metajax.fit takes one: give one of its items here"
+                )
             raise TypeError(f"{at} must be an array, got {leaf!r}; leave it out")
         if isinstance(leaf, jax.core.Tracer):
             continue
@@ -198,6 +207,12 @@ def finite(name: str, tree: Any) -> None:
                 f"{at} holds {num_bad} NaN or infinite values of {jnp.size(leaf)}; clean them "
                 f"before training, e.g. with jnp.nan_to_num"
             )
+
+
+def is_iterable_of_data(x: Any) -> bool:
+    """Whether ``x``, a leaf, is a generator, a loader of batches or the like."""
+    is_array = hasattr(x, "dtype") or isinstance(x, jax.core.Tracer)
+    return hasattr(x, "__iter__") and not is_array and not isinstance(x, (str, bytes))
 
 
 # Large arrays of JAX, which cannot change, that were found to be finite, by their ids.
