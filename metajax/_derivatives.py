@@ -121,7 +121,8 @@ def _is_singular(eqn: JaxprEqn) -> bool:
         return False
     where, _ = _SINGULAR[eqn.primitive.name]
     is_constant = isinstance(eqn.invars[where], Literal)
-    return not is_constant and jnp.issubdtype(eqn.outvars[0].aval.dtype, jnp.floating)
+    result: Any = eqn.outvars[0].aval
+    return not is_constant and jnp.issubdtype(result.dtype, jnp.floating)
 
 
 def _map_jaxprs(f: Callable, value: Any) -> Any:

@@ -1,7 +1,7 @@
 """Learning curves on fresh tasks."""
 
+import contextlib
 from collections.abc import Callable
-from functools import lru_cache
 from typing import NamedTuple
 
 import jax
@@ -44,8 +44,9 @@ def evaluate(
 ) -> Curves:
     """Learning curves on fresh tasks, past the training horizon too.
 
-    All tasks run in one compiled program, which is kept for the next call with the same ``inner``,
-    ``num_tasks`` and ``steps``. Two calls with one key and one ``tasks`` meet the same tasks,
+    All tasks run in one compiled program, which is kept, as long as ``inner`` is, for the next call
+    with the same ``inner``, ``num_tasks`` and ``steps``; an equal loop that is made anew has to be
+    compiled anew. Two calls with one key and one ``tasks`` meet the same tasks,
     minibatches and initial keys, whatever the learner: comparisons are paired.
 
     Args:
@@ -80,10 +81,26 @@ def evaluate(
     return run(key, meta_params, data)
 
 
-# A function of its own for each inner loop, so that a program goes when its function does. With
-# `inner` as a static argument of one function, the programs of all loops would stay for ever.
-@lru_cache(maxsize=64)
 def _compiled(
+    inner: Inner, num_tasks: int, steps: int, at_once: int | None
+) -> Callable[..., Curves]:
+    """The program for such a call, made once for each inner loop.
+
+    It lives with the loop and goes with it: in one cache for all, the programs of a sweep would
+    fill the memory.
+    """
+    programs = getattr(inner.step, "programs", None)
+    if programs is None:
+        programs = {}
+        with contextlib.suppress(AttributeError):  # a method cannot hold any
+            inner.step.programs = programs  # pyright: ignore[reportFunctionMemberAccess]
+    call = (inner, num_tasks, steps, at_once)
+    if call not in programs:
+        programs[call] = _program(*call)
+    return programs[call]
+
+
+def _program(
     inner: Inner, num_tasks: int, steps: int, at_once: int | None
 ) -> Callable[..., Curves]:
     # An inner loop may be in turns already.
