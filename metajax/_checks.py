@@ -5,7 +5,8 @@ what functions return, and at several values together.
 """
 
 import re
-from collections.abc import Mapping
+import weakref
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import jax
@@ -82,6 +83,26 @@ def floating(name: str, tree: Any) -> None:
                 f"{describe(leaf)}; convert it with jnp.asarray(x, jnp.float32), or keep it out "
                 f"with optax.masked"
             )
+
+
+def learnable(name: str, tree: Any) -> None:
+    """There must be floating-point arrays; integers, booleans and keys are kept as they are."""
+    leaves = jax.tree_util.tree_leaves_with_path(tree)
+    kinds = (jnp.floating, jnp.integer, jnp.bool_, jax.dtypes.prng_key)
+    num_floating = 0
+    for path, leaf in leaves:
+        # An integer of Python was hardly meant to stay.
+        dtype = float if isinstance(leaf, float) else getattr(leaf, "dtype", object)
+        if not any(jnp.issubdtype(dtype, kind) for kind in kinds):
+            raise TypeError(
+                f"{name}{jax.tree_util.keystr(path)} must be a floating-point array, got "
+                f"{describe(leaf)}; convert it with jnp.asarray(x, jnp.float32), or, if it is not "
+                f"to be learned, make it an array of integers or booleans"
+            )
+        num_floating += jnp.issubdtype(dtype, jnp.floating)
+    if not num_floating:
+        got = [describe(leaf) for _, leaf in leaves]
+        raise TypeError(f"{name} must hold a floating-point array to learn, got {got}")
 
 
 def returned(name: str, value: Any, parts: str) -> None:
@@ -162,26 +183,81 @@ def positive(name: str, tree: Any) -> None:
 
 def finite(name: str, tree: Any) -> None:
     """No leaf may hold NaN or infinity; traced leaves and those that are not floats pass."""
-    for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
+    # JAX itself is about to refuse iterators, in other words.
+    leaves = jax.tree_util.tree_leaves_with_path(
+        tree, is_leaf=lambda x: isinstance(x, Iterator)
+    )
+    for path, leaf in leaves:
         at = f"{name}{jax.tree_util.keystr(path)}"
         if not hasattr(leaf, "dtype") and not isinstance(
             leaf, (bool, int, float, complex)
         ):
+            if is_iterable_of_data(leaf):
+                raise TypeError(
+                    f"{at} must be an array, got {type(leaf).__name__}, which is an iterable; only "
+                    f"metajax.fit takes one: give one of its items here"
+                )
             raise TypeError(f"{at} must be an array, got {leaf!r}; leave it out")
         if isinstance(leaf, jax.core.Tracer):
             continue
-        dtype = jnp.result_type(leaf)
-        if not jnp.issubdtype(dtype, jnp.inexact):
+        if not jnp.issubdtype(jnp.result_type(leaf), jnp.inexact):
             continue
-        # On the host, also under jit; in a dtype that NumPy knows.
-        is_complex = jnp.issubdtype(dtype, jnp.complexfloating)
-        values = np.asarray(leaf, np.complex128 if is_complex else np.float64)
-        bad = int(np.size(values) - np.isfinite(values).sum())
-        if bad:
+        if num_bad := _num_not_finite(leaf):
             raise ValueError(
-                f"{at} holds {bad} NaN or infinite values of {jnp.size(leaf)}; clean them before "
-                f"training, e.g. with jnp.nan_to_num"
+                f"{at} holds {num_bad} NaN or infinite values of {jnp.size(leaf)}; clean them "
+                f"before training, e.g. with jnp.nan_to_num"
             )
+
+
+def is_iterable_of_data(x: Any) -> bool:
+    """Whether ``x``, a leaf, is a generator, a loader of batches or the like."""
+    is_array = hasattr(x, "dtype") or isinstance(x, jax.core.Tracer)
+    return hasattr(x, "__iter__") and not is_array and not isinstance(x, (str, bytes))
+
+
+# Large arrays of JAX, which cannot change, that were found to be finite, by their ids.
+_KNOWN_FINITE: weakref.WeakValueDictionary[int, jax.Array] = (
+    weakref.WeakValueDictionary()
+)
+_LARGE = 2**20
+
+
+def _num_not_finite(x: Any) -> int:
+    if not isinstance(x, jax.Array) or x.size < _LARGE:
+        return _count_on_host(np.asarray(x))
+    if _KNOWN_FINITE.get(id(x)) is x:
+        return 0
+    num_bad = _count_where_it_lies(x)
+    if not num_bad:
+        _KNOWN_FINITE[id(x)] = x
+    return num_bad
+
+
+def _count_where_it_lies(x: jax.Array) -> int:
+    if all(device.platform == "cpu" for device in x.devices()):
+        return _count_on_host(np.asarray(x))
+    # Also while something else is traced.
+    with jax.ensure_compile_time_eval():
+        return int(_count_on_device(x))
+
+
+@jax.jit
+def _count_on_device(x: jax.Array) -> jax.Array:
+    return jnp.sum(~jnp.isfinite(x))
+
+
+def _count_on_host(x: np.ndarray) -> int:
+    """In blocks that stay in the processor's cache, and without a copy of the whole."""
+    flat = x.ravel(order="K")
+    block = 2**16
+    count = 0
+    with np.errstate(all="ignore"):
+        for begin in range(0, flat.size, block):
+            values = flat[begin : begin + block]
+            # A sum takes half the time, and is finite only if all of it is.
+            if not np.isfinite(values.sum()):
+                count += values.size - int(np.isfinite(values).sum())
+    return count
 
 
 def describe(x: Any) -> str:

@@ -1,6 +1,7 @@
-"""Trees of arrays: choosing between two of them, whether they are finite, copies per episode."""
+"""Trees of arrays: which parts are learned, choosing between two, whether they are finite."""
 
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -8,6 +9,29 @@ import optax
 from jax.flatten_util import ravel_pytree
 
 from metajax.types import Array, PyTree
+
+
+def is_floating(x: Any) -> bool:
+    """Whether it can be learned; integers, booleans and keys are kept as they are."""
+    return jnp.issubdtype(jnp.result_type(x), jnp.floating)
+
+
+def partition(tree: PyTree) -> tuple[PyTree, PyTree]:
+    """The floating leaves and the others, each with None in the place of the rest."""
+    floating = jax.tree.map(lambda x: x if is_floating(x) else None, tree)
+    others = jax.tree.map(lambda x: None if is_floating(x) else x, tree)
+    return floating, others
+
+
+def combine(floating: PyTree, others: PyTree) -> PyTree:
+    """What `partition` has taken apart."""
+    return jax.tree.map(
+        lambda x, y: y if x is None else x, floating, others, is_leaf=_is_none
+    )
+
+
+def _is_none(x: Any) -> bool:
+    return x is None
 
 
 def where(pred: Array, a: PyTree, b: PyTree) -> PyTree:

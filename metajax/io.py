@@ -40,6 +40,9 @@ _SAFETENSORS_DTYPES = {
 def save(path: str | os.PathLike, tree: PyTree) -> None:
     """Writes a tree of finite arrays to a file, each leaf under its path, e.g. ``lstm/0/w``.
 
+    Of a typed key the words are written, ``uint32 [..., n]``, so that a whole `metajax.TrainState`
+    can be saved; a run that is to go on is kept by `metajax.checkpoints`.
+
     The file's name ends in ``.npz``, or in ``.safetensors`` for a file of that format, which
     PyTorch and others read too. It appears whole or not at all. On several hosts all call this, and
     the first writes.
@@ -59,6 +62,7 @@ def save(path: str | os.PathLike, tree: PyTree) -> None:
         raise ValueError(f"path must end in .npz or .safetensors, got {path}")
     tree = jax.tree.map(hosts.gathered, tree)
     _checks.finite("tree", tree)
+    tree = jax.tree.map(lambda x: jax.random.key_data(x) if _is_key(x) else x, tree)
 
     leaves = _leaves_by_name("tree", tree)
     arrays = jax.tree.map(np.asarray, leaves)
@@ -72,8 +76,8 @@ def save(path: str | os.PathLike, tree: PyTree) -> None:
 def load(path: str | os.PathLike, like: PyTree) -> PyTree:
     """Reads what `save` wrote into a tree like ``like`` (arrays, or `jax.eval_shape` of them).
 
-    Numbers take the dtypes of ``like``. Floats may be rounded by that, e.g. from float32 to
-    bfloat16; nothing else may get lost.
+    Numbers take the dtypes of ``like``, and keys its kind of key. Floats may be rounded by that,
+    e.g. from float32 to bfloat16; nothing else may get lost.
 
     Raises:
       FileNotFoundError: no such file.
@@ -154,6 +158,8 @@ def _cast_like(name: str, value: np.ndarray, like: Any) -> Array:
 
     Floats may be rounded, everything else must come through unchanged.
     """
+    if _is_key(like):
+        return _as_key(name, value, like)
     dtype = jnp.result_type(like)
     shape = jnp.shape(like)
     if value.shape != shape:
@@ -163,6 +169,18 @@ def _cast_like(name: str, value: np.ndarray, like: Any) -> Array:
     if _is_inexact(value.dtype):
         return _cast_floats(name, value, dtype)
     return _cast_integers(name, value, dtype)
+
+
+def _as_key(name: str, words: np.ndarray, like: Any) -> Array:
+    """The keys that ``words`` are those of, of the kind of ``like``, which may be a shape alone."""
+    kinds: list[Any] = []
+
+    def words_of(key):
+        kinds.append(jax.random.key_impl(key))
+        return jax.random.key_data(key)
+
+    shape = jax.eval_shape(words_of, like)
+    return jax.random.wrap_key_data(_cast_like(name, words, shape), impl=kinds[0])
 
 
 def _cast_floats(name: str, value: np.ndarray, dtype: np.dtype) -> Array:
@@ -210,6 +228,10 @@ def _exact_integers(dtype: np.dtype) -> tuple[int, int]:
         return -limit, limit
     info = jnp.iinfo(dtype)
     return int(info.min), int(info.max)
+
+
+def _is_key(x: Any) -> bool:
+    return hasattr(x, "dtype") and jnp.issubdtype(x.dtype, jax.dtypes.prng_key)
 
 
 def _is_inexact(dtype: np.dtype) -> bool:

@@ -12,6 +12,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from metajax import _trees
 from metajax._inner import unroll
 from metajax.estimators import _episodes
 from metajax.estimators._perturbations import MovedMatrix
@@ -37,7 +38,8 @@ _PAIR_AXES: Any = InnerState(key=None, t=None, task=None, learner=0)  # pyright:
 
 def check_precision(meta_params: PyTree) -> None:
     """Says which of the meta-parameters is too coarse for small perturbations."""
-    for path, leaf in jax.tree_util.tree_leaves_with_path(meta_params):
+    floating, _ = _trees.partition(meta_params)
+    for path, leaf in jax.tree_util.tree_leaves_with_path(floating):
         dtype = jnp.result_type(leaf)
         if jnp.finfo(dtype).bits < 32:
             raise TypeError(

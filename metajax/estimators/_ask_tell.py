@@ -164,6 +164,7 @@ def _check_strategy(strategy: Any) -> None:
 
 
 def _check_solution(strategy: Any, meta_params: PyTree) -> None:
+    _checks.floating("meta_params", meta_params)
     made_for = jax.tree.structure(strategy.solution)
     given = jax.tree.structure(meta_params)
     if made_for != given:

@@ -54,8 +54,9 @@ def bptt(
         stride = window if stagger else 0
         return _episodes.start(inner, key, meta_params, data, num_tasks, stride)
 
-    def meta_loss(meta_params, key, state, data):
+    def meta_loss(floating, others, key, state, data):
         """Of one episode."""
+        meta_params = _trees.combine(floating, others)
         begin = _episodes.restart(inner, key, meta_params, state, data, window)
         end, loss, metrics = unroll(inner, meta_params, begin, data, window, remat)
         return loss, (begin, end, metrics)
@@ -63,9 +64,10 @@ def bptt(
     def estimate(key, meta_params, state, data):
         # A gradient for each episode, so that one that diverges can be left out.
         value_and_grad = jax.value_and_grad(meta_loss, has_aux=True)
-        run = inner.vmap(value_and_grad, (None, 0, 0, None))
+        run = inner.vmap(value_and_grad, (None, None, 0, 0, None))
         keys = jax.random.split(key, num_tasks)
-        (losses, (begin, end, metrics)), grads = run(meta_params, keys, state, data)
+        parts = _trees.partition(meta_params)
+        (losses, (begin, end, metrics)), grads = run(*parts, keys, state, data)
 
         ok = jnp.isfinite(losses) & _trees.all_finite(grads, batch=True)
         episodes = (grads, losses, metrics)

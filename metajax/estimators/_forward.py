@@ -5,6 +5,7 @@ import jax.numpy as jnp
 from jax import lax
 from jax.flatten_util import ravel_pytree
 
+from metajax import _trees
 from metajax._arguments import PositiveInt, checked
 from metajax._inner import unroll
 from metajax.estimators import _episodes
@@ -64,11 +65,13 @@ def forward(
 
     def estimate(key, meta_params, state, data):
         keys = jax.random.split(key, num_tasks)
-        flat, unravel = ravel_pytree(meta_params)
+        floating, others = _trees.partition(meta_params)
+        flat, unravel = ravel_pytree(floating)
 
         def run(flat):
+            meta_params = _trees.combine(unravel(flat), others)
             episodes = inner.vmap(episode, (None, 0, 0, None))
-            return episodes(unravel(flat), keys, state, data)
+            return episodes(meta_params, keys, state, data)
 
         losses, (begin, end, metrics) = run(flat)
         grads = _jacobian(lambda flat: run(flat)[0], flat, chunk)

@@ -52,16 +52,18 @@ def forward_gradient(
 
     def episode(meta_params, key, state, data):
         k_restart, k_direction = jax.random.split(key)
-        direction = optax.tree.random_like(k_direction, meta_params)
+        floating, others = _trees.partition(meta_params)
+        direction = optax.tree.random_like(k_direction, floating)
 
-        def run(meta_params):
+        def run(floating):
+            meta_params = _trees.combine(floating, others)
             begin = _episodes.restart(
                 inner, k_restart, meta_params, state, data, window
             )
             end, loss, metrics = unroll(inner, meta_params, begin, data, window)
             return loss, (begin, end, metrics)
 
-        loss, slope, found = jax.jvp(run, (meta_params,), (direction,), has_aux=True)
+        loss, slope, found = jax.jvp(run, (floating,), (direction,), has_aux=True)
         return (loss, found), optax.tree.scale(slope, direction)
 
     def estimate(key, meta_params, state, data):

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 from jax.flatten_util import ravel_pytree
 
-from metajax import _checks
+from metajax import _checks, _trees
 from metajax._arguments import PositiveFloat, PositiveInt, UnitInterval, checked
 from metajax.estimators import _antithetic, _episodes
 from metajax.estimators._perturbations import gaussian
@@ -73,7 +73,8 @@ def guided_es(
     def init(key, meta_params, data):
         _antithetic.check_precision(meta_params)
         k_surrogate, k_recent = jax.random.split(key)
-        flat, _ = ravel_pytree(meta_params)
+        floating, _ = _trees.partition(meta_params)
+        flat, _ = ravel_pytree(floating)
         if rank > flat.size:
             raise ValueError(
                 f"rank must be at most the number of meta-parameters, {flat.size}, got {rank}"

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from metajax import _trees
 from metajax._arguments import Finite, check
 from metajax.types import Data, Estimate, Estimator
 
@@ -61,7 +62,8 @@ def mix(
     def estimate(key, meta_params, state, data):
         keys = jax.random.split(key, len(parts))
         data = each_its_own(data)
-        updates = optax.tree.zeros_like(meta_params)
+        floating, _ = _trees.partition(meta_params)
+        updates = optax.tree.zeros_like(floating)
         loss = jnp.zeros(())
         states = []
         metrics = {}

@@ -200,7 +200,8 @@ def _online(
     def init(key, meta_params, data):
         stride = window if stagger else 0
         episodes = _episodes.start(inner, key, meta_params, data, num_tasks, stride)
-        flat, _ = ravel_pytree(meta_params)
+        floating, _ = _trees.partition(meta_params)
+        flat, _ = ravel_pytree(floating)
 
         def influence(learner):
             return no_influence(flat, _trees.floating_vector(learner)[0])
@@ -210,11 +211,12 @@ def _online(
     def episode(meta_params, key, online, data):
         k_restart, k_signs = jax.random.split(key)
         state, influence = online
-        flat, unravel = ravel_pytree(meta_params)
+        floating, others = _trees.partition(meta_params)
+        flat, unravel = ravel_pytree(floating)
         vector, with_vector = _trees.floating_vector(state.learner)
 
         def run(flat, vector):
-            meta_params = unravel(flat)
+            meta_params = _trees.combine(unravel(flat), others)
             before = state._replace(learner=with_vector(vector))
             begin = _episodes.restart(
                 inner, k_restart, meta_params, before, data, window

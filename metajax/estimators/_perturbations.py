@@ -9,12 +9,13 @@ import jax
 import jax.numpy as jnp
 from jax.flatten_util import ravel_pytree
 
+from metajax import _trees
 from metajax._arguments import PositiveInt, checked
 from metajax.types import Array, Key, MetaParams, PyTree
 
 
 class Perturbation(NamedTuple):
-    """Noise of mean 0 and variance 1 for each meta-parameter.
+    """Noise of mean 0 and variance 1 for each floating meta-parameter.
 
     Attributes:
       sample: ``(key, meta_params, num) -> noise``, its leaves with a leading axis of ``num``
@@ -102,7 +103,8 @@ def low_rank(rank: PositiveInt = 1, *, shared: bool = False) -> Perturbation:
     """
 
     def sample(key, meta_params, num):
-        blanks = jax.tree.map(partial(_blank_noise, rank), meta_params)
+        floating, _ = _trees.partition(meta_params)
+        blanks = jax.tree.map(partial(_blank_noise, rank), floating)
         noise = _normal(key, blanks, num)
         scale = rank**-0.5
         return jax.tree.map(
@@ -121,7 +123,7 @@ def low_rank(rank: PositiveInt = 1, *, shared: bool = False) -> Perturbation:
         return x + (a @ noise.b.T).reshape(x.shape)
 
     def move(meta_params, noise, step):
-        return jax.tree.map(partial(move_leaf, step), meta_params, noise)
+        return _moved(partial(move_leaf, step), meta_params, noise)
 
     def combine(weights, noise, meta_params):
         def combine_leaf(x, noise):
@@ -131,7 +133,8 @@ def low_rank(rank: PositiveInt = 1, *, shared: bool = False) -> Perturbation:
             weighted = weights.astype(x.dtype)[:, None, None] * noise.a
             return jnp.einsum("imr,inr->mn", weighted, noise.b).reshape(x.shape)
 
-        return jax.tree.map(combine_leaf, meta_params, noise)
+        floating, _ = _trees.partition(meta_params)
+        return jax.tree.map(combine_leaf, floating, noise)
 
     return Perturbation(sample, move, combine)
 
@@ -141,13 +144,20 @@ def _normal(key: Key, like: PyTree, num: int) -> PyTree:
 
     In one draw: each draw costs compile time, and trees have many leaves.
     """
-    flat, unravel = ravel_pytree(like)
+    floating, _ = _trees.partition(like)
+    flat, unravel = ravel_pytree(floating)
     noise = jax.random.normal(key, (num, flat.size), flat.dtype)
     return jax.vmap(unravel)(noise)
 
 
 def _move(meta_params: MetaParams, noise: PyTree, step: Array) -> MetaParams:
-    return jax.tree.map(lambda x, e: x + step.astype(x.dtype) * e, meta_params, noise)
+    return _moved(lambda x, e: x + step.astype(x.dtype) * e, meta_params, noise)
+
+
+def _moved(move_leaf: Callable, meta_params: MetaParams, noise: PyTree) -> MetaParams:
+    """What is not floating stays."""
+    floating, others = _trees.partition(meta_params)
+    return _trees.combine(jax.tree.map(move_leaf, floating, noise), others)
 
 
 def _combine(weights: Array, noise: PyTree, meta_params: MetaParams) -> PyTree:

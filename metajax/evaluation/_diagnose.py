@@ -10,7 +10,7 @@ import numpy as np
 from jax import lax
 from jax.flatten_util import ravel_pytree
 
-from metajax import _checks
+from metajax import _checks, _trees
 from metajax._arguments import PositiveInt, checked
 from metajax._inner import unroll
 from metajax._rehearsal import Rehearsal
@@ -126,7 +126,8 @@ def diagnose(
 
 
 def _flat_reference(reference: PyTree, meta_params: PyTree) -> np.ndarray:
-    _checks.same_structure("reference", reference, meta_params, "meta_params")
+    floating, _ = _trees.partition(meta_params)
+    _checks.same_structure("reference", reference, floating, "meta_params")
     flat, _ = ravel_pytree(reference)
     if not np.any(flat):
         raise ValueError("reference is zero: a bias relative to it has no meaning")
@@ -186,7 +187,8 @@ def mean_gradient(
     _check_inputs(estimator, key, meta_params, data)
     draw = _sampler(estimator, samples, windows)
     gradients = draw(key, meta_params, data)
-    _, unravel = ravel_pytree(meta_params)
+    floating, _ = _trees.partition(meta_params)
+    _, unravel = ravel_pytree(floating)
     return unravel(gradients.mean(0))
 
 

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import optax
 from jax import lax
 
-from metajax import _checks
+from metajax import _checks, _trees
 from metajax._arguments import NonNegative, PositiveFloat, checked
 from metajax.learners._descent import MakeTx, descent
 from metajax.types import Key, Learner, MetaParams, Params, Problem, PyTree, no_meta
@@ -88,14 +88,18 @@ def adapt(
 
 
 def chosen(adapts: Callable[[Params], PyTree], params: Params) -> Params:
-    """The parameters that adapt, None in the place of the others."""
+    """The floating parameters that adapt, None in the place of the others."""
     adapting = jax.tree.map(
-        lambda x, is_chosen: jnp.asarray(x) if is_chosen else None,
+        lambda x, is_chosen: (
+            jnp.asarray(x) if is_chosen and _trees.is_floating(x) else None
+        ),
         params,
         adapts(params),
     )
     if not jax.tree.leaves(adapting):
-        raise ValueError("adapts must choose at least one of the parameters, got none")
+        raise ValueError(
+            "adapts must choose at least one of the floating-point parameters, got none"
+        )
     return adapting
 
 
@@ -210,7 +214,8 @@ def meta_sgd(problem: Problem, rate: PositiveFloat) -> Learner:
 
     def meta(key):
         params = initial_params(problem, key)
-        rates = jax.tree.map(lambda x: jnp.full_like(x, rate), params)
+        floating, _ = _trees.partition(params)
+        rates = jax.tree.map(lambda x: jnp.full_like(x, rate), floating)
         return {"params": params, "rates": rates}
 
     def start(meta_params):
@@ -218,11 +223,9 @@ def meta_sgd(problem: Problem, rate: PositiveFloat) -> Learner:
 
     def make_tx(meta_params):
         rates = meta_params["rates"]
+        floating, _ = _trees.partition(meta_params["params"])
         _checks.same_structure(
-            "meta_params['rates']",
-            rates,
-            meta_params["params"],
-            "meta_params['params']",
+            "meta_params['rates']", rates, floating, "meta_params['params']"
         )
         return optax.stateless(lambda grads, _: jax.tree.map(scale, rates, grads))
 
@@ -283,7 +286,9 @@ def reptile(problem: Problem, tx: optax.GradientTransformation) -> Learner:
 
     def pulled(meta_params, state, loss):
         """The value of ``loss`` with the gradient ``theta - phi``."""
-        difference = optax.tree.sub(meta_params, lax.stop_gradient(state.params))
+        theta, _ = _trees.partition(meta_params)
+        phi, _ = _trees.partition(state.params)
+        difference = optax.tree.sub(theta, lax.stop_gradient(phi))
         half_square = 0.5 * optax.tree.norm(difference, squared=True)
         # What is added is 0 to the last bit.
         return lax.stop_gradient(loss) + (half_square - lax.stop_gradient(half_square))

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from metajax import _trees
 from metajax._arguments import PositiveFloat, PositiveInt, UnitInterval, checked
 from metajax.learners._maml import adapt, entries, initial_params, scale
 from metajax.tasks._with_query import pair
@@ -147,8 +148,9 @@ def maml_plus_plus(
 
     def meta(key):
         params = initial_params(problem, key)
+        floating, _ = _trees.partition(params)
         rates = jax.tree.map(
-            lambda x: jnp.full(steps, rate, jnp.result_type(x)), params
+            lambda x: jnp.full(steps, rate, jnp.result_type(x)), floating
         )
         return {"params": params, "rates": rates}
 

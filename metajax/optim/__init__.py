@@ -25,6 +25,7 @@ Weight decay after a learned optimizer is `decay_weights`, decoupled as in AdamW
 
 from metajax.optim._adafactor_mlp import adafactor_mlp
 from metajax.optim._decay import decay_weights
+from metajax.optim._differentiable import differentiable
 from metajax.optim._features import time_features
 from metajax.optim._leafwise import leafwise
 from metajax.optim._lstm import PRESETS, lstm
@@ -40,6 +41,7 @@ __all__ = [
     "PRESETS",
     "adafactor_mlp",
     "decay_weights",
+    "differentiable",
     "leafwise",
     "log_and_sign",
     "lstm",
