@@ -74,7 +74,7 @@ class Log:
         self._last_step = rows[-1]["step"]
         self._texts.append(self._format(rows))
         try:
-            if self._agrees:
+            if self._agrees and self.path.exists():
                 self._append()
             else:
                 self._rewrite()
