@@ -75,6 +75,8 @@ def curves(
 
         low = mean - 2 * error
         high = mean + 2 * error
+        # What is never negative, such as an accuracy, has no band below 0.
+        low = np.maximum(low, np.fmin.reduce(values, axis=None, initial=0))
         # A logarithmic axis has no place for a band that reaches 0.
         if log:
             low = np.maximum(low, 0.1 * mean)
