@@ -77,7 +77,8 @@ def episodes(
 def _batch_at(data: Data, index: Array) -> Batch:
     """The images at ``index [N, K]``, labelled by its rows."""
     ways, images_a_class = index.shape
-    label = jnp.repeat(jnp.arange(ways, dtype=jnp.int32), images_a_class)
+    # Known while a program is traced: a network without an output for each is noticed then.
+    label = np.repeat(np.arange(ways, dtype=np.int32), images_a_class)
     index = index.reshape(-1)
     image = examples(data, index)
     if jnp.issubdtype(image.dtype, jnp.floating):
