@@ -27,8 +27,7 @@ def cross_entropy_and_accuracy(
     A ``label [B]`` that is out of range is an error or, where it is traced, a loss of NaN.
     """
     num_classes = logits.shape[-1]
-    _check_labels(label, mask, num_classes)
-    in_range = (label >= 0) & (label < num_classes)
+    in_range = are_below("label", label, num_classes, mask)
 
     safe = jnp.where(in_range, label, 0)
     losses = optax.softmax_cross_entropy_with_integer_labels(logits, safe)
@@ -37,15 +36,23 @@ def cross_entropy_and_accuracy(
     return masked_mean(losses, mask), {"accuracy": masked_mean(hits, mask)}
 
 
-def _check_labels(label: Array, mask: Array | None, num_classes: int) -> None:
-    if isinstance(label, jax.core.Tracer) or isinstance(mask, jax.core.Tracer):
-        return
-    counted = np.asarray(label)  # on the host, also under jit
-    if mask is not None:
-        counted = counted[np.asarray(mask)]
-    wrong = np.unique(counted[(counted < 0) | (counted >= num_classes)])
-    if wrong.size:
-        raise ValueError(f"label must be in 0..{num_classes - 1}, got {wrong.tolist()}")
+def are_below(name: str, label: Array, count: int, mask: Array | None = None) -> Array:
+    """Which integers are in ``0..count - 1``; those that count and are not are an error.
+
+    Where they are traced there can be none.
+    """
+    dtype = getattr(label, "dtype", None)
+    if dtype is None or not jnp.issubdtype(dtype, jnp.integer):
+        got = type(label).__name__ if dtype is None else dtype
+        raise TypeError(f"{name} must be an array of integers, got {got}")
+    if not isinstance(label, jax.core.Tracer) and not isinstance(mask, jax.core.Tracer):
+        counted = np.asarray(label)  # on the host, also under jit
+        if mask is not None:
+            counted = counted[np.asarray(mask)]
+        wrong = np.unique(counted[(counted < 0) | (counted >= count)])
+        if wrong.size:
+            raise ValueError(f"{name} must be in 0..{count - 1}, got {wrong.tolist()}")
+    return (label >= 0) & (label < count)
 
 
 def blank_masked(batch: Batch) -> Batch:

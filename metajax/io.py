@@ -19,6 +19,7 @@ import safetensors
 import safetensors.numpy
 
 from metajax import _checks
+from metajax._arguments import checked
 from metajax.sharding import _hosts as hosts
 from metajax.types import Array, PyTree
 
@@ -43,6 +44,7 @@ _SAFETENSORS_DTYPES = {
 }
 
 
+@checked
 def save(path: str | os.PathLike, tree: PyTree) -> None:
     """Writes a tree of finite arrays to a file, each leaf under its path, e.g. ``lstm/0/w``.
 
@@ -75,6 +77,7 @@ def save(path: str | os.PathLike, tree: PyTree) -> None:
         write(path, arrays)
 
 
+@checked
 def load(path: str | os.PathLike, like: PyTree) -> PyTree:
     """Reads what `save` wrote into a tree like ``like`` (arrays, or `jax.eval_shape` of them).
 
@@ -178,8 +181,10 @@ def digest(arrays: Arrays) -> bytes:
 
 
 def _leaves_by_name(argument: str, tree: PyTree) -> dict[str, Any]:
+    _checks.arrays(argument, tree)
     leaves = {}
     for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
+        _check_no_key(argument + jax.tree_util.keystr(path), leaf)
         name = jax.tree_util.keystr(path, simple=True, separator="/") or "."
         if name in leaves:
             raise ValueError(
@@ -187,6 +192,15 @@ def _leaves_by_name(argument: str, tree: PyTree) -> dict[str, Any]:
             )
         leaves[name] = leaf
     return leaves
+
+
+def _check_no_key(name: str, leaf: Any) -> None:
+    dtype = getattr(leaf, "dtype", None)
+    if dtype is not None and jnp.issubdtype(dtype, jax.dtypes.prng_key):
+        raise TypeError(
+            f"{name} is a typed key, which files of arrays do not hold: save "
+            f"jax.random.key_data(key), or leave it out; for a run take metajax.checkpoints"
+        )
 
 
 def _cast_like(name: str, value: np.ndarray, like: Any) -> Array:

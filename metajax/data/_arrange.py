@@ -3,10 +3,11 @@
 from typing import Any
 
 import jax
+import jax.core
 import jax.numpy as jnp
 import numpy as np
 
-from metajax._arguments import PositiveInt, checked
+from metajax._arguments import PositiveInt, check, checked
 from metajax.io import Arrays
 
 
@@ -108,6 +109,7 @@ def labelled_images(data: Any) -> None:
         raise TypeError(
             f'data must be a dict with "image" and "label" of metajax.data, got {got}'
         )
+    check(jax.Array, **{'data["image"]': data["image"], 'data["label"]': data["label"]})
     image = list(np.shape(data["image"]))
     label = list(np.shape(data["label"]))
     if len(label) != 1 or image[:1] != label:
@@ -127,6 +129,16 @@ def sorted_by_class(data: Any) -> None:
     if "start" not in data:
         raise TypeError(
             'data has no "start": sort it by class with metajax.data.by_class(data)'
+        )
+    check(jax.Array, **{'data["start"]': data["start"]})
+    if isinstance(data["start"], jax.core.Tracer):
+        return
+    start = np.asarray(data["start"])
+    ends = start[[0, -1]].tolist() if start.ndim == 1 and start.size > 1 else None
+    if ends != [0, len(data["label"])] or np.any(np.diff(start) < 0):
+        raise ValueError(
+            'data["start"] must go from 0 to the number of labels without falling: sort the data '
+            "with metajax.data.by_class(data)"
         )
 
 

@@ -86,6 +86,8 @@ def diagnose(
     """
     if samples < 2:
         raise ValueError("samples must be at least 2: a variance needs two")
+    _check_arguments(key, meta_params, data)
+    wanted = None if reference is None else _flat_reference(reference, meta_params)
 
     draw = _sampler(estimator, samples, windows)
     begin = time.perf_counter()
@@ -101,8 +103,8 @@ def diagnose(
     target = mean
     bias = math.nan
     bias_error = math.nan
-    if reference is not None:
-        target = _flat_reference(reference, meta_params)
+    if wanted is not None:
+        target = wanted
         bias, bias_error = _bias(mean, target, variance / samples)
 
     inner_steps = math.nan
@@ -121,6 +123,13 @@ def diagnose(
         compile_seconds=compile_seconds,
         temporary_bytes=_temporary_bytes(program),
     )
+
+
+def _check_arguments(key: Array, meta_params: PyTree, data: PyTree) -> None:
+    _checks.key(key)
+    _checks.floating("meta_params", meta_params)
+    _checks.finite("meta_params", meta_params)
+    _checks.finite("data", data)
 
 
 def _flat_reference(reference: PyTree, meta_params: PyTree) -> np.ndarray:
@@ -181,6 +190,7 @@ def mean_gradient(
     >>> mx.mean_gradient(mx.bptt(loop, 8), jax.random.key(0), rate, samples=4).shape
     ()
     """
+    _check_arguments(key, meta_params, data)
     draw = _sampler(estimator, samples, windows)
     gradients = draw(key, meta_params, data)
     _, unravel = ravel_pytree(meta_params)
@@ -192,9 +202,6 @@ def _sampler(estimator: Estimator, samples: int, windows: int) -> Any:
 
     @jax.jit
     def draw(key, meta_params, data):
-        _checks.key(key)
-        _checks.floating("meta_params", meta_params)
-
         def window(state, key):
             estimate, state = estimator.estimate(key, meta_params, state, data)
             flat, _ = ravel_pytree(estimate.updates)

@@ -18,7 +18,7 @@ import optax
 from jax import lax
 
 from metajax import cells
-from metajax._arguments import PositiveInt, checked
+from metajax._arguments import PositiveInt, checked, shown
 from metajax._losses import blank_masked, cross_entropy_and_accuracy
 from metajax.cells import Cell, Layer
 from metajax.types import Array, Batch, Learner, MetaParams, PyTree
@@ -236,6 +236,10 @@ class _Network(NamedTuple):
 
 def _chain(layers: Sequence[int | Layer]) -> tuple[Layer, ...]:
     """Layers that fit each other, made from numbers of units where those are given."""
+    if not isinstance(layers, Sequence) or isinstance(layers, (str, bytes)):
+        raise TypeError(
+            f"layers must be a tuple such as (784, 10), got {shown(layers)}"
+        )
     layers = tuple(layers)
     sizes = [n for n in layers if isinstance(n, int)]
     chain = [layer for layer in layers if isinstance(layer, Layer)]

@@ -9,7 +9,7 @@ from jax import lax
 
 from metajax import _checks, nets
 from metajax._arguments import NonNegative, PositiveInt, checked
-from metajax._losses import blank_masked, masked_mean
+from metajax._losses import are_below, blank_masked, masked_mean
 from metajax._random import draw_flat
 from metajax.problems._supervised import classifier, cross_entropy, stateless
 from metajax.types import Array, Params, Problem
@@ -116,7 +116,7 @@ def autoencoder(sizes: Sequence[int], activation: Callable = jax.nn.sigmoid) -> 
     >>> [layer["w"].shape for layer in params]
     [(64, 8), (8, 64)]
     """
-    encoder = tuple(sizes)
+    encoder = _checks.positive_ints("sizes", sizes, like=(64, 32, 8), any_length=True)
     decoder = encoder[-2::-1]
     net_init, net_apply = perceptron((*encoder, *decoder), activation)
 
@@ -211,7 +211,8 @@ def character_gru(symbols: PositiveInt, hidden: PositiveInt = 64) -> Problem:
     """A recurrent language model of ``{"text": [B, L + 1]}``, the tasks of `metajax.tasks.text`.
 
     One gated recurrent unit (Cho et al. 2014) reads a symbol at a time and predicts the next; the
-    loss is the mean cross-entropy in nats, the metric ``accuracy``. Parameters: embeddings
+    loss is the mean cross-entropy in nats, the metric ``accuracy``. A symbol out of range is an
+    error or, where it is traced, a loss of NaN. Parameters: embeddings
     ``N(0, 1)``, other weights ``N(0, 1 / fan_in)``, biases 0. It predicts logits ``[B, L,
     symbols]`` from ``[B, L]``.
 
@@ -252,11 +253,14 @@ def character_gru(symbols: PositiveInt, hidden: PositiveInt = 64) -> Problem:
     def loss(key, params, batch):
         del key
         batch = blank_masked(batch)
-        logits = predict(params, batch["text"][:, :-1])
-        target = batch["text"][:, 1:]
-        losses = optax.softmax_cross_entropy_with_integer_labels(logits, target)
-        hits = (logits.argmax(-1) == target).astype(float)
         mask = batch.get("mask")
+        in_range = are_below("text", batch["text"], symbols, mask)
+        text = jnp.where(in_range, batch["text"], 0)
+        logits = predict(params, text[:, :-1])
+        target = text[:, 1:]
+        losses = optax.softmax_cross_entropy_with_integer_labels(logits, target)
+        losses = jnp.where(in_range.all(1, keepdims=True), losses, jnp.nan)
+        hits = (logits.argmax(-1) == target).astype(float)
         return masked_mean(losses, mask), {"accuracy": masked_mean(hits, mask)}
 
     return stateless(init, loss, predict)

@@ -3,7 +3,7 @@
 from collections.abc import Callable
 
 from metajax import _checks
-from metajax._arguments import checked
+from metajax._arguments import check, checked
 from metajax._losses import blank_masked, cross_entropy_and_accuracy, masked_mean
 from metajax.types import (
     Array,
@@ -123,6 +123,7 @@ def supervised(
     return Problem(init_for_task, loss, test, predict)
 
 
+@checked
 def cross_entropy(logits: Array, batch: Batch) -> tuple[Array, Metrics]:
     """The mean cross-entropy of ``logits [B, C]`` and ``batch["label"] [B]`` in nats.
 
@@ -134,7 +135,9 @@ def cross_entropy(logits: Array, batch: Batch) -> tuple[Array, Metrics]:
     >>> round(float(loss), 4)
     2.3026
     """
+    _checks.entries("batch", batch, ("label",), "tasks of labelled images")
     label = batch["label"]
+    check(Array, **{"batch['label']": label})
     if logits.ndim != 2 or logits.shape[0] != label.shape[0]:
         raise ValueError(
             f"net_apply must give logits [batch, classes]: for labels {list(label.shape)} it gave "
@@ -143,6 +146,7 @@ def cross_entropy(logits: Array, batch: Batch) -> tuple[Array, Metrics]:
     return cross_entropy_and_accuracy(logits, label, batch.get("mask"))
 
 
+@checked
 def squared_error(predictions: Array, batch: Batch) -> tuple[Array, Metrics]:
     """The mean over all values of the squared error of ``batch["y"]``, with no factor 1/2.
 
@@ -153,7 +157,9 @@ def squared_error(predictions: Array, batch: Batch) -> tuple[Array, Metrics]:
     >>> float(loss)
     1.0
     """
+    _checks.entries("batch", batch, ("y",), "tasks of a regression")
     y = batch["y"]
+    check(Array, **{"batch['y']": y})
     if predictions.shape != y.shape:  # [B] from [B, 1] would broadcast to [B, B]
         raise ValueError(
             f"net_apply must give predictions of the shape of y, {list(y.shape)}; it gave "
