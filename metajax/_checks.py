@@ -87,6 +87,14 @@ def floating(name: str, tree: Any) -> None:
             )
 
 
+def integers(name: str, value: Any) -> None:
+    """``name`` must be an array of integers."""
+    dtype = getattr(value, "dtype", None)
+    if dtype is None or not jnp.issubdtype(dtype, jnp.integer):
+        got = type(value).__name__ if dtype is None else f"one of {dtype}"
+        raise TypeError(f"{name} must be an array of integers, got {got}")
+
+
 def returned(name: str, value: Any, parts: str) -> None:
     """``name`` must return a tuple of ``parts``, e.g. ``"state, loss, metrics"``."""
     outermost = re.sub(r"\(.*?\)", "", parts)

@@ -6,6 +6,8 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from metajax import _checks
+from metajax._arguments import check
 from metajax.types import Array, Batch, Metrics
 
 
@@ -41,10 +43,7 @@ def are_below(name: str, label: Array, count: int, mask: Array | None = None) ->
 
     Where they are traced there can be none.
     """
-    dtype = getattr(label, "dtype", None)
-    if dtype is None or not jnp.issubdtype(dtype, jnp.integer):
-        got = type(label).__name__ if dtype is None else dtype
-        raise TypeError(f"{name} must be an array of integers, got {got}")
+    _checks.integers(name, label)
     if not isinstance(label, jax.core.Tracer) and not isinstance(mask, jax.core.Tracer):
         counted = np.asarray(label)  # on the host, also under jit
         if mask is not None:
@@ -55,11 +54,17 @@ def are_below(name: str, label: Array, count: int, mask: Array | None = None) ->
     return (label >= 0) & (label < count)
 
 
-def blank_masked(batch: Batch) -> Batch:
+def blank_masked(batch: Batch, *names: str) -> Batch:
     """The batch with zeros in the place of the examples whose ``mask [B]`` is False.
 
-    Those may hold anything. A NaN would spoil what is differentiated: 0 times NaN is NaN.
+    Those may hold anything. A NaN would spoil what is differentiated: 0 times NaN is NaN. The
+    batch must be a dict with arrays of these ``names``.
     """
+    _checks.entries("batch", batch, names, "tasks that go with the learner")
+    for name in names:
+        check(jax.Array, **{f"batch[{name!r}]": batch[name]})
+    if "label" in names:
+        _checks.integers("batch['label']", batch["label"])
     if "mask" not in batch:
         return batch
 

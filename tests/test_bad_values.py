@@ -23,6 +23,7 @@ import optax
 import pytest
 from evosax.algorithms import Open_ES
 from public import FUNCTIONS
+from systems import learners
 
 import metajax as mx
 
@@ -381,3 +382,137 @@ def test_bad_values_are_refused_by_name(
             if not is_allowed:
                 wrong.append(f"{described}: silent")
     assert not wrong, "\n".join(wrong)
+
+
+# What is drawn, and what a learner is given of it.
+BATCH = {
+    "image": np.zeros((5, 2, 2, 1), np.float32),
+    "label": np.array([0, 1, 2, 0, 1]),
+}
+BATCHES = {
+    "none": None,
+    "a pair, as with_query gives it": (BATCH, BATCH),
+    "a list": [BATCH["image"], BATCH["label"]],
+    "no label": {"image": BATCH["image"]},
+    "no image": {"label": BATCH["label"]},
+    "labels in a list": BATCH | {"label": [0, 1, 2, 0, 1]},
+    "labels that are texts": BATCH | {"label": ["0", "1", "2", "0", "1"]},
+    "labels that are floats": BATCH | {"label": np.zeros(5, np.float32)},
+    "labels out of range": BATCH | {"label": np.full(5, 3)},
+}
+SYSTEMS = {
+    name: system
+    for name, system in learners().items()
+    if isinstance(system.data, dict) and "image" in system.data
+}
+
+
+@pytest.mark.parametrize("name", SYSTEMS)
+def test_bad_batches_are_refused(name):
+    learner = SYSTEMS[name].learner
+    is_judged_on_the_way = name == "maml_plus_plus"
+
+    def step(batch):
+        meta_params = learner.meta(KEY)
+        state = learner.init(KEY, meta_params, ())
+        return learner.step(KEY, meta_params, state, batch)[1]
+
+    for batch in BATCHES.values():
+        if is_judged_on_the_way:
+            batch = (batch, batch)
+        with pytest.raises((TypeError, ValueError), match=r"\b(batch|label)"):
+            jax.eval_shape(lambda batch=batch: step(batch))
+
+
+DATA = {
+    "none": None,
+    "a pair": (IMAGES["image"], IMAGES["label"]),
+    "labels in a list": IMAGES | {"label": [0] * 8},
+    "labels that are texts": IMAGES | {"label": ["0"] * 8},
+    "labels that are floats": IMAGES | {"label": np.zeros(8)},
+    "labels in two columns": IMAGES | {"label": np.zeros((8, 2), int)},
+    "images in a list": IMAGES | {"image": [0] * 8},
+}
+SORTED = mx.data.by_class(IMAGES)
+START = {
+    "start reversed": SORTED["start"][::-1],
+    "start beyond the images": SORTED["start"] + 1,
+    "start in a list": SORTED["start"].tolist(),
+    "start with one number": SORTED["start"][:1],
+    "start as fractions": SORTED["start"] / 1.0,
+}
+
+
+@pytest.mark.parametrize("kind", ["minibatches", "classification", "episodes"])
+def test_bad_data_are_refused(kind):
+    tasks = {
+        "minibatches": mx.tasks.minibatches(2),
+        "classification": mx.tasks.classification(2),
+        "episodes": mx.tasks.episodes(2, 1),
+    }[kind]
+    bad = list(DATA.values())
+    if kind != "minibatches":
+        bad += [SORTED | {"start": start} for start in START.values()]
+
+    def draw(data):
+        return tasks.train(KEY, data, tasks.sample(KEY, data))
+
+    for data in bad:
+        with pytest.raises((TypeError, ValueError), match=r"^data"):
+            jax.eval_shape(lambda data=data: draw(data))
+
+
+def test_symbols_out_of_range():
+    problem = mx.problems.character_gru(symbols=5, hidden=2)
+    for text in ([[0, 5, 1]], [[0, -1, 1]]):
+        batch = {"text": np.array(text)}
+
+        def loss(text):
+            params, model_state = problem.init(KEY, ())
+            return problem.test(KEY, params, model_state, {"text": text})[0]
+
+        with pytest.raises(ValueError, match=r"text must be in 0\.\.4, got \["):
+            loss(batch["text"])
+        assert np.isnan(jax.jit(loss)(batch["text"]))
+
+
+SOLVERS = {
+    "cg": mx.implicit.cg(2),
+    "neumann": mx.implicit.neumann(2, 0.1),
+    "lanczos": mx.implicit.lanczos(2, 0.1),
+    "direct": mx.implicit.direct(),
+}
+
+
+@pytest.mark.parametrize("name", SOLVERS)
+def test_bad_systems_are_refused(name):
+    solve, b = SOLVERS[name], jnp.ones(3)
+    with pytest.raises(TypeError, match=r"^b must be a floating-point array"):
+        jax.eval_shape(lambda: solve(lambda x: x, jnp.arange(3)).x)
+    for matvec in (lambda x: x[:2], lambda x: {"x": x}, lambda x: x[:, None]):
+        with pytest.raises(ValueError, match=r"^matvec must give a tree like b"):
+            jax.eval_shape(lambda matvec=matvec: solve(matvec, b).x)
+
+
+def test_constants_that_do_not_fit_an_image():
+    tasks = mx.tasks.standardize(TASKS, np.zeros(3), np.ones(3))
+
+    def draw():
+        return tasks.train(KEY, IMAGES, tasks.sample(KEY, IMAGES))
+
+    with pytest.raises(ValueError, match=r"mean and std must .* an image \[2, 2, 1\]"):
+        jax.eval_shape(draw)
+
+
+def test_a_penalty_of_another_tree():
+    learner = mx.imaml(
+        PROBLEM, ARGUMENTS["solver"], ARGUMENTS["linear_solver"], [1.0, 2.0]
+    )
+
+    def step():
+        meta_params = learner.meta(KEY)
+        state = learner.init(KEY, meta_params, ())
+        return learner.step(KEY, meta_params, state, BATCH)[1]
+
+    with pytest.raises(ValueError, match=r"\blam\b"):
+        jax.eval_shape(step)

@@ -377,7 +377,9 @@ def test_tasks_that_do_not_go_with_the_problem(tmp_path, capsys):
     begin = text.index("[data]")
     path = write(tmp_path, text[:begin] + text[text.index("[", begin + 1) :])
     assert main(["train", str(path)]) == 2
-    assert "'image' is missing from what the tasks give" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert "batch must be as made by tasks that go with the problem" in said
+    assert "with the entries ['image'], got ['W', 'y']" in said
 
 
 @pytest.mark.slow

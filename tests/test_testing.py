@@ -30,7 +30,7 @@ class Counts:
         return state, self.calls * loss, metrics
 
 
-LEARNERS = {
+FAULTY_LEARNERS = {
     "a state that changes its dtype": (
         lambda state, loss, metrics: (
             state._replace(params=state.params.astype(jnp.float16)),
@@ -51,10 +51,10 @@ LEARNERS = {
 }
 
 
-@pytest.mark.parametrize("case", LEARNERS)
+@pytest.mark.parametrize("case", FAULTY_LEARNERS)
 @pytest.mark.slow
 def test_a_learner_with_a_mistake(case):
-    step, message = LEARNERS[case]
+    step, message = FAULTY_LEARNERS[case]
     with pytest.raises((AssertionError, ValueError), match=message):
         mx.testing.check_learner(
             learner_with(step), TASKS, meta_params=jnp.float32(0.01)
@@ -75,7 +75,7 @@ def estimator_with(change):
     return make
 
 
-ESTIMATORS = {
+FAULTY_ESTIMATORS = {
     "a state of another kind": (
         lambda estimate, state: (estimate, (state, jnp.zeros(2))),
         "the trainer's state after|carry|structure",
@@ -94,9 +94,9 @@ ESTIMATORS = {
 }
 
 
-@pytest.mark.parametrize("case", ESTIMATORS)
+@pytest.mark.parametrize("case", FAULTY_ESTIMATORS)
 @pytest.mark.slow
 def test_an_estimator_with_a_mistake(case):
-    change, message = ESTIMATORS[case]
+    change, message = FAULTY_ESTIMATORS[case]
     with pytest.raises((AssertionError, ValueError, TypeError), match=message):
         mx.testing.check_estimator(estimator_with(change))

@@ -7,6 +7,7 @@ import jax.core
 import jax.numpy as jnp
 import numpy as np
 
+from metajax import _checks
 from metajax._arguments import PositiveInt, check, checked
 from metajax.io import Arrays
 
@@ -130,7 +131,7 @@ def sorted_by_class(data: Any) -> None:
         raise TypeError(
             'data has no "start": sort it by class with metajax.data.by_class(data)'
         )
-    check(jax.Array, **{'data["start"]': data["start"]})
+    _checks.integers('data["start"]', data["start"])
     if isinstance(data["start"], jax.core.Tracer):
         return
     start = np.asarray(data["start"])

@@ -97,8 +97,8 @@ def vsml(
 
     def step(key, meta_params, state, batch):
         del key
+        batch = blank_masked(batch, "image", "label")
         _check_batch_size(batch, batch_size)
-        batch = blank_masked(batch)
         merged = _merge_replicas(state.cells)
         states, sent, logits = net.sweep_up(
             meta_params, merged, batch["image"], state.feedback
@@ -131,7 +131,7 @@ def vsml(
         return lax.map(logits_of, inputs, batch_size=min(len(inputs), 32))
 
     def test(key, meta_params, state, batch):
-        batch = blank_masked(batch)
+        batch = blank_masked(batch, "image", "label")
         logits = predict(key, meta_params, state, batch["image"])
         return cross_entropy_and_accuracy(logits, batch["label"], batch.get("mask"))
 

@@ -91,7 +91,7 @@ def logistic(
 
     def loss(key, params, batch):
         del key
-        batch = blank_masked(batch)
+        batch = blank_masked(batch, "image", "label")
         value, metrics = cross_entropy(apply(params, batch["image"]), batch)
         squares = jnp.sum(params[0]["w"] ** 2)
         return value + penalty / 2 * squares, metrics
@@ -129,7 +129,7 @@ def autoencoder(sizes: Sequence[int], activation: Callable = jax.nn.sigmoid) -> 
 
     def loss(key, params, batch):
         del key
-        batch = blank_masked(batch)
+        batch = blank_masked(batch, "image")
         flat = batch["image"].reshape(len(batch["image"]), -1)
         return masked_mean((predict(params, flat) - flat) ** 2, batch.get("mask")), {}
 
@@ -252,7 +252,7 @@ def character_gru(symbols: PositiveInt, hidden: PositiveInt = 64) -> Problem:
 
     def loss(key, params, batch):
         del key
-        batch = blank_masked(batch)
+        batch = blank_masked(batch, "text")
         mask = batch.get("mask")
         in_range = are_below("text", batch["text"], symbols, mask)
         text = jnp.where(in_range, batch["text"], 0)

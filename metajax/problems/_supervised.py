@@ -105,14 +105,19 @@ def supervised(
         del task  # networks start alike, whatever they are to learn
         return init(key)
 
-    def loss(key, params, model_state, batch):
+    def with_inputs(batch):
         batch = blank_masked(batch)
+        _checks.entries("batch", batch, (inputs,), "tasks that go with the problem")
+        return batch
+
+    def loss(key, params, model_state, batch):
+        batch = with_inputs(batch)
         outputs, model_state = apply(key, params, model_state, batch[inputs], True)
         value, metrics = objective(outputs, batch)
         return value, (metrics, model_state)
 
     def test(key, params, model_state, batch):
-        batch = blank_masked(batch)
+        batch = with_inputs(batch)
         outputs, _ = apply(key, params, model_state, batch[inputs], False)
         return objective(outputs, batch)
 
