@@ -72,11 +72,8 @@ def key(value: Any) -> None:
 
 
 def floating(name: str, tree: Any) -> None:
-    """All leaves, of which there are some, must be floating-point arrays."""
-    leaves = jax.tree_util.tree_leaves_with_path(tree)
-    if not leaves:
-        raise TypeError(f"{name} must have at least one array, got {shown(tree)}")
-    for path, leaf in leaves:
+    """All leaves must be floating-point arrays."""
+    for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
         plain = isinstance(leaf, (int, float, complex))
         dtype = jnp.result_type(leaf) if plain else getattr(leaf, "dtype", None)
         if dtype is None or not jnp.issubdtype(dtype, jnp.floating):
@@ -169,7 +166,7 @@ def positive(name: str, tree: Any) -> None:
         values = np.asarray(leaf, np.float64)
         if not np.all((values > 0) & np.isfinite(values)):
             raise ValueError(
-                f"{name}{jax.tree_util.keystr(path)} must be finite and greater than 0, got {leaf}"
+                f"{name}{jax.tree_util.keystr(path)} must be greater than 0 and finite, got {leaf}"
             )
 
 

@@ -237,8 +237,8 @@ def state_map(states: Any, shape: tuple[int, int], ax: Any = None) -> Any:
     >>> ax = mx.plot.state_map(c[0, 0, :, :, 0], (8, 8))
     """
     states = _array("states", states)
-    shape = _checks.positive_ints("shape", shape, like=(8, 8))
-    inputs = shape[0] * shape[1]
+    height, width = _checks.positive_ints("shape", shape, like=(8, 8))
+    inputs = height * width
     got = list(states.shape)
     if states.ndim != 2 or got[0] != inputs:
         raise ValueError(

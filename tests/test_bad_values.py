@@ -239,6 +239,7 @@ ALSO = {
     "plot.episode.predicted": {"old key"},
     "tensorboard.writer": {"''", "'x'"},
     "optim.rates.like": NUMBERS
+    | EMPTY
     | ARRAYS
     | {"nan", "inf", "10**30", "key", "keys", "strings"},
     "reference": {"None"},

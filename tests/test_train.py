@@ -657,7 +657,7 @@ CASES = {
     "log: no path": (
         lambda: mx.log(3),
         TypeError,
-        "path must be a str or an os.PathLike",
+        "path must be a path, got 3",
     ),
     "progress: a bool": (
         lambda: fit(progress=False),

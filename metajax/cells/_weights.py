@@ -1,10 +1,12 @@
 """Cells that hold a weight and a bias in the first two features of their state."""
 
+import math
+
 import jax
 import jax.numpy as jnp
 
 from metajax import _checks
-from metajax._arguments import checked
+from metajax._arguments import checked, shown
 from metajax._random import draw_flat
 from metajax.cells._cell import Cell
 from metajax.types import Array, PyTree
@@ -54,7 +56,7 @@ def store(cells: PyTree, w: Array, b: Array) -> PyTree:
     """
     _check_features(cells)
     (first, *others), structure = jax.tree.flatten(cells)
-    if not w.shape == b.shape == first.shape[:-1]:
+    if not w.size == b.size == math.prod(first.shape[:-1]):
         raise ValueError(
             f"w and b must be like cells without their last axis, {list(first.shape[:-1])}, got "
             f"{list(w.shape)} and {list(b.shape)}"
@@ -80,9 +82,9 @@ def recall(cells: PyTree) -> tuple[Array, Array]:
 
 def _check_features(cells: PyTree) -> None:
     _checks.floating("cells", cells)
-    first, *_ = jax.tree.leaves(cells)
-    if jnp.shape(first)[-1:] < (2,):
-        got = _checks.describe(first)
+    leaves = jax.tree.leaves(cells)
+    if not leaves or jnp.shape(leaves[0])[-1:] < (2,):
+        got = _checks.describe(leaves[0]) if leaves else shown(cells)
         raise ValueError(
             f"cells must have states [..., N] of at least 2 features, got {got}"
         )

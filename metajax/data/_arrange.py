@@ -37,6 +37,7 @@ def resize(data: Arrays, size: PositiveInt) -> Arrays:
     return {**data, "image": np.concatenate(scaled)}
 
 
+@checked
 def by_class(data: Arrays) -> Arrays:
     """Sorts examples by class, so that compiled tasks can draw from some of the classes.
 
@@ -62,6 +63,7 @@ def by_class(data: Arrays) -> Arrays:
     }
 
 
+@checked
 def rotations(data: Arrays) -> Arrays:
     """Rotations by 0, 90, 180 and 270 degrees as classes of their own.
 

@@ -40,7 +40,10 @@ def flatten(matvec: Callable, b: PyTree, damping: float = 0.0) -> System:
         product = matvec(restore(x))
         got = _structure_and_shapes(product)
         if got != like:
-            raise ValueError(f"matvec must give a tree like b, {like}, got {got}")
+            raise ValueError(
+                f"matvec must give a tree like b, {like}, got {got}; does a linear solver stand in "
+                f"the place of a solver?"
+            )
         product, _ = ravel_pytree(product)
         return product.astype(dtype) + damping * x
 

@@ -42,8 +42,6 @@ def rates(
         if not hasattr(leaf, "shape") and not isinstance(leaf, (int, float)):
             at = f"like{jax.tree_util.keystr(path)}"
             raise TypeError(f"{at} must be an array or a number, got {shown(leaf)}")
-    if not jax.tree.leaves(like):
-        raise TypeError(f"like must have at least one leaf, got {shown(like)}")
     log_rate = math.log(rate)
 
     def init(key):

@@ -60,13 +60,14 @@ def vgg(
     check(Sequence[float], **{"normalisation[0]": normalisation[0]})
     check(Sequence[float], **{"normalisation[1]": normalisation[1]})
     mean, std = (np.asarray(x, np.float32) for x in normalisation)
+    names = sorted(weights, key=_block_and_layer)
+    if not names:
+        raise ValueError("weights is empty: give at least conv1_1")
+
     for name, layer in weights.items():
         _checks.entries(
             f"weights[{name!r}]", layer, ("w", "b"), "metajax.problems.load_vgg"
         )
-    names = sorted(weights, key=_block_and_layer)
-    if not names:
-        raise ValueError("weights is empty: give at least conv1_1")
 
     def features(image):
         x = (image[None] - mean) / std
