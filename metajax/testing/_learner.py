@@ -10,7 +10,7 @@ from metajax._inner import inner as make_inner
 from metajax._inner import unroll
 from metajax.estimators import bptt
 from metajax.evaluation import evaluate
-from metajax.testing._compare import assert_close, assert_equal
+from metajax.testing._compare import assert_close, assert_equal, assert_finite
 from metajax.testing._estimator import fits_a_scan, steps_alike
 from metajax.training import trainer as make_trainer
 from metajax.types import Data, Inner, Learner, MetaParams, Tasks
@@ -88,6 +88,7 @@ def evaluates_as_a_loop(inner: Inner, meta_params: MetaParams, data: Data) -> No
     curves = evaluate(inner, key, meta_params, data, num_tasks=3, steps=9)
     assert curves.loss.shape == (3, 9)
     assert curves.test_loss.shape == (3,)
+    assert_finite("what evaluate gives", (curves.loss, curves.test_loss))
     assert len(np.unique(curves.loss.mean(1))) == 3, "all tasks gave the same losses"
 
     first, *_ = jax.random.split(key, 3)
