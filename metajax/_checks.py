@@ -105,6 +105,14 @@ def learnable(name: str, tree: Any) -> None:
         raise TypeError(f"{name} must hold a floating-point array to learn, got {got}")
 
 
+def integers(name: str, value: Any) -> None:
+    """``name`` must be an array of integers."""
+    dtype = getattr(value, "dtype", None)
+    if dtype is None or not jnp.issubdtype(dtype, jnp.integer):
+        got = type(value).__name__ if dtype is None else f"one of {dtype}"
+        raise TypeError(f"{name} must be an array of integers, got {got}")
+
+
 def returned(name: str, value: Any, parts: str) -> None:
     """``name`` must return a tuple of ``parts``, e.g. ``"state, loss, metrics"``."""
     outermost = re.sub(r"\(.*?\)", "", parts)
@@ -171,33 +179,67 @@ def same_structure(name: str, got: Any, want: Any, like: str) -> None:
 
 
 def positive(name: str, tree: Any) -> None:
-    """All values of all leaves must be above 0; traced leaves pass."""
+    """All values of all leaves, of which there are some, must be above 0; traced ones pass."""
+    real(name, tree)
     for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
         if isinstance(leaf, jax.core.Tracer):
             continue
-        if not np.all(np.asarray(leaf, np.float64) > 0):
+        values = np.asarray(leaf, np.float64)
+        if not np.all((values > 0) & np.isfinite(values)):
             raise ValueError(
-                f"{name}{jax.tree_util.keystr(path)} must be greater than 0, got {leaf}"
+                f"{name}{jax.tree_util.keystr(path)} must be greater than 0 and finite, got {leaf}"
             )
+
+
+def real(name: str, tree: Any) -> None:
+    """All leaves, of which there are some, must be real numbers or arrays of them."""
+    arrays(name, tree)
+    leaves = jax.tree_util.tree_leaves_with_path(tree)
+    if not leaves:
+        raise TypeError(f"{name} must be a number or an array, got {shown(tree)}")
+    for path, leaf in leaves:
+        is_number = isinstance(leaf, (int, float)) and not isinstance(leaf, bool)
+        dtype = getattr(leaf, "dtype", np.bool_)
+        is_array = any(
+            jnp.issubdtype(dtype, kind) for kind in (jnp.floating, jnp.integer)
+        )
+        if not (is_number or is_array):
+            raise TypeError(
+                f"{name}{jax.tree_util.keystr(path)} must be a real number or an array of them, "
+                f"got {shown(leaf)}"
+            )
+
+
+def arrays(name: str, tree: Any) -> None:
+    """All leaves must be arrays, or Python numbers that JAX makes arrays of."""
+    for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
+        at = f"{name}{jax.tree_util.keystr(path)}"
+        is_number = isinstance(leaf, (bool, int, float, complex))
+        dtype = getattr(leaf, "dtype", None)
+        is_other = getattr(dtype, "kind", None) in tuple(
+            "OSUMm"
+        )  # objects, texts, dates
+        if is_other or not (is_number or dtype is not None):
+            raise TypeError(f"{at} must be an array, got {leaf!r}; leave it out")
+        if isinstance(leaf, int) and abs(leaf) > 2**31 - 1:
+            raise ValueError(f"{at} must fit int32, got {leaf}; make it a float")
 
 
 def finite(name: str, tree: Any) -> None:
     """No leaf may hold NaN or infinity; traced leaves and those that are not floats pass."""
     # JAX itself is about to refuse iterators, in other words.
-    leaves = jax.tree_util.tree_leaves_with_path(
+    for path, leaf in jax.tree_util.tree_leaves_with_path(
         tree, is_leaf=lambda x: isinstance(x, Iterator)
-    )
-    for path, leaf in leaves:
+    ):
+        if is_iterable_of_data(leaf):
+            at = f"{name}{jax.tree_util.keystr(path)}"
+            raise TypeError(
+                f"{at} must be an array, got {type(leaf).__name__}, which is an iterable; only "
+                f"metajax.fit takes one: give one of its items here"
+            )
+    arrays(name, tree)
+    for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
         at = f"{name}{jax.tree_util.keystr(path)}"
-        if not hasattr(leaf, "dtype") and not isinstance(
-            leaf, (bool, int, float, complex)
-        ):
-            if is_iterable_of_data(leaf):
-                raise TypeError(
-                    f"{at} must be an array, got {type(leaf).__name__}, which is an iterable; only "
-                    f"metajax.fit takes one: give one of its items here"
-                )
-            raise TypeError(f"{at} must be an array, got {leaf!r}; leave it out")
         if isinstance(leaf, jax.core.Tracer):
             continue
         if not jnp.issubdtype(jnp.result_type(leaf), jnp.inexact):

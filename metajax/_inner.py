@@ -148,6 +148,8 @@ def unroll(
     >>> state = loop.init(jax.random.key(0), 0.1, ())
     >>> state, loss, metrics = mx.unroll(loop, 0.1, state, (), length=4)
     """
+    _checks.arrays("meta_params", meta_params)
+    _checks.arrays("data", data)
 
     def body(state, _):
         return inner.step(meta_params, state, data)

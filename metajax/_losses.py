@@ -6,6 +6,8 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from metajax import _checks
+from metajax._arguments import check
 from metajax.types import Array, Batch, Metrics
 
 
@@ -42,6 +44,7 @@ def check_labels(
     label: Array, num_classes: int, mask: Array | None = None, name: str = "label"
 ) -> None:
     """The labels that count must be in ``0..num_classes - 1``; traced ones pass."""
+    _checks.integers(name, label)
     if isinstance(label, jax.core.Tracer) or isinstance(mask, jax.core.Tracer):
         return
     counted = np.asarray(label)  # on the host, also under jit
@@ -55,11 +58,17 @@ def check_labels(
         )
 
 
-def blank_masked(batch: Batch) -> Batch:
+def blank_masked(batch: Batch, *names: str) -> Batch:
     """The batch with zeros in the place of the examples whose ``mask [B]`` is False.
 
-    Those may hold anything. A NaN would spoil what is differentiated: 0 times NaN is NaN.
+    Those may hold anything. A NaN would spoil what is differentiated: 0 times NaN is NaN. The
+    batch must be a dict with arrays of these ``names``.
     """
+    _checks.entries("batch", batch, names, "tasks that go with the learner")
+    for name in names:
+        check(jax.Array, **{f"batch[{name!r}]": batch[name]})
+    if "label" in names:
+        _checks.integers("batch['label']", batch["label"])
     if "mask" not in batch:
         return batch
 

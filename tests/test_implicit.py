@@ -514,8 +514,8 @@ BAD = {
     ),
     "a linear solver for the solver": (
         lambda: argmin(jnp.sum, LINEAR_SOLVER, LINEAR_SOLVER)(ONES),
-        TypeError,
-        r"solver must return \(solution, metrics\), got LinearSolution of 3",
+        ValueError,
+        "does a linear solver stand in the place of a solver",
     ),
     "a linear solver that returns x alone": (
         lambda: jax.grad(

@@ -538,7 +538,7 @@ BAD = {
     ),
     "multi_step: the number of steps": (
         lambda: mx.maml_plus_plus(MLP, 3, 0.1),
-        ValueError,
+        TypeError,
         "weights",
     ),
     "multi_step: no query batch": (

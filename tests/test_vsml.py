@@ -516,7 +516,7 @@ BAD = {
     "matrix": (
         lambda: shared_matrix(jnp.ones((2, 3)), jnp.ones((2, 3)), 2, 2),
         ValueError,
-        r"want w \[N, N\]",
+        r"w and c must be \[N, N\]",
     ),
 }
 

@@ -7,7 +7,8 @@ import jax.core
 import jax.numpy as jnp
 import numpy as np
 
-from metajax._arguments import PositiveInt, checked
+from metajax import _checks
+from metajax._arguments import PositiveInt, check, checked
 from metajax.io import Arrays
 
 
@@ -36,6 +37,7 @@ def resize(data: Arrays, size: PositiveInt) -> Arrays:
     return {**data, "image": np.concatenate(scaled)}
 
 
+@checked
 def by_class(data: Arrays) -> Arrays:
     """Sorts examples by class, so that compiled tasks can draw from some of the classes.
 
@@ -61,6 +63,7 @@ def by_class(data: Arrays) -> Arrays:
     }
 
 
+@checked
 def rotations(data: Arrays) -> Arrays:
     """Rotations by 0, 90, 180 and 270 degrees as classes of their own.
 
@@ -109,6 +112,7 @@ def labelled_images(data: Any) -> None:
         raise TypeError(
             f'data must be a dict with "image" and "label" of metajax.data, got {got}'
         )
+    check(jax.Array, **{'data["image"]': data["image"], 'data["label"]': data["label"]})
     image = list(np.shape(data["image"]))
     label = list(np.shape(data["label"]))
     if len(label) != 1 or image[:1] != label:
@@ -129,6 +133,7 @@ def sorted_by_class(data: Any) -> None:
         raise TypeError(
             'data has no "start": sort it by class with metajax.data.by_class(data)'
         )
+    _checks.integers('data["start"]', data["start"])
     if isinstance(data["start"], jax.core.Tracer):
         return
     start = np.asarray(data["start"])

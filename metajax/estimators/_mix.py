@@ -82,6 +82,7 @@ def mix(
 def _by_name(name: str, values: Any) -> dict:
     """The values by their names, or by their positions."""
     is_one = isinstance(values, Estimator)
+    is_one |= isinstance(values, (str, bytes))
     if is_one or not isinstance(values, (Mapping, Sequence)) or not values:
         raise TypeError(
             f"{name} must be a sequence, or a mapping from names, and not empty"

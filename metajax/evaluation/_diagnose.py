@@ -87,6 +87,7 @@ def diagnose(
     """
     if samples < 2:
         raise ValueError("samples must be at least 2: a variance needs two")
+    wanted = None if reference is None else _flat_reference(reference, meta_params)
 
     _check_inputs(estimator, key, meta_params, data)
     draw = _sampler(estimator, samples, windows)
@@ -103,8 +104,8 @@ def diagnose(
     target = mean
     bias = math.nan
     bias_error = math.nan
-    if reference is not None:
-        target = _flat_reference(reference, meta_params)
+    if wanted is not None:
+        target = wanted
         bias, bias_error = _bias(mean, target, variance / samples)
 
     inner_steps = math.nan
@@ -196,7 +197,7 @@ def _check_inputs(
     estimator: Estimator, key: Array, meta_params: PyTree, data: PyTree
 ) -> None:
     _checks.key(key)
-    _checks.floating("meta_params", meta_params)
+    _checks.learnable("meta_params", meta_params)
     _checks.finite("meta_params", meta_params)
     _checks.finite("data", data)
 

@@ -203,7 +203,12 @@ def proximal(loss: Objective) -> Objective:
     def objective(phi, theta, lam, *args):
         _checks.positive("lam", lam)
         _checks.same_structure("theta", theta, phi, "phi")
-        pulls = jax.tree.map(_pull, lam, phi, theta)
+        try:
+            pulls = jax.tree.map(_pull, lam, phi, theta)
+        except ValueError as e:
+            raise ValueError(
+                f"lam must be a number, or a tree that the parameters' begins with: {e}"
+            ) from e
         return loss(phi, *args) + 0.5 * optax.tree.sum(pulls)
 
     return objective

@@ -55,7 +55,7 @@ def learned_loss(
     ['learner', 'objective']
     """
     judged = make(problem)
-    check(Learner, learner=judged)
+    check(Learner, **{"make(problem)": judged})
 
     def learner_at(meta_params: MetaParams) -> Learner:
         def loss(key, params, model_state, batch):

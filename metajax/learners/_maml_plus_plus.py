@@ -79,13 +79,10 @@ def multi_step(learner: Learner, weights: Sequence[float]) -> Learner:
 
 def _vector(weights: Sequence[float]) -> np.ndarray:
     array = np.asarray(weights, float)
-    if (
-        array.ndim != 1
-        or not array.size
-        or not np.all(np.isfinite(array) & (array >= 0))
-    ):
+    if array.ndim != 1 or np.any(array < 0) or not np.any(array):
         raise ValueError(
-            f"weights must be a vector of finite numbers, at least 0 and one a step, got {weights}"
+            f"weights must be a vector of finite numbers, one a step, at least 0 and not all 0, "
+            f"got {weights}"
         )
     return array
 

@@ -18,7 +18,7 @@ import optax
 from jax import lax
 
 from metajax import cells
-from metajax._arguments import PositiveInt, checked
+from metajax._arguments import PositiveInt, checked, shown
 from metajax._losses import blank_masked, cross_entropy_and_accuracy
 from metajax.cells import Cell, Layer
 from metajax.types import Array, Batch, Learner, MetaParams, PyTree
@@ -106,8 +106,8 @@ def vsml(
 
     def step(key, meta_params, state, batch):
         del key
+        batch = blank_masked(batch, "image", "label")
         _check_batch_size(batch, batch_size)
-        batch = blank_masked(batch)
         merged = _merge_replicas(state.cells)
         states, sent, logits = net.sweep_up(
             meta_params, merged, batch["image"], state.feedback
@@ -140,7 +140,7 @@ def vsml(
         return lax.map(logits_of, inputs, batch_size=min(len(inputs), 32))
 
     def test(key, meta_params, state, batch):
-        batch = blank_masked(batch)
+        batch = blank_masked(batch, "image", "label")
         logits = predict(key, meta_params, state, batch["image"])
         return cross_entropy_and_accuracy(logits, batch["label"], batch.get("mask"))
 
@@ -245,6 +245,10 @@ class _Network(NamedTuple):
 
 def _chain(layers: Sequence[int | Layer]) -> tuple[Layer, ...]:
     """Layers that fit each other, made from numbers of units where those are given."""
+    if not isinstance(layers, Sequence) or isinstance(layers, (str, bytes)):
+        raise TypeError(
+            f"layers must be a tuple such as (784, 10), got {shown(layers)}"
+        )
     layers = tuple(layers)
     sizes = [n for n in layers if isinstance(n, int)]
     chain = [layer for layer in layers if isinstance(layer, Layer)]

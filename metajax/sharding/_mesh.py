@@ -12,8 +12,8 @@ import numpy as np
 from jax import lax
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
-from metajax import _rehearsal
-from metajax._arguments import PositiveInt, check, checked
+from metajax import _checks, _rehearsal
+from metajax._arguments import NonNegativeInt, PositiveInt, check, checked
 from metajax._vmap import vmap
 from metajax.sharding import _hosts as hosts
 from metajax.types import Array, Inner, InnerState, PyTree, TrainState
@@ -228,6 +228,7 @@ def place(tree: PyTree, mesh: Mesh, axis: str = "tasks") -> PyTree:
     >>> data["image"].sharding.is_fully_replicated
     True
     """
+    _checks.arrays("tree", tree)
     _check_mesh(mesh, axis)
     split = NamedSharding(mesh, PartitionSpec(axis))
     replicated = NamedSharding(mesh, PartitionSpec())
@@ -325,10 +326,14 @@ def _check_processes(
         raise ValueError(
             f'coordinator_address must be "host:port", e.g. "10.0.0.1:99", got {got}'
         )
+    if num_processes is None and process_id is not None:
+        raise ValueError("process_id needs num_processes: give both, or neither")
     if num_processes is None:
         return
     check(PositiveInt, num_processes=num_processes)
-    if process_id is not None and process_id not in range(num_processes):
+    if process_id is not None:
+        check(NonNegativeInt, process_id=process_id)
+    if process_id is not None and process_id >= num_processes:
         raise ValueError(
             f"process_id must be below num_processes, {num_processes}: {process_id}"
         )

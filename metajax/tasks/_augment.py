@@ -170,14 +170,20 @@ def standardize(tasks: Tasks, mean: Any, std: Any) -> Tasks:
     >>> abs(float(batch["image"].std()) - 1) < 0.1
     True
     """
+    _checks.real("mean", mean)
     _checks.finite("mean", mean)
-    _checks.finite("std", std)
-    _checks.positive("std", np.asarray(std))
+    _checks.positive("std", std)
 
     def apply(own, images):
         is_float = jnp.issubdtype(images.dtype, jnp.floating)
         dtype = images.dtype if is_float else jnp.float32
-        return ((images - mean) / std).astype(dtype)
+        standard = (images - mean) / std
+        if standard.shape != images.shape:
+            raise ValueError(
+                f"mean and std must be numbers or fit an image {list(images.shape[1:])}, got "
+                f"{list(np.shape(mean))} and {list(np.shape(std))}"
+            )
+        return standard.astype(dtype)
 
     return _augment_images(tasks, apply)
 

@@ -17,7 +17,12 @@ from metajax.training._saver import Saver
 from metajax.training._signals import Signals
 from metajax.training._source import Source
 from metajax.training._troubles import Troubles
-from metajax.training._validation import Validation, is_out_of_patience, validate_if_due
+from metajax.training._validation import (
+    Validation,
+    is_out_of_patience,
+    restart_if_by_another,
+    validate_if_due,
+)
 from metajax.types import PyTree, Trainer, TrainState
 
 _REMEDY = (
@@ -35,8 +40,8 @@ class Fit(NamedTuple):
       state: the final state.
       history: each metric as a NumPy array ``[num_steps]``, from the first step of the run, resumed
         or not.
-      best: the meta-parameters with the lowest validation loss, the final ones where nothing was
-        validated.
+      best: the meta-parameters with the lowest finite validation loss, the final ones where there
+        is none.
       validation: ``step`` and ``loss``, NumPy arrays ``[number of validations]``.
     """
 
@@ -137,6 +142,8 @@ def fit(
                 bar.say(
                     f"resumed at meta-step {run.step} of {num_steps} from {saver.where}"
                 )
+            if run.step < num_steps:
+                restart_if_by_another(run, validate)
 
             while True:
                 # What is due at this step ...
@@ -163,6 +170,7 @@ def fit(
                 )
         saver.finish()
         _warn_if_skipping(run)
+        _warn_if_nothing_is_best(run)
         where = f"at meta-step {run.step} of {num_steps}; {saver.status()}"
         signals.leave(where)
     return Fit(run.state, run.record.history(), run.best, run.record.validation())
@@ -221,6 +229,17 @@ def _warn_if_skipping(run: Run) -> None:
         warnings.warn(
             f"the last {num_skipped} meta-steps, up to {run.step}, were skipped: their "
             f"meta-gradients were not finite. {_REMEDY}",
+            RuntimeWarning,
+            stacklevel=3,
+        )
+
+
+def _warn_if_nothing_is_best(run: Run) -> None:
+    validations = run.record.validations
+    if validations and not np.isfinite(run.record.best_validation()):
+        warnings.warn(
+            f"none of the {len(validations)} validations was finite, so that best are the final "
+            f"meta-parameters; look at what validate gives",
             RuntimeWarning,
             stacklevel=3,
         )

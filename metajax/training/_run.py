@@ -49,8 +49,9 @@ class Run:
 
     @property
     def best(self) -> PyTree:
-        """The meta-parameters of the lowest validation loss; without validations, the latest."""
-        return self._best if self.record.validations else self.state.meta_params
+        """The meta-parameters of the lowest finite validation loss; without one, the latest."""
+        is_known = np.isfinite(self.record.best_validation())
+        return self._best if is_known else self.state.meta_params
 
     def advance(self, trainer: Trainer, source: Source, until: int) -> None:
         """Trains until the meta-step ``until``, or until too many of them are skipped."""
@@ -71,8 +72,6 @@ class Run:
 
     def add_validation(self, loss: float) -> None:
         """Notes the loss of the present meta-parameters, and keeps them if they are the best."""
-        is_first = not self.record.validations
-        is_best = np.isfinite(loss) and loss < self.record.best_validation()
-        if is_first or is_best:
+        if np.isfinite(loss) and loss < self.record.best_validation():
             self._best = _copy(self.state.meta_params)
         self.record.validations[self.step] = loss
