@@ -110,5 +110,5 @@ def test_at_once_is_checked():
         mx.sharding.in_turns(quadratics(), 0)
     with pytest.raises(TypeError, match="at_once must be a Python int"):
         mx.evaluate(quadratics(), jax.random.key(0), META, at_once=2.5)
-    with pytest.raises(ValueError, match=r"takes turns already; split .* after that"):
+    with pytest.raises(ValueError, match=r"or takes turns; split .* after that"):
         mx.sharding.split(mx.sharding.in_turns(quadratics(), 2), mx.sharding.mesh(1))

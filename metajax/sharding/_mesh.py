@@ -123,8 +123,8 @@ def split(inner: Inner, mesh: Mesh, axis: str = "tasks") -> Inner:
     _check_mesh(mesh, axis)
     if inner.vmap is not vmap:
         raise ValueError(
-            "inner is split or takes turns already; split the one made by metajax.inner, once, and "
-            "let its episodes take turns after that"
+            "inner is split already, or takes turns; split the one made by metajax.inner, once, "
+            "and let its episodes take turns after that"
         )
     return inner._replace(vmap=partial(_vmap_over_devices, mesh, axis))
 
