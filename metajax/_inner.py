@@ -210,12 +210,13 @@ def blocks_of_steps(length: int, remat: Remat) -> tuple[int, ...]:
     """The lengths of the nested scans, from the outermost; none if nothing is made anew."""
     if isinstance(remat, bool):
         return (length,) if remat else ()
-    if remat == "nested":
+    if isinstance(remat, str) and remat == "nested":
         return _even_blocks(length, 2)
     if not isinstance(remat, int):
         raise TypeError(
             f"remat must be True, False, 'nested' or a number of states, got {remat!r}"
         )
+    check(PositiveInt, remat=remat)
 
     possible = [_even_blocks(length, n) for n in range(1, length.bit_length() + 1)]
     for blocks in possible:

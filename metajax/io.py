@@ -101,7 +101,7 @@ def load(path: str | os.PathLike, like: PyTree) -> PyTree:
     {'rate': Array(0.5, dtype=float32)}
     """
     leaves = _leaves_by_name("like", like)
-    shapes = {name: jnp.shape(leaf) for name, leaf in leaves.items()}
+    shapes = {name: _shape_in_file(leaf) for name, leaf in leaves.items()}
     arrays = load_arrays(path, shapes)
     values = []
     for name, leaf in leaves.items():
@@ -188,7 +188,6 @@ def _leaves_by_name(argument: str, tree: PyTree) -> dict[str, Any]:
     _checks.arrays(argument, tree)
     leaves = {}
     for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
-        _check_no_key(argument + jax.tree_util.keystr(path), leaf)
         name = jax.tree_util.keystr(path, simple=True, separator="/") or "."
         if name in leaves:
             raise ValueError(
@@ -196,15 +195,6 @@ def _leaves_by_name(argument: str, tree: PyTree) -> dict[str, Any]:
             )
         leaves[name] = leaf
     return leaves
-
-
-def _check_no_key(name: str, leaf: Any) -> None:
-    dtype = getattr(leaf, "dtype", None)
-    if dtype is not None and jnp.issubdtype(dtype, jax.dtypes.prng_key):
-        raise TypeError(
-            f"{name} is a typed key, which files of arrays do not hold: save "
-            f"jax.random.key_data(key), or leave it out; for a run take metajax.checkpoints"
-        )
 
 
 def _cast_like(name: str, value: np.ndarray, like: Any) -> Array:
@@ -220,6 +210,11 @@ def _cast_like(name: str, value: np.ndarray, like: Any) -> Array:
     if _is_inexact(value.dtype):
         return _cast_floats(name, value, dtype)
     return _cast_integers(name, value, dtype)
+
+
+def _shape_in_file(like: Any) -> tuple[int, ...]:
+    words = jax.eval_shape(jax.random.key_data, like) if _is_key(like) else like
+    return jnp.shape(words)
 
 
 def _as_key(name: str, words: np.ndarray, like: Any) -> Array:

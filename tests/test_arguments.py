@@ -100,7 +100,10 @@ def test_a_checked_function_looks_like_the_function():
 
 def exported():
     """All public functions by name."""
-    parts = [mx, *(part for part in vars(mx).values() if inspect.ismodule(part))]
+    parts = [
+        mx,
+        *(part for part in map(mx.__dict__.get, mx.__all__) if inspect.ismodule(part)),
+    ]
     found = {}
     for part in parts:
         for name in getattr(part, "__all__", ()):

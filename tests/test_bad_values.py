@@ -109,6 +109,7 @@ ARGUMENTS = {
     "draw": function,
     "estimator": ESTIMATOR,
     "estimators": [ESTIMATOR],
+    "f": function,
     "features": function,
     "grad": np.ones(3, np.float32),
     "head": lambda name: True,
@@ -124,6 +125,7 @@ ARGUMENTS = {
     "learner": LEARNER,
     "like": META,
     "linear_solver": mx.implicit.cg(2),
+    "log_prob": jnp.zeros(2),
     "logits": np.zeros((2, 3), np.float32),
     "loss": function,
     "losses": {"ours": np.ones((2, 3))},
@@ -224,6 +226,8 @@ ALSO = {
     "ask_tell.params": {"None"},
     "cells.recall.cells": {"floats", "nans"},
     "fit.callbacks": {"[]"},
+    "bptt.remat": {"True", "False"},
+    "optim.decay_weights.mask": {"None", "True", "False", "function"},
     "imaml.lam": {"1", "0.5", "2.5", "[2.5]", "[[1], [1, 2]]", "function", "floats"},
     "imaml_diagnosed.lam": {
         "1",
@@ -243,7 +247,7 @@ ALSO = {
     | ARRAYS
     | {"nan", "inf", "10**30", "key", "keys", "strings"},
     "reference": {"None"},
-    "save.tree": NUMBERS | EMPTY | {"1j", "old key"},
+    "save.tree": NUMBERS | EMPTY | {"1j", "key", "keys", "old key"},
     "sharding.gather.tree": set(POOL),
     "sharding.place.tree": NUMBERS
     | EMPTY
@@ -269,7 +273,7 @@ RUNS = {
 }
 
 
-EAGER = ("plot.", "data.resize", "sharding.")
+EAGER = ("plot.", "data.resize", "save", "sharding.")
 
 
 def fitting(annotation: Any) -> set[str]:

@@ -4,14 +4,7 @@ import jax
 import numpy as np
 import optax
 import pytest
-from systems import (
-    HELDOUT,
-    RUN,
-    RUN_WITH_ALL,
-    TRACED_WITH_ALL,
-    estimators,
-    learners,
-)
+from systems import HELDOUT, MEET_ALL, OF_EACH_KIND, RUN, estimators, learners
 
 import metajax as mx
 from metajax.testing import _estimator as of_estimators
@@ -33,7 +26,7 @@ PAIRS = [
     for estimator in MAKERS
     for meta_loss in ("online", "heldout")
     if meta_loss == "online" or estimator in HELDOUT
-    if learner in RUN or (estimator, meta_loss) in RUN_WITH_ALL | TRACED_WITH_ALL
+    if learner in MEET_ALL or (estimator, meta_loss) in OF_EACH_KIND | RUN
 ]
 
 
@@ -47,7 +40,9 @@ def test_contract(learner, estimator, meta_loss):
     inner, meta_params, data = started(learner, meta_loss)
     trainer = mx.trainer(MAKERS[estimator](inner, meta_params), optax.adam(1e-2))
     of_estimators.fits_a_scan(trainer, meta_params, data)
-    if learner in RUN or (estimator, meta_loss) in RUN_WITH_ALL:
+    pair = (estimator, meta_loss)
+    is_run = pair in OF_EACH_KIND or (learner in MEET_ALL and pair in RUN)
+    if is_run or learner == "sgd_rate":
         of_estimators.steps_alike(trainer, meta_params, data)
 
 
@@ -60,7 +55,7 @@ def test_what_estimators_keep(estimator, check):
     getattr(of_estimators, check)(trainer, meta_params, data)
 
 
-@pytest.mark.parametrize("learner", RUN)
+@pytest.mark.parametrize("learner", MEET_ALL)
 @pytest.mark.slow
 def test_a_learner_needs_no_jit(learner):
     of_learners.needs_no_jit(*started(learner))

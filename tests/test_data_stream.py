@@ -15,7 +15,7 @@ import optax
 import pytest
 
 import metajax as mx
-from metajax import _display
+from metajax.training import _display
 
 KEY = jax.random.key(0)
 

@@ -10,7 +10,7 @@ from jax import lax
 from optax import contrib
 
 import metajax as mx
-from metajax._derivatives import without_singularities
+from metajax.optim._derivatives import without_singularities
 
 TASKS = mx.tasks.linear_regressions(3, shots=8, queries=8, condition=30.0, noise=0.1)
 W = np.array([[0.5], [-1.0], [0.3]])

@@ -3,9 +3,11 @@
 import jax.numpy as jnp
 from jax import lax
 
+from metajax._arguments import checked
 from metajax.types import Array
 
 
+@checked
 def dice(log_prob: Array) -> Array:
     """One, whose derivatives of any order are those of a probability: the magic box of DiCE.
 

@@ -55,6 +55,11 @@ class MovedMatrix:
         """Of the matrix."""
         return self.w.shape
 
+    @property
+    def dtype(self) -> Any:
+        """Of the matrix."""
+        return self.w.dtype
+
     def __rmatmul__(self, x: Array) -> Array:
         return x @ self.w + (x @ self.a) @ self.b.T
 

@@ -19,10 +19,10 @@ from metajax._arguments import (
     checked,
     is_transformation,
 )
-from metajax._display import make_display, waiting
 from metajax._inner import inner
 from metajax.evaluation._evaluate import Curves, evaluate, rehearsal
 from metajax.learners._l2l import l2l
+from metajax.training._display import make_display, waiting
 from metajax.types import Array, Inner, Problem, PyTree, Tasks
 
 BASELINES: dict[str, Callable[..., optax.GradientTransformation]] = {

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from metajax import _checks
 from metajax._arguments import NonNegative, check, checked
 from metajax.types import Array, PyTree
 
@@ -37,8 +38,12 @@ def decay_weights(
     >>> float((updates["w"] - alone["w"]).mean().round(4))
     -0.25
     """
-    if not callable(rate) and not isinstance(rate, jax.Array):
+    if isinstance(rate, jax.Array):
+        _checks.scalar("rate", rate)
+    elif not callable(rate):
         check(NonNegative, rate=rate)
+    if mask is not None and not callable(mask):
+        _check_bools(mask)
 
     def init(params):
         del params
@@ -57,3 +62,11 @@ def decay_weights(
 
     decay = optax.GradientTransformation(init, update)
     return decay if mask is None else optax.masked(decay, mask)
+
+
+def _check_bools(mask: PyTree) -> None:
+    leaves = jax.tree.leaves(mask)
+    if not leaves or not all(isinstance(leaf, bool) for leaf in leaves):
+        raise TypeError(
+            f"mask must be a tree of bools, or a function of the parameters, got {mask!r}"
+        )

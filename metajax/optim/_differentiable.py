@@ -3,7 +3,7 @@
 import optax
 
 from metajax._arguments import checked
-from metajax._derivatives import without_singularities
+from metajax.optim._derivatives import without_singularities
 
 
 @checked

@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike
 
-from metajax._display import make_display, waiting
 from metajax.sharding import _hosts as hosts
+from metajax.training._display import make_display, waiting
 from metajax.training._run import Run
 
 _BLOCK = 50
