@@ -22,6 +22,7 @@ from metajax._arguments import (
 from metajax._inner import inner
 from metajax.evaluation._evaluate import Curves, evaluate, rehearsal
 from metajax.learners._l2l import l2l
+from metajax.sharding import _hosts as hosts
 from metajax.training._display import make_display, waiting
 from metajax.types import Array, Inner, Problem, PyTree, Tasks
 
@@ -183,25 +184,31 @@ class _Progress:
     def __init__(self, optimizers: Mapping[str, Any], search: RateSearch):
         searched = [x for x in optimizers.values() if not is_transformation(x)]
         num_runs = len(optimizers) + len(searched) * len(search.rates)
-        self.display = make_display("comparison", 0, num_runs, "run")
         self.num_done = 0
+        self.display = None
+        if hosts.is_first():
+            self.display = make_display("comparison", 0, num_runs, "run")
 
     def follow(self, name: str, run: Callable) -> Callable:
         """The same function, whose calls are shown."""
+        display = self.display
+        if display is None:
+            return run
         what = f"compiling and running {name} for the first time"
-        first = iter([waiting(self.display.say, what)])
+        first = iter([waiting(display.say, what)])
 
         def followed(*args):
             with next(first, contextlib.nullcontext()):
                 result = jax.block_until_ready(run(*args))
             self.num_done += 1
-            self.display.show(self.num_done, {"optimizer": name}, "")
+            display.show(self.num_done, {"optimizer": name}, "")
             return result
 
         return followed
 
     def close(self) -> None:
-        self.display.close()
+        if self.display is not None:
+            self.display.close()
 
 
 def _ignore_rate(

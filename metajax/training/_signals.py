@@ -29,7 +29,8 @@ class Signals:
                 # What is ignored, as by a job in the background of a shell, stays ignored.
                 if signal.getsignal(number) not in (signal.SIG_IGN, None):
                     self.previous[number] = signal.signal(number, self._note)
-            self.announcer = _Announcer(self.label)
+            if hosts.is_first():
+                self.announcer = _Announcer(self.label)
         return self
 
     def __exit__(self, *exception: Any) -> None:
