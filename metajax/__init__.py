@@ -14,6 +14,7 @@ from metajax import (
     problems,
     sharding,
     tasks,
+    testing,
     training,
     types,
 )
@@ -41,6 +42,7 @@ __all__ = [
     "save",
     "sharding",
     "tasks",
+    "testing",
     "unroll",
 ]
 __all__ += estimators.__all__

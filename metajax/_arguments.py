@@ -18,11 +18,14 @@ import collections.abc
 import functools
 import inspect
 import math
+import os
 import types
 import typing
 from collections.abc import Callable
 from typing import Annotated, Any, Literal, NamedTuple, ParamSpec, TypeVar
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 
@@ -49,13 +52,16 @@ NonNegative = Annotated[float, Range("finite and at least 0", lambda x: x >= 0)]
 UnitInterval = Annotated[float, Range("in [0, 1]", lambda x: 0 <= x <= 1)]
 Decay = Annotated[float, Range("at least 0 and below 1", lambda x: 0 <= x < 1)]
 
+_LARGEST = 2**31 - 1  # counts are int32
 _MAKERS = {
     "Cell": "metajax.cells.lstm or another cell",
     "Checkpoints": "metajax.checkpoints",
     "Estimator": "metajax.bptt or another estimator",
     "Inner": "metajax.inner",
+    "InnerState": "the init of an inner loop",
     "LearnedOptimizer": "metajax.optim",
     "Learner": "metajax.l2l or another learner",
+    "Perturbation": "metajax.gaussian or metajax.low_rank",
     "Problem": "metajax.problems",
     "Tasks": "metajax.tasks",
     "Trainer": "metajax.trainer",
@@ -67,9 +73,9 @@ _MAKERS = {
 def checked(f: Callable[P, R]) -> Callable[P, R]:
     """Checks the arguments of ``f`` against its annotations.
 
-    What can be checked is a `Range` of numbers, a flag, a string, a choice, a function, an optax
-    transformation and a metajax type, each also ``| None`` or in a ``Sequence``; other annotations
-    pass.
+    What can be checked is a number, also in a `Range`, a flag, a string, a path, a choice, a
+    function, an array, a mapping, an optax transformation and a metajax type, each also ``| None``
+    or in a ``Sequence``; other annotations pass.
     """
     signature = inspect.signature(f)
     checks = {}
@@ -118,16 +124,14 @@ def _check(annotation: Any) -> Check | None:
         return functools.partial(_check_number, *members)
     if origin is Literal:
         return functools.partial(_check_choice, members)
-    if annotation is bool:
-        return _check_flag
     if origin is collections.abc.Sequence:
         return _check_each(members[0])
-    if annotation is str:
-        return _check_string
+    if origin in (dict, collections.abc.Mapping):
+        return _check_mapping
     if collections.abc.Callable in (origin, annotation):
         return _check_function
-    if annotation is optax.GradientTransformation:
-        return _check_transformation
+    if annotation in _CHECKS:
+        return _CHECKS[annotation]
     if getattr(annotation, "__name__", None) in _MAKERS:
         return functools.partial(_check_instance, annotation)
     return None
@@ -135,9 +139,12 @@ def _check(annotation: Any) -> Check | None:
 
 def _check_optional(members: tuple[Any, ...]) -> Check | None:
     others = [member for member in members if member is not types.NoneType]
-    check = _check(others[0])
-    if len(others) > 1 or check is None:
+    is_path = set(others) == {str, os.PathLike}
+    check = _check_path if is_path else _check(others[0])
+    if check is None or (len(others) > 1 and not is_path):
         return None
+    if len(others) == len(members):
+        return check
 
     def check_optional(name: str, value: Any) -> None:
         if value is None:
@@ -156,7 +163,9 @@ def _check_each(member: Any) -> Check | None:
         return None
 
     def check_each(name: str, values: Any) -> None:
-        if not isinstance(values, collections.abc.Sequence) or isinstance(values, str):
+        is_vector = isinstance(values, np.ndarray) and values.ndim == 1
+        is_text = isinstance(values, (str, bytes))
+        if not (isinstance(values, collections.abc.Sequence) or is_vector) or is_text:
             raise TypeError(f"{name} must be a tuple or a list, got {shown(values)}")
         for i, value in enumerate(values):
             check(f"{name}[{i}]", value)
@@ -169,13 +178,15 @@ def _check_number(kind: type, allowed: Range, name: str, value: Any) -> None:
     if isinstance(value, bool) or not isinstance(value, kinds):
         wanted = "int" if kind is int else "number"
         raise TypeError(f"{name} must be a Python {wanted}, got {shown(value)}")
-    finite = kind is int or math.isfinite(value)  # an int may be larger than any float
-    if not (finite and allowed.holds(value)):
+    is_int = isinstance(value, (int, np.integer))  # which may be larger than any float
+    if not ((is_int or math.isfinite(value)) and allowed.holds(value)):
         raise ValueError(f"{name} must be {allowed}, got {value}")
+    if is_int and abs(value) > _LARGEST:
+        raise ValueError(f"{name} must be at most {_LARGEST}, got {value}")
 
 
 def _check_choice(choices: tuple[Any, ...], name: str, value: Any) -> None:
-    if value not in choices:
+    if not isinstance(value, str) or value not in choices:
         listed = " or ".join(map(repr, choices))
         raise ValueError(f"{name} must be {listed}, got {value!r}")
 
@@ -188,6 +199,26 @@ def _check_flag(name: str, value: Any) -> None:
 def _check_string(name: str, value: Any) -> None:
     if not isinstance(value, str):
         raise TypeError(f"{name} must be a string, got {shown(value)}")
+
+
+def _check_path(name: str, value: Any) -> None:
+    if not isinstance(value, (str, os.PathLike)):
+        raise TypeError(f"{name} must be a path, got {shown(value)}")
+
+
+def _check_mapping(name: str, value: Any) -> None:
+    if not isinstance(value, collections.abc.Mapping):
+        raise TypeError(f"{name} must be a dict, got {shown(value)}")
+
+
+def _check_array(name: str, value: Any) -> None:
+    if name == "key":
+        return  # for `_checks.key`
+    dtype = getattr(value, "dtype", None)
+    is_number = dtype is not None and jnp.issubdtype(dtype, np.number)
+    if not (is_number or dtype == np.bool_) or not hasattr(value, "shape"):
+        got = shown(value) if dtype is None else f"one of {dtype}"
+        raise TypeError(f"{name} must be an array of numbers, got {got}")
 
 
 def _check_function(name: str, value: Any) -> None:
@@ -210,6 +241,15 @@ def _check_instance(kind: type, name: str, value: Any) -> None:
             f"{name} must be a metajax.{kind.__name__} as made by {_MAKERS[kind.__name__]}, "
             f"got {got}"
         )
+
+
+_CHECKS: dict[Any, Check] = {
+    bool: _check_flag,
+    str: _check_string,
+    float: functools.partial(_check_number, *typing.get_args(Finite)),
+    jax.Array: _check_array,
+    optax.GradientTransformation: _check_transformation,
+}
 
 
 def shown(value: Any) -> str:

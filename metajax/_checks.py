@@ -5,7 +5,8 @@ what functions return, and at several values together.
 """
 
 import re
-from collections.abc import Mapping
+import weakref
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import jax
@@ -84,6 +85,34 @@ def floating(name: str, tree: Any) -> None:
             )
 
 
+def learnable(name: str, tree: Any) -> None:
+    """There must be floating-point arrays; integers, booleans and keys are kept as they are."""
+    leaves = jax.tree_util.tree_leaves_with_path(tree)
+    kinds = (jnp.floating, jnp.integer, jnp.bool_, jax.dtypes.prng_key)
+    num_floating = 0
+    for path, leaf in leaves:
+        # An integer of Python was hardly meant to stay.
+        dtype = float if isinstance(leaf, float) else getattr(leaf, "dtype", object)
+        if not any(jnp.issubdtype(dtype, kind) for kind in kinds):
+            raise TypeError(
+                f"{name}{jax.tree_util.keystr(path)} must be a floating-point array, got "
+                f"{describe(leaf)}; convert it with jnp.asarray(x, jnp.float32), or, if it is not "
+                f"to be learned, make it an array of integers or booleans"
+            )
+        num_floating += jnp.issubdtype(dtype, jnp.floating)
+    if not num_floating:
+        got = [describe(leaf) for _, leaf in leaves]
+        raise TypeError(f"{name} must hold a floating-point array to learn, got {got}")
+
+
+def integers(name: str, value: Any) -> None:
+    """``name`` must be an array of integers."""
+    dtype = getattr(value, "dtype", None)
+    if dtype is None or not jnp.issubdtype(dtype, jnp.integer):
+        got = type(value).__name__ if dtype is None else f"one of {dtype}"
+        raise TypeError(f"{name} must be an array of integers, got {got}")
+
+
 def returned(name: str, value: Any, parts: str) -> None:
     """``name`` must return a tuple of ``parts``, e.g. ``"state, loss, metrics"``."""
     outermost = re.sub(r"\(.*?\)", "", parts)
@@ -150,38 +179,127 @@ def same_structure(name: str, got: Any, want: Any, like: str) -> None:
 
 
 def positive(name: str, tree: Any) -> None:
-    """All values of all leaves must be above 0; traced leaves pass."""
+    """All values of all leaves, of which there are some, must be above 0; traced ones pass."""
+    real(name, tree)
     for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
         if isinstance(leaf, jax.core.Tracer):
             continue
-        if not np.all(np.asarray(leaf, np.float64) > 0):
+        values = np.asarray(leaf, np.float64)
+        if not np.all((values > 0) & np.isfinite(values)):
             raise ValueError(
-                f"{name}{jax.tree_util.keystr(path)} must be greater than 0, got {leaf}"
+                f"{name}{jax.tree_util.keystr(path)} must be greater than 0 and finite, got {leaf}"
             )
+
+
+def real(name: str, tree: Any) -> None:
+    """All leaves, of which there are some, must be real numbers or arrays of them."""
+    arrays(name, tree)
+    leaves = jax.tree_util.tree_leaves_with_path(tree)
+    if not leaves:
+        raise TypeError(f"{name} must be a number or an array, got {shown(tree)}")
+    for path, leaf in leaves:
+        is_number = isinstance(leaf, (int, float)) and not isinstance(leaf, bool)
+        dtype = getattr(leaf, "dtype", np.bool_)
+        is_array = any(
+            jnp.issubdtype(dtype, kind) for kind in (jnp.floating, jnp.integer)
+        )
+        if not (is_number or is_array):
+            raise TypeError(
+                f"{name}{jax.tree_util.keystr(path)} must be a real number or an array of them, "
+                f"got {shown(leaf)}"
+            )
+
+
+def arrays(name: str, tree: Any) -> None:
+    """All leaves must be arrays, or Python numbers that JAX makes arrays of."""
+    for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
+        at = f"{name}{jax.tree_util.keystr(path)}"
+        is_number = isinstance(leaf, (bool, int, float, complex))
+        dtype = getattr(leaf, "dtype", None)
+        is_other = getattr(dtype, "kind", None) in tuple(
+            "OSUMm"
+        )  # objects, texts, dates
+        if is_other or not (is_number or dtype is not None):
+            raise TypeError(f"{at} must be an array, got {leaf!r}; leave it out")
+        if isinstance(leaf, int) and abs(leaf) > 2**31 - 1:
+            raise ValueError(f"{at} must fit int32, got {leaf}; make it a float")
 
 
 def finite(name: str, tree: Any) -> None:
     """No leaf may hold NaN or infinity; traced leaves and those that are not floats pass."""
+    # JAX itself is about to refuse iterators, in other words.
+    for path, leaf in jax.tree_util.tree_leaves_with_path(
+        tree, is_leaf=lambda x: isinstance(x, Iterator)
+    ):
+        if is_iterable_of_data(leaf):
+            at = f"{name}{jax.tree_util.keystr(path)}"
+            raise TypeError(
+                f"{at} must be an array, got {type(leaf).__name__}, which is an iterable; only "
+                f"metajax.fit takes one: give one of its items here"
+            )
+    arrays(name, tree)
     for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
         at = f"{name}{jax.tree_util.keystr(path)}"
-        if not hasattr(leaf, "dtype") and not isinstance(
-            leaf, (bool, int, float, complex)
-        ):
-            raise TypeError(f"{at} must be an array, got {leaf!r}; leave it out")
         if isinstance(leaf, jax.core.Tracer):
             continue
-        dtype = jnp.result_type(leaf)
-        if not jnp.issubdtype(dtype, jnp.inexact):
+        if not jnp.issubdtype(jnp.result_type(leaf), jnp.inexact):
             continue
-        # On the host, also under jit; in a dtype that NumPy knows.
-        is_complex = jnp.issubdtype(dtype, jnp.complexfloating)
-        values = np.asarray(leaf, np.complex128 if is_complex else np.float64)
-        bad = int(np.size(values) - np.isfinite(values).sum())
-        if bad:
+        if num_bad := _num_not_finite(leaf):
             raise ValueError(
-                f"{at} holds {bad} NaN or infinite values of {jnp.size(leaf)}; clean them before "
-                f"training, e.g. with jnp.nan_to_num"
+                f"{at} holds {num_bad} NaN or infinite values of {jnp.size(leaf)}; clean them "
+                f"before training, e.g. with jnp.nan_to_num"
             )
+
+
+def is_iterable_of_data(x: Any) -> bool:
+    """Whether ``x``, a leaf, is a generator, a loader of batches or the like."""
+    is_array = hasattr(x, "dtype") or isinstance(x, jax.core.Tracer)
+    return hasattr(x, "__iter__") and not is_array and not isinstance(x, (str, bytes))
+
+
+# Large arrays of JAX, which cannot change, that were found to be finite, by their ids.
+_KNOWN_FINITE: weakref.WeakValueDictionary[int, jax.Array] = (
+    weakref.WeakValueDictionary()
+)
+_LARGE = 2**20
+
+
+def _num_not_finite(x: Any) -> int:
+    if not isinstance(x, jax.Array) or x.size < _LARGE:
+        return _count_on_host(np.asarray(x))
+    if _KNOWN_FINITE.get(id(x)) is x:
+        return 0
+    num_bad = _count_where_it_lies(x)
+    if not num_bad:
+        _KNOWN_FINITE[id(x)] = x
+    return num_bad
+
+
+def _count_where_it_lies(x: jax.Array) -> int:
+    if all(device.platform == "cpu" for device in x.devices()):
+        return _count_on_host(np.asarray(x))
+    # Also while something else is traced.
+    with jax.ensure_compile_time_eval():
+        return int(_count_on_device(x))
+
+
+@jax.jit
+def _count_on_device(x: jax.Array) -> jax.Array:
+    return jnp.sum(~jnp.isfinite(x))
+
+
+def _count_on_host(x: np.ndarray) -> int:
+    """In blocks that stay in the processor's cache, and without a copy of the whole."""
+    flat = x.ravel(order="K")
+    block = 2**16
+    count = 0
+    with np.errstate(all="ignore"):
+        for begin in range(0, flat.size, block):
+            values = flat[begin : begin + block]
+            # A sum takes half the time, and is finite only if all of it is.
+            if not np.isfinite(values.sum()):
+                count += values.size - int(np.isfinite(values).sum())
+    return count
 
 
 def describe(x: Any) -> str:

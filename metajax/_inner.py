@@ -1,5 +1,8 @@
 """The inner loop: a learner on a task, unrolled."""
 
+import math
+from collections.abc import Callable, Sequence
+from itertools import pairwise
 from typing import Literal
 
 import jax
@@ -10,6 +13,9 @@ from metajax import _checks
 from metajax._arguments import PositiveInt, check, checked
 from metajax._losses import at_least_float32
 from metajax.types import Array, Inner, InnerState, Learner, Metrics, PyTree, Tasks
+
+Remat = bool | Literal["nested"] | int
+INNER_GRADIENT = "inner_gradient"  # the name of what a rematerialised step keeps
 
 _TEST = 2**31 - 1  # the fold_in tag of the test batch: no inner step reaches it
 
@@ -38,7 +44,8 @@ def inner(
         loss on the task's test batch after it.
 
     Raises:
-      ValueError: lengths out of order, or a pair of them with a held-out meta-loss.
+      ValueError: lengths out of order, a pair of them with a held-out meta-loss, or another length
+        than a learner is made for.
 
     >>> import jax, metajax as mx, optax
     >>> learner = mx.l2l(optax.sgd, mx.problems.quadratic())
@@ -55,6 +62,13 @@ def inner(
             "horizon may be a pair (shortest, longest) only with the meta-loss 'online', since it "
             "takes effect between the windows of a truncated estimator; give one int, or "
             "meta_loss='online'"
+        )
+
+    if learner.steps is not None and (shortest, longest) != (None, learner.steps):
+        raise ValueError(
+            f"horizon must be {learner.steps}, the steps that learner is made for (its weights or "
+            f"rates are one a step), got {horizon}; make the learner for another number, or give "
+            f"evaluate other steps"
         )
 
     def init(key, meta_params, data):
@@ -109,7 +123,7 @@ def unroll(
     state: InnerState,
     data: PyTree,
     length: PositiveInt,
-    remat: bool = False,
+    remat: Remat = False,
 ) -> tuple[InnerState, Array, Metrics]:
     """Runs ``length`` inner steps; returns the state, the meta-loss and the mean metrics.
 
@@ -122,8 +136,13 @@ def unroll(
       state: where it starts.
       data: handed to the tasks.
       length: inner steps.
-      remat: recompute each step in the backward pass instead of storing what it made (Griewank &
-        Walther 2000): the memory of reverse mode becomes one learner state a step.
+      remat: what the backward pass makes anew instead of storing it (Griewank & Walther 2000). With
+        False, nothing. With True a learner state is kept for each step, and the gradient in it
+        where updates depend on that. ``"nested"`` keeps about ``2 sqrt(length)`` states, for one
+        more pass over the steps; a number, at most so many, for as few more passes as will do.
+
+    Raises:
+      ValueError: a number of states that is too small for the length.
 
     >>> import jax, metajax as mx, optax
     >>> learner = mx.l2l(optax.sgd, mx.problems.quadratic())
@@ -131,13 +150,13 @@ def unroll(
     >>> state = loop.init(jax.random.key(0), 0.1, ())
     >>> state, loss, metrics = mx.unroll(loop, 0.1, state, (), length=4)
     """
+    _checks.arrays("meta_params", meta_params)
+    _checks.arrays("data", data)
 
     def body(state, _):
         return inner.step(meta_params, state, data)
 
-    if remat and length > 1:  # a single step would be run twice, and save nothing
-        body = jax.checkpoint(body)
-    state, (losses, metrics) = lax.scan(body, state, None, length=length)
+    state, (losses, metrics) = _scan(body, state, length, remat)
     metrics = jax.tree.map(jnp.mean, metrics)
     if not inner.heldout:
         return state, losses.mean(), metrics
@@ -145,3 +164,76 @@ def unroll(
     loss, tested = inner.test(meta_params, state, data)
     metrics |= {f"test_{name}": x for name, x in tested.items()}
     return state, loss, metrics
+
+
+def _scan(
+    body: Callable[[InnerState, None], tuple[InnerState, PyTree]],
+    state: InnerState,
+    length: int,
+    remat: Remat,
+) -> tuple[InnerState, PyTree]:
+    """`jax.lax.scan`, whose backward pass makes anew what it does not keep."""
+    blocks = blocks_of_steps(length, remat)
+    # A single step would be run twice, and save nothing.
+    if not blocks or length == 1:
+        return lax.scan(body, state, None, length=length)
+    keep_gradients = jax.checkpoint_policies.save_only_these_names(INNER_GRADIENT)
+    step = jax.checkpoint(body, policy=keep_gradients)
+    return _nested_scan(step, state, blocks)
+
+
+def _nested_scan(
+    step: Callable, state: InnerState, blocks: Sequence[int]
+) -> tuple[InnerState, PyTree]:
+    """A scan over ``blocks[0]`` steps, of which only the first states of blocks are kept.
+
+    These are of ``blocks[1]`` steps each, within which it is ``blocks[2]``, and so on.
+    """
+    length, *inner_blocks = blocks
+    if not inner_blocks:
+        return lax.scan(step, state, None, length=length)
+
+    def run(state, num_steps):
+        return _nested_scan(step, state, (num_steps, *inner_blocks[1:]))
+
+    run = jax.checkpoint(run, static_argnums=1)
+    num_blocks, rest = divmod(length, inner_blocks[0])
+    state, found = lax.scan(
+        lambda state, _: run(state, inner_blocks[0]), state, None, length=num_blocks
+    )
+    found = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), found)
+    if rest:
+        state, last = run(state, rest)
+        found = jax.tree.map(lambda *x: jnp.concatenate(x), found, last)
+    return state, found
+
+
+def blocks_of_steps(length: int, remat: Remat) -> tuple[int, ...]:
+    """The lengths of the nested scans, from the outermost; none if nothing is made anew."""
+    if isinstance(remat, bool):
+        return (length,) if remat else ()
+    if isinstance(remat, str) and remat == "nested":
+        return _even_blocks(length, 2)
+    if not isinstance(remat, int):
+        raise TypeError(
+            f"remat must be True, False, 'nested' or a number of states, got {remat!r}"
+        )
+    check(PositiveInt, remat=remat)
+
+    possible = [_even_blocks(length, n) for n in range(1, length.bit_length() + 1)]
+    for blocks in possible:
+        if _num_kept(blocks) <= remat:
+            return blocks
+    fewest = min(map(_num_kept, possible))
+    raise ValueError(
+        f"remat must be at least {fewest} states for {length} steps, got {remat}"
+    )
+
+
+def _even_blocks(length: int, levels: int) -> tuple[int, ...]:
+    return tuple(math.ceil(length ** (n / levels)) for n in range(levels, 0, -1))
+
+
+def _num_kept(blocks: Sequence[int]) -> int:
+    """The states at the beginning of blocks, and those within the block that is at work."""
+    return sum(map(math.ceil, (a / b for a, b in pairwise((*blocks, 1)))))

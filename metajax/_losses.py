@@ -6,6 +6,8 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from metajax import _checks
+from metajax._arguments import check
 from metajax.types import Array, Batch, Metrics, PyTree
 
 
@@ -35,23 +37,28 @@ def masked_mean(values: Array, mask: Array | None = None) -> Array:
 def cross_entropy_and_accuracy(
     logits: Array, label: Array, mask: Array | None = None
 ) -> tuple[Array, Metrics]:
-    """The mean cross-entropy in nats of ``logits [B, C]``, and their accuracy.
+    """The mean cross-entropy in nats of ``logits [B, ..., C]``, and their accuracy.
 
-    A ``label [B]`` that is out of range is an error or, where it is traced, a loss of NaN.
+    A ``label [B, ...]`` that is out of range is an error or, where it is traced, a loss of NaN.
     """
     logits = at_least_float32(logits)
     num_classes = logits.shape[-1]
-    _check_labels(label, mask, num_classes)
+    check_labels(label, num_classes, mask)
     in_range = (label >= 0) & (label < num_classes)
 
     safe = jnp.where(in_range, label, 0)
     losses = optax.softmax_cross_entropy_with_integer_labels(logits, safe)
     losses = jnp.where(in_range, losses, jnp.nan)
     hits = (logits.argmax(-1) == label).astype(logits.dtype)
+    hits = jnp.where(jnp.isnan(losses), jnp.nan, hits)  # argmax takes NaN for a class
     return masked_mean(losses, mask), {"accuracy": masked_mean(hits, mask)}
 
 
-def _check_labels(label: Array, mask: Array | None, num_classes: int) -> None:
+def check_labels(
+    label: Array, num_classes: int, mask: Array | None = None, name: str = "label"
+) -> None:
+    """The labels that count must be in ``0..num_classes - 1``; traced ones pass."""
+    _checks.integers(name, label)
     if isinstance(label, jax.core.Tracer) or isinstance(mask, jax.core.Tracer):
         return
     counted = np.asarray(label)  # on the host, also under jit
@@ -59,14 +66,23 @@ def _check_labels(label: Array, mask: Array | None, num_classes: int) -> None:
         counted = counted[np.asarray(mask)]
     wrong = np.unique(counted[(counted < 0) | (counted >= num_classes)])
     if wrong.size:
-        raise ValueError(f"label must be in 0..{num_classes - 1}, got {wrong.tolist()}")
+        raise ValueError(
+            f"{name} must be in 0..{num_classes - 1}, got {wrong.tolist()}; renumber, or give the "
+            f"network as many outputs"
+        )
 
 
-def blank_masked(batch: Batch) -> Batch:
+def blank_masked(batch: Batch, *names: str) -> Batch:
     """The batch with zeros in the place of the examples whose ``mask [B]`` is False.
 
-    Those may hold anything. A NaN would spoil what is differentiated: 0 times NaN is NaN.
+    Those may hold anything. A NaN would spoil what is differentiated: 0 times NaN is NaN. The
+    batch must be a dict with arrays of these ``names``.
     """
+    _checks.entries("batch", batch, names, "tasks that go with the learner")
+    for name in names:
+        check(jax.Array, **{f"batch[{name!r}]": batch[name]})
+    if "label" in names:
+        _checks.integers("batch['label']", batch["label"])
     if "mask" not in batch:
         return batch
 

@@ -1,12 +1,37 @@
-"""Trees of arrays: choosing between two of them, whether they are finite, copies per episode."""
+"""Trees of arrays: which parts are learned, choosing between two, whether they are finite."""
 
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import optax
+from jax.flatten_util import ravel_pytree
 
 from metajax.types import Array, PyTree
+
+
+def is_floating(x: Any) -> bool:
+    """Whether it can be learned; integers, booleans and keys are kept as they are."""
+    return jnp.issubdtype(jnp.result_type(x), jnp.floating)
+
+
+def partition(tree: PyTree) -> tuple[PyTree, PyTree]:
+    """The floating leaves and the others, each with None in the place of the rest."""
+    floating = jax.tree.map(lambda x: x if is_floating(x) else None, tree)
+    others = jax.tree.map(lambda x: None if is_floating(x) else x, tree)
+    return floating, others
+
+
+def combine(floating: PyTree, others: PyTree) -> PyTree:
+    """What `partition` has taken apart."""
+    return jax.tree.map(
+        lambda x, y: y if x is None else x, floating, others, is_leaf=_is_none
+    )
+
+
+def _is_none(x: Any) -> bool:
+    return x is None
 
 
 def where(pred: Array, a: PyTree, b: PyTree) -> PyTree:
@@ -85,6 +110,21 @@ def copy_per_episode(weights: PyTree, x: Array) -> PyTree:
     # A condition that depends on the episode, and both of whose branches are the same.
     depends_on_episode = x.reshape(-1)[0] > 0
     return optax.tree.where(depends_on_episode, weights, weights)
+
+
+def floating_vector(tree: PyTree) -> tuple[Array, Callable[[Array], PyTree]]:
+    """The floating leaves as one vector, and a function that puts another vector in their place."""
+    leaves, structure = jax.tree.flatten(tree)
+    is_floating = [jnp.issubdtype(x.dtype, jnp.inexact) for x in leaves]
+    floating = [x for x, is_one in zip(leaves, is_floating, strict=True) if is_one]
+    vector, unravel = ravel_pytree(floating)
+
+    def with_vector(vector):
+        new = iter(unravel(vector))
+        pairs = zip(leaves, is_floating, strict=True)
+        return structure.unflatten([next(new) if is_one else x for x, is_one in pairs])
+
+    return vector, with_vector
 
 
 def _floating_leaves(tree: PyTree) -> list[Array]:

@@ -61,6 +61,7 @@ class Net(NamedTuple):
 # Layers
 
 
+@checked
 def transductive_batch_norm(x: Array) -> Array:
     """Normalises ``x [B, ..., C]`` by the mean and variance of each channel over the batch.
 
@@ -76,6 +77,7 @@ def transductive_batch_norm(x: Array) -> Array:
     return standardise(x, tuple(batch_and_positions))
 
 
+@checked
 def layer_norm(x: Array) -> Array:
     """Normalises each example of ``x [B, ...]`` by its own mean and variance.
 
@@ -125,6 +127,7 @@ def _check_conv(x: Array, w: Array) -> None:
         )
 
 
+@checked
 def max_pool(x: Array) -> Array:
     """2x2 max-pooling of ``x [B, H, W, C]``, odd edges cut off.
 
@@ -135,6 +138,8 @@ def max_pool(x: Array) -> Array:
     # By reshaping, whose gradient is cheaper than that of lax.reduce_window. By comparison of
     # pairs, since the gradient of x.max looks for the maximum in x again, and divides by zero where
     # a compiler has computed x twice, differently.
+    if x.ndim != 4:
+        raise ValueError(f"x must be [B, H, W, C], got {list(x.shape)}")
     batch, height, width, channels = x.shape
     rows = height // 2
     columns = width // 2

@@ -9,8 +9,10 @@ from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
+import optax
 
-from metajax._arguments import PositiveFloat, PositiveInt, checked
+from metajax import _checks
+from metajax._arguments import PositiveFloat, PositiveInt, checked, shown
 
 # The colours of Okabe & Ito, which can be told apart with any colour vision; black first, for what
 # the picture is about.
@@ -60,10 +62,10 @@ def curves(
     >>> ax.get_xlabel()
     'inner step'
     """
+    _check_some("losses", losses)
     ax = _axes(ax)
     for i, (name, values) in enumerate(losses.items()):
-        values = np.asarray(values, np.float64)
-        values = np.atleast_2d(values)
+        values = np.atleast_2d(_array(f"losses[{name!r}]", values)).astype(np.float64)
         mean = values.mean(0)
         error = _standard_error(values)
         steps = np.arange(len(mean))
@@ -75,6 +77,8 @@ def curves(
 
         low = mean - 2 * error
         high = mean + 2 * error
+        # What is never negative, such as an accuracy, has no band below 0.
+        low = np.maximum(low, np.fmin.reduce(values, axis=None, initial=0))
         # A logarithmic axis has no place for a band that reaches 0.
         if log:
             low = np.maximum(low, 0.1 * mean)
@@ -94,6 +98,7 @@ def _standard_error(values: np.ndarray) -> np.ndarray:
     return values.std(0, ddof=1) / count**0.5
 
 
+@checked
 def estimators(diagnoses: Mapping[str, Any], axes: Any = None) -> Any:
     """How good estimators are and what they cost: bias, cosine and inner steps.
 
@@ -113,10 +118,18 @@ def estimators(diagnoses: Mapping[str, Any], axes: Any = None) -> Any:
     """
     names = list(diagnoses)
     rows = list(diagnoses.values())
+    if not rows or not all(hasattr(row, "inner_steps") for row in rows):
+        raise TypeError(
+            f"diagnoses must be a dict of name -> metajax.Diagnosis, got {shown(diagnoses)}"
+        )
     if axes is None:
         height = 0.3 * len(names) + 1
         figure = _figure((7, height))
         axes = figure.subplots(1, 3, sharey=True)
+    if not isinstance(axes, (Sequence, np.ndarray)) or len(axes) != 3:
+        raise TypeError(f"axes must be three axes to draw on, got {shown(axes)}")
+    for i, ax in enumerate(axes):
+        _check_axes(f"axes[{i}]", ax)
     bias_axes, cosine_axes, cost_axes = axes
 
     biases = [row.bias for row in rows]
@@ -163,7 +176,7 @@ def _bars(
 
 @checked
 def update_rule(
-    tx: Any,
+    tx: optax.GradientTransformation,
     ax: Any = None,
     *,
     largest: PositiveFloat = 1.0,
@@ -187,6 +200,7 @@ def update_rule(
     >>> ax.get_xlabel(), len(ax.lines)
     ('gradient', 2)
     """
+    _check_some("past", past)
     ax = _axes(ax)
     gradient = jnp.linspace(-largest, largest, 201)
     params = jnp.zeros_like(gradient)
@@ -205,6 +219,7 @@ def update_rule(
     return _hide_frame(ax)
 
 
+@checked
 def state_map(states: Any, shape: tuple[int, int], ax: Any = None) -> Any:
     """One feature of all cells of a VSML layer: for each output, an image of its cells.
 
@@ -221,8 +236,9 @@ def state_map(states: Any, shape: tuple[int, int], ax: Any = None) -> Any:
     >>> c, h = state.cells[0]                            # [replicas, positions, A, B, N]
     >>> ax = mx.plot.state_map(c[0, 0, :, :, 0], (8, 8))
     """
-    states = np.asarray(states)
-    inputs = shape[0] * shape[1]
+    states = _array("states", states)
+    height, width = _checks.positive_ints("shape", shape, like=(8, 8))
+    inputs = height * width
     got = list(states.shape)
     if states.ndim != 2 or got[0] != inputs:
         raise ValueError(
@@ -272,7 +288,7 @@ def messages(
     >>> ax.get_ylabel()
     'unit'
     """
-    values = np.asarray(values)
+    values = _array("values", values)
     if values.ndim != 2:
         raise ValueError(f"values must be [steps, units], got {list(values.shape)}")
 
@@ -285,7 +301,11 @@ def messages(
         **colours,
     )
     if labels is not None:
-        labels = np.asarray(labels)
+        labels = _array("labels", labels)
+        if labels.shape != values.shape[:1]:
+            raise ValueError(
+                f"labels must be one a step, {list(values.shape[:1])}, got {list(labels.shape)}"
+            )
         steps = np.arange(len(values))
         dots = {"color": COLOURS[0], "markersize": 3}
         ax.plot(steps, labels, ".", **dots)
@@ -296,7 +316,7 @@ def messages(
 
 @checked
 def scaling(
-    x: Sequence[float],
+    x: Sequence[PositiveFloat],
     values: Mapping[str, Any],
     ax: Any = None,
     *,
@@ -317,13 +337,19 @@ def scaling(
     >>> ax.get_xscale(), ax.get_yscale()
     ('log', 'log')
     """
+    _check_some("values", values)
     ax = _axes(ax)
     for i, (name, y) in enumerate(values.items()):
         style = _line_style(i)
         style["linewidth"] = 1.5
         style["marker"] = _MARKERS[i % len(_MARKERS)]
         style["markersize"] = 4
-        ax.plot(x, np.asarray(y), label=name, **style)
+        y = _array(f"values[{name!r}]", y)
+        if y.shape != (len(x),):
+            raise ValueError(
+                f"values[{name!r}] must be a number for each of x, {len(x)}, got {list(y.shape)}"
+            )
+        ax.plot(x, y, label=name, **style)
     ax.set(xlabel=xlabel, ylabel=ylabel)
     ax.set(xscale="log", yscale="log")
     ax.set_xticks(list(x), [f"{v:g}" for v in x])
@@ -332,6 +358,7 @@ def scaling(
     return _hide_frame(ax)
 
 
+@checked
 def episode(
     support: Mapping[str, Any],
     query: Mapping[str, Any],
@@ -359,11 +386,11 @@ def episode(
     >>> ax.get_title()
     '15 of 15 right'
     """
-    predicted = np.asarray(predicted)
-    truth = np.asarray(query["label"])
-    _check_predictions(predicted, truth)
     support_images = _by_class("support", support)
     query_images = _by_class("query", query)
+    predicted = _array("predicted", predicted)
+    truth = np.asarray(query["label"])
+    _check_predictions(predicted, truth)
     classes = sorted({*support_images, *query_images})
 
     # Images are squares of size 1, with a gap between support and queries.
@@ -407,8 +434,9 @@ _ByClass = defaultdict[int, list[_Image]]
 
 
 def _by_class(name: str, batch: Mapping[str, Any]) -> _ByClass:
-    images = np.asarray(batch["image"])
-    labels = np.asarray(batch["label"])
+    _checks.entries(name, batch, ("image", "label"), "tasks of labelled images")
+    images = _array(f"{name}['image']", batch["image"])
+    labels = _array(f"{name}['label']", batch["label"])
     _check_images(name, images, labels)
     if images.shape[3] == 1:
         images = images[..., 0]
@@ -425,10 +453,10 @@ def _largest_count(by_class: _ByClass) -> int:
 
 
 def _check_predictions(predicted: np.ndarray, truth: np.ndarray) -> None:
-    if predicted.shape != truth.shape:
+    if predicted.shape != truth.shape or predicted.dtype.kind not in "iu":
         raise ValueError(
             f"predicted must be one label a query image, {list(truth.shape)}, got "
-            f"{list(predicted.shape)}; for logits give logits.argmax(-1)"
+            f"{predicted.dtype}{list(predicted.shape)}; for logits give logits.argmax(-1)"
         )
 
 
@@ -512,7 +540,29 @@ def _axes(ax: Any, size: tuple[float, float] = (5, 3.6)) -> Any:
     """``ax``, or if that is None, axes on a new figure of ``size`` inches."""
     if ax is None:
         return _figure(size).add_subplot()
+    _check_axes("ax", ax)
     return ax
+
+
+def _check_some(name: str, values: Any) -> None:
+    if len(values) == 0:
+        raise ValueError(f"{name} is empty: there is nothing to draw")
+
+
+def _check_axes(name: str, ax: Any) -> None:
+    if not hasattr(ax, "imshow"):
+        raise TypeError(f"{name} must be matplotlib axes, got {shown(ax)}")
+
+
+def _array(name: str, values: Any) -> np.ndarray:
+    """Numbers as an array."""
+    try:
+        array = np.asarray(values)
+    except (TypeError, ValueError):
+        array = np.empty(0, object)
+    if array.dtype.kind in "OSUMmc":
+        raise TypeError(f"{name} must be an array of real numbers, got {shown(values)}")
+    return array
 
 
 def _line_style(i: int) -> dict[str, Any]:

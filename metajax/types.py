@@ -9,6 +9,8 @@ from typing import Any, NamedTuple
 
 import jax
 
+from metajax._vmap import vmap
+
 __all__ = [
     "Estimate",
     "Estimator",
@@ -111,6 +113,8 @@ class Learner(NamedTuple):
       predict: ``(key, meta_params, state, inputs) -> outputs``, e.g. logits ``[B, C]`` of images
         ``[B, ...]``, from what was learned.
       meta: ``(key) -> meta_params``, where meta-training begins.
+      steps: the number of inner steps that it is made for, None if any will do; the ``horizon`` of
+        `metajax.inner` must be the same.
     """
 
     init: Callable[[Key, MetaParams, Task], State]
@@ -118,6 +122,7 @@ class Learner(NamedTuple):
     test: Callable[[Key, MetaParams, State, Batch], tuple[Array, Metrics]]
     predict: Callable[[Key, MetaParams, State, Inputs], PyTree] = no_predictions
     meta: Callable[[Key], MetaParams] = no_meta
+    steps: int | None = None
 
 
 class InnerState(NamedTuple):
@@ -136,15 +141,6 @@ class InnerState(NamedTuple):
     learner: State
 
 
-def vmap(f: Callable, in_axes: Any = 0, *, whole: bool = False) -> Callable:
-    """`jax.vmap` over episodes.
-
-    ``whole`` asks for all results on every device, should they be divided over several.
-    """
-    del whole
-    return jax.vmap(f, in_axes)
-
-
 class Inner(NamedTuple):
     """A learner on a task distribution, made by `metajax.inner`.
 
@@ -157,9 +153,10 @@ class Inner(NamedTuple):
         of the losses met on the way.
       horizon: the number of inner steps in an episode, the longest if they differ.
       shortest: the number of inner steps in the shortest episode, None if all are equally long.
-      vmap: ``(f, in_axes, whole=False) -> f`` over a leading axis of episodes or of population
-        members, `jax.vmap` unless `metajax.sharding.split` put one in its place that divides the
-        axis over devices. What ``f`` needs is among its arguments: it closes over no traced value.
+      vmap: ``(f, in_axes, whole=False, at_once=None) -> f`` over a leading axis of episodes or of
+        population members: `jax.vmap`, unless `metajax.sharding.split` put one in its place that
+        divides the axis over devices, or `metajax.sharding.in_turns` one that runs a few at a time.
+        What ``f`` needs is among its arguments: it closes over no traced value.
     """
 
     init: Callable[[Key, MetaParams, Data], InnerState]
@@ -177,7 +174,8 @@ class Estimate(NamedTuple):
     """What an estimator gives.
 
     Attributes:
-      updates: a meta-gradient, or a descent direction: a tree like ``meta_params``.
+      updates: a meta-gradient, or a descent direction: a tree like ``meta_params``, with None in
+        the place of what is not floating-point.
       loss: the meta-loss.
       metrics: scalars.
     """

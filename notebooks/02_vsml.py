@@ -7,8 +7,8 @@
 # told its error, and predicts better: its forward dynamics *are* a learning algorithm, and
 # meta-training found it.
 #
-# The parameters know nothing about sizes, nor about the order of inputs and outputs. So what was
-# meta-trained on one kind of images runs on any other.
+# The parameters know nothing about the number and the order of inputs and outputs. So what was
+# meta-trained on one kind of images learns on others, with as many layers as in meta-training.
 
 # %%
 # %matplotlib inline

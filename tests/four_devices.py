@@ -212,6 +212,9 @@ def evaluate():
         "collectives": collectives(evaluated.compile().as_text()),
         "spec": str(got.loss.sharding.spec),
         "gathered": difference(want, mx.sharding.gather(got)),
+        "in turns": difference(
+            want, mx.evaluate(split, KEY, RATE, num_tasks=8, steps=6, at_once=1)
+        ),
     }
 
 

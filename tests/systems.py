@@ -150,7 +150,7 @@ LEARNERS = {
 
 ESTIMATORS = {
     "bptt": lambda inner, _: mx.bptt(inner, 3),
-    "bptt_no_remat": lambda inner, _: mx.bptt(inner, 3, remat=False),
+    "bptt_nested": lambda inner, _: mx.bptt(inner, 3, remat="nested"),
     "bptt_truncated": lambda inner, _: mx.bptt(inner, 3, 2),
     "bptt_staggered": lambda inner, _: mx.bptt(inner, 3, 2, stagger=True),
     "forward": lambda inner, _: mx.forward(inner, 3),
@@ -166,8 +166,13 @@ ESTIMATORS = {
 }
 
 HELDOUT = {"bptt", "es", "open_es"}  # one of each kind, with the loss on the test batch
-# All estimators meet these learners, and are compiled and run; all learners meet these estimators,
-# one of each kind, the first of which are run too.
-RUN = ("sgd_rate", "l2l_lstm", "vsml", "imaml")
-RUN_WITH_ALL = {("bptt", "heldout"), ("es", "online")}
-TRACED_WITH_ALL = {("bptt", "online"), ("forward", "online"), ("cma_es", "online")}
+# All estimators meet these learners, and all learners meet a gradient and an evolution strategy.
+MEET_ALL = ("sgd_rate", "l2l_lstm", "vsml", "imaml")
+OF_EACH_KIND = {("bptt", "heldout"), ("es", "online")}
+# Of the others, which are compiled and run and not only traced.
+RUN = {
+    ("forward", "online"),
+    ("pes", "online"),
+    ("uoro", "online"),
+    ("cma_es", "online"),
+}

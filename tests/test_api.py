@@ -1,7 +1,6 @@
 """The public surface: flat, documented, each name with a runnable example."""
 
 import doctest
-import inspect
 import os
 import zipfile
 
@@ -10,21 +9,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import safetensors.numpy
+from public import FUNCTIONS
 
 import metajax as mx
 from metajax import io
-
-MODULES = [mx, *(x for x in map(mx.__dict__.get, mx.__all__) if inspect.ismodule(x))]
-FUNCTIONS = {
-    f"{module.__name__}.{name}": value
-    for module in MODULES
-    for name, value in vars(module).items()
-    if not name.startswith("_")
-    and inspect.isfunction(value)
-    and value.__module__.startswith("metajax")
-    if name in module.__dict__.get("__all__", [name])
-    and (hasattr(module, "__all__") or value.__module__ == module.__name__)
-}
 
 
 @pytest.mark.parametrize("name", FUNCTIONS)
@@ -235,6 +223,52 @@ def test_other_kinds_of_files(tmp_path):
     for file in ("a.npz", "b.npz", "c.npz", "d.safetensors"):
         with pytest.raises(ValueError, match=f"{file} is not a readable"):
             mx.load(tmp_path / file, like={"a": jnp.zeros(2)})
+
+
+def test_damage_to_safetensors_is_noticed_or_harmless(tmp_path):
+    tree = {"w": np.linspace(-1, 1, 12, dtype=np.float32), "n": np.arange(3)}
+    path = tmp_path / "a.safetensors"
+    mx.save(path, tree)
+    whole = path.read_bytes()
+    num_noticed = 0
+    for i in range(len(whole)):
+        for damaged in (whole[:i], whole[:i] + bytes([whole[i] ^ 4]) + whole[i + 1 :]):
+            path.write_bytes(damaged)
+            try:
+                again = mx.load(path, tree)
+            except ValueError:
+                num_noticed += 1
+            else:
+                jax.tree.map(np.testing.assert_array_equal, again, tree)
+    assert num_noticed > 1.5 * len(whole)
+
+
+def test_a_file_of_something_else_is_refused_before_its_arrays_are_read(
+    tmp_path, monkeypatch
+):
+    """A megabyte may hold a gigabyte of zeros."""
+    np.savez_compressed(tmp_path / "a.npz", a=np.zeros(2**20))
+    mx.save(tmp_path / "a.safetensors", {"a": np.zeros(2**10)})
+    monkeypatch.setattr(
+        np.lib.format, "read_array", lambda *_, **__: pytest.fail("read")
+    )
+    monkeypatch.setattr(io.safetensors, "deserialize", lambda _: pytest.fail("read"))
+    for path, size in (("a.npz", 2**20), ("a.safetensors", 2**10)):
+        with pytest.raises(ValueError, match=rf"a in .* has the shape \({size},\)"):
+            mx.load(tmp_path / path, like={"a": jnp.zeros(2)})
+
+
+def test_a_header_that_promises_more_than_there_is(tmp_path):
+    header = {"descr": "<f4", "fortran_order": False, "shape": (10**12,)}
+    with (
+        zipfile.ZipFile(tmp_path / "a.npz", "w") as archive,
+        archive.open("a.npy", "w") as member,
+    ):
+        np.lib.format.write_array_header_1_0(member, header)
+    (tmp_path / "a.safetensors").write_bytes((10**12).to_bytes(8, "little") + b"{}")
+    for name in ("a.npz", "a.safetensors"):
+        with pytest.raises(ValueError, match=f"{name} is not a readable .* header"):
+            io.load_arrays(tmp_path / name)
 
 
 def test_a_file_may_be_read_by_whom_the_umask_lets(tmp_path):

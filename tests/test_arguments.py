@@ -21,7 +21,7 @@ from metajax._arguments import (
 )
 
 NUMBERS = {
-    PositiveInt: ([1, np.int64(3), 10**400], [0, -1, 1.0, True, "1", None]),
+    PositiveInt: ([1, np.int64(3), 2**31 - 1], [0, -1, 2**31, 10**400, 1.0, True, "1"]),
     PositiveFloat: ([1, 0.5, np.float32(2)], [0, -0.1, np.inf, np.nan, True, "1"]),
     NonNegative: ([0, 1.5], [-1e-9, np.inf, [0]]),
     UnitInterval: ([0, 1, 0.5], [-0.1, 1.1, np.nan]),
@@ -100,7 +100,10 @@ def test_a_checked_function_looks_like_the_function():
 
 def exported():
     """All public functions by name."""
-    parts = [mx, *(part for part in vars(mx).values() if inspect.ismodule(part))]
+    parts = [
+        mx,
+        *(part for part in map(mx.__dict__.get, mx.__all__) if inspect.ismodule(part)),
+    ]
     found = {}
     for part in parts:
         for name in getattr(part, "__all__", ()):

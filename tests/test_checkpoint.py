@@ -617,6 +617,20 @@ def test_a_log_that_was_lost_is_written_anew_after_an_error(tmp_path, key):
     assert [line.split(",")[0] for line in lines] == ["step", *map(str, range(1, 41))]
 
 
+@pytest.mark.parametrize("suffix", ["csv", "jsonl"])
+def test_a_log_that_is_deleted_is_written_anew(tmp_path, suffix):
+    path = tmp_path / "folder" / f"log.{suffix}"
+    write = mx.log(path)
+    write([{"step": 1, "loss": 0.5}])
+    shutil.rmtree(path.parent)
+    write([{"step": 2, "loss": 0.25}])
+    lines = {
+        "csv": ["step,loss", "1,0.5", "2,0.25"],
+        "jsonl": ['{"step": 1, "loss": 0.5}', '{"step": 2, "loss": 0.25}'],
+    }
+    assert path.read_text().splitlines() == lines[suffix]
+
+
 def test_a_disk_that_is_really_full(tmp_path, key):
     disk = tmp_path / "disk"
     disk.mkdir()

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import jax
 import numpy as np
+import optax
 import pytest
 
 import metajax as mx
@@ -286,6 +287,18 @@ MISTAKES = {
         22,
         "init_value must be at least 0",
     ),
+    "an abbreviation": (
+        "learning_rate = {",
+        "lr = {",
+        22,
+        "unknown argument 'lr' in optimizer.*did you mean 'learning_rate'",
+    ),
+    "a momentum of 5": (
+        "clip = 1.0",
+        "b1 = 5",
+        23,
+        "b1 must be at least 0 and below 1, got 5",
+    ),
     "a list with NaN": ("hidden = [2]", "hidden = [nan]", 4, "hidden must be finite"),
     "patience": ("chunk = 2", "patience = 0", 30, "patience must be at least 1"),
     "a slip of the fingers": (
@@ -364,7 +377,42 @@ def test_tasks_that_do_not_go_with_the_problem(tmp_path, capsys):
     begin = text.index("[data]")
     path = write(tmp_path, text[:begin] + text[text.index("[", begin + 1) :])
     assert main(["train", str(path)]) == 2
-    assert "'image' is missing from what the tasks give" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert "batch must be as made by tasks that go with the problem" in said
+    assert "with the entries ['image'], got ['W', 'y']" in said
+
+
+@pytest.mark.slow
+def test_baselines(tmp_path, capsys):
+    path, picture = write(tmp_path), tmp_path / "a.png"
+    assert main(["train", str(path)]) == 0
+    capsys.readouterr()
+    args = ["evaluate", str(path), "--tasks", "3", "--steps", "12", "--baselines"]
+    assert main([*args, "--plot", str(picture)]) == 0
+    table = capsys.readouterr().out
+    assert picture.stat().st_size > 1000
+
+    # The same through the library: rates from other tasks, losses on the same.
+    made = config.experiment(path)
+    problem, tasks = mx.problems.quadratic(), mx.tasks.quadratics(2)
+    key = made.keys["validation"]
+    found = mx.compare(mx.BASELINES, problem, tasks, key, steps=12, num_tasks=3)
+    loop = mx.inner(mx.l2l(optax.adam, problem), tasks, 12)
+    curves = mx.evaluate(loop, made.keys["test"], found.rate["Adam"], num_tasks=3)
+    assert f"Adam at {found.rate['Adam']:.3g}" in table
+    tested = np.asarray(curves.test_loss, np.float64)
+    last = table.splitlines()[-3]
+    assert last.split("  ")[-1].strip() == f"{tested.mean():.4g} ± {tested.std():.2g}"
+
+
+def test_no_baselines_without_a_problem(tmp_path, capsys):
+    text = EXAMPLES[[p.stem for p in EXAMPLES].index("vsml-digits")].read_text()
+    path = write(tmp_path, text.replace('out = "out/vsml-digits"', 'out = "OUT"'))
+    made = config.experiment(path)
+    (tmp_path / "run").mkdir()
+    mx.save(tmp_path / "run" / "best.npz", made.meta_params())
+    assert main(["evaluate", str(path), "--baselines"]) == 2
+    assert "has no problem that an optimizer could minimise" in capsys.readouterr().err
 
 
 def test_labels_stay_those_of_the_data_where_no_classes_are_drawn(monkeypatch):
@@ -467,12 +515,9 @@ def test_data_that_the_network_or_the_tasks_do_not_suit(tmp_path, capsys):
     path = write(
         tmp_path, text.replace("64, 32, 3]", "64, 4, 2]")
     )  # no output for the third class
-    with pytest.warns(
-        RuntimeWarning, match="labels that the network has no output for"
-    ):
-        assert main(["train", str(path), "--steps", "2"]) == 1
-    assert "was finite, so that nothing is best" in capsys.readouterr().err
-    assert not (tmp_path / "run" / "best.npz").exists()
+    assert main(["train", str(path), "--steps", "2"]) == 2
+    assert "label must be in 0..1, got [2]" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
 
     path, out = (
         write(

@@ -1,5 +1,7 @@
 import gc
+import os
 import weakref
+from pathlib import Path
 
 import jax
 import numpy as np
@@ -162,24 +164,63 @@ def test_the_search_minimises_the_score_it_is_given(key):
         search("accuracy")
 
 
-def test_a_program_goes_with_its_place_in_the_cache(key):
+def test_a_program_serves_all_meta_parameters_and_goes_with_its_loop(key):
     """Programs that stayed for ever would fill the memory of a run that makes many loops."""
-    from metajax.evaluation._evaluate import _compiled
+    loop = mx.inner(
+        mx.l2l(optax.sgd, mx.problems.quadratic()), mx.tasks.quadratics(2), 2
+    )
+    mx.evaluate(loop, key, 0.1, num_tasks=2)
+    [program] = loop.step.programs.values()
+    mx.evaluate(loop, key, 0.2, num_tasks=2)
+    assert [program] == list(loop.step.programs.values())
 
-    def evaluated():
-        loop = mx.inner(
-            mx.l2l(optax.sgd, mx.problems.quadratic()), mx.tasks.quadratics(2), 2
-        )
-        mx.evaluate(loop, key, 0.1, num_tasks=2)
-        misses = _compiled.cache_info().misses
-        mx.evaluate(loop, key, 0.2, num_tasks=2)
-        assert _compiled.cache_info().misses == misses, (
-            "one program serves all meta-parameters"
-        )
-        return weakref.ref(loop.step)
-
-    step = evaluated()
-    assert step() is not None
-    _compiled.cache_clear()
+    alive = weakref.ref(loop.step), weakref.ref(program)
+    del loop, program
     gc.collect()
-    assert step() is None
+    assert [x() for x in alive] == [None, None]
+
+
+class Stepper:
+    def step(self, meta_params, state, data):
+        return LOOP.step(meta_params, state, data)
+
+
+LOOP = mx.inner(mx.l2l(optax.sgd, mx.problems.quadratic()), mx.tasks.quadratics(2), 2)
+
+
+def test_a_loop_whose_step_is_a_method_can_be_evaluated(key):
+    by_method = LOOP._replace(step=Stepper().step)
+    want = mx.evaluate(LOOP, key, 0.1, num_tasks=2)
+    got = mx.evaluate(by_method, key, 0.1, num_tasks=2)
+    np.testing.assert_array_equal(got.loss, want.loss)
+
+
+@pytest.mark.slow
+def test_thirty_trainers_and_loops_take_the_memory_of_one(key):
+    def train_and_evaluate():
+        learner = mx.l2l(optax.sgd, mx.problems.mlp((64, 10)))
+        loop = mx.inner(learner, mx.tasks.minibatches(4), 2)
+        trainer = mx.trainer(mx.bptt(loop, 2), optax.adam(1e-3))
+        state = trainer.init(key, np.float32(0.1), DIGITS)
+        result = mx.fit(trainer, state, DIGITS, num_steps=2, progress=None)
+        mx.evaluate(loop, key, result.best, DIGITS, num_tasks=2)
+
+    for _ in range(10):
+        train_and_evaluate()
+    gc.collect()
+    before = resident()
+    for _ in range(30):
+        train_and_evaluate()
+    gc.collect()
+    assert resident() < before + 30 * 1e6, "less than a megabyte each"
+
+
+DIGITS = mx.data.load("digits")
+
+
+def resident():
+    """Bytes of this process in memory."""
+    statm = Path("/proc/self/statm")
+    if not statm.exists():
+        pytest.skip("only Linux tells")
+    return int(statm.read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")

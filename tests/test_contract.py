@@ -1,21 +1,14 @@
 """What every learner and every estimator must keep, in all combinations."""
 
-import chex
 import jax
-import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from systems import (
-    HELDOUT,
-    RUN,
-    RUN_WITH_ALL,
-    TRACED_WITH_ALL,
-    estimators,
-    learners,
-)
+from systems import HELDOUT, MEET_ALL, OF_EACH_KIND, RUN, estimators, learners
 
 import metajax as mx
+from metajax.testing import _estimator as of_estimators
+from metajax.testing import _learner as of_learners
 from metajax.types import no_predictions
 
 SYSTEMS, MAKERS = learners(), estimators()
@@ -33,7 +26,7 @@ PAIRS = [
     for estimator in MAKERS
     for meta_loss in ("online", "heldout")
     if meta_loss == "online" or estimator in HELDOUT
-    if learner in RUN or (estimator, meta_loss) in RUN_WITH_ALL | TRACED_WITH_ALL
+    if learner in MEET_ALL or (estimator, meta_loss) in OF_EACH_KIND | RUN
 ]
 
 
@@ -43,136 +36,36 @@ def started(name, meta_loss="online"):
 
 
 @pytest.mark.parametrize(("learner", "estimator", "meta_loss"), PAIRS)
-def test_contract(learner, estimator, meta_loss, key, strict):
+def test_contract(learner, estimator, meta_loss, strict):
     inner, meta_params, data = started(learner, meta_loss)
     trainer = mx.trainer(MAKERS[estimator](inner, meta_params), optax.adam(1e-2))
-
-    # The state is a fit carry of a scan, weak types included; nothing is compiled for that.
-    first = jax.eval_shape(jax.jit(trainer.init), key, meta_params, data)
-    scanned, metrics = jax.eval_shape(
-        jax.jit(
-            lambda s, data: jax.lax.scan(
-                lambda s, _: trainer.step(s, data), s, None, length=3
-            )
-        ),
-        first,
-        data,
-    )
-    chex.assert_trees_all_equal_shapes_and_dtypes(scanned, first)
-    chex.assert_trees_all_equal_shapes_and_dtypes(
-        scanned.meta_params, jax.eval_shape(lambda: meta_params)
-    )
-    assert metrics["loss"].shape == (3,)
-    if learner not in RUN and (estimator, meta_loss) not in RUN_WITH_ALL:
-        return
-
-    traces = []
-
-    @jax.jit
-    def step(state, data):
-        traces.append(None)
-        return trainer.step(state, data)
-
-    again = jax.random.clone(key)
-    state = first = jax.jit(trainer.init)(again, meta_params, data)
-    for _ in range(3):
-        state, metrics = step(state, data)
-        chex.assert_trees_all_equal_shapes_and_dtypes(state, first)
-        chex.assert_tree_all_finite((state.meta_params, metrics))
-    assert len(traces) == 1, "the second step was traced again"
-    assert int(state.step) == 3
-    assert int(state.skipped) == 0
-    assert (
-        float(
-            optax.tree.norm(
-                jax.tree.map(jnp.subtract, state.meta_params, first.meta_params)
-            )
-        )
-        > 0
-    )
+    of_estimators.fits_a_scan(trainer, meta_params, data)
+    pair = (estimator, meta_loss)
+    is_run = pair in OF_EACH_KIND or (learner in MEET_ALL and pair in RUN)
+    if is_run or learner == "sgd_rate":
+        of_estimators.steps_alike(trainer, meta_params, data)
 
 
+@pytest.mark.parametrize("check", ["scans_as_it_loops", "needs_no_jit"])
 @pytest.mark.parametrize("estimator", MAKERS)
 @pytest.mark.slow
-def test_scan_equals_a_loop(estimator, key):
+def test_what_estimators_keep(estimator, check):
     inner, meta_params, data = started("sgd_rate")
     trainer = mx.trainer(MAKERS[estimator](inner, meta_params), optax.sgd(1e-2))
-    state = start = trainer.init(key, meta_params, data)
-    step = jax.jit(trainer.step)
-    for _ in range(3):
-        state, _ = step(state, data)
-    scanned, _ = jax.jit(
-        lambda s: jax.lax.scan(lambda s, _: trainer.step(s, data), s, None, length=3)
-    )(start)
-    chex.assert_trees_all_close(scanned.meta_params, state.meta_params, rtol=1e-5)
+    getattr(of_estimators, check)(trainer, meta_params, data)
 
 
-@pytest.mark.parametrize("estimator", MAKERS)
+@pytest.mark.parametrize("learner", MEET_ALL)
 @pytest.mark.slow
-def test_an_estimator_needs_no_jit(estimator, key):
-    inner, meta_params, data = started("sgd_rate")
-    trainer = mx.trainer(MAKERS[estimator](inner, meta_params), optax.sgd(1e-2))
-    state = trainer.init(key, meta_params, data)
-    with jax.disable_jit():
-        plain, _ = trainer.step(state, data)
-    chex.assert_trees_all_close(
-        plain.meta_params, jax.jit(trainer.step)(state, data)[0].meta_params, rtol=1e-4
-    )
+def test_a_learner_needs_no_jit(learner):
+    of_learners.needs_no_jit(*started(learner))
 
 
-@pytest.mark.parametrize("learner", RUN)
-@pytest.mark.slow
-def test_a_learner_needs_no_jit(learner, key):
-    inner, meta_params, data = started(learner)
-    state = inner.init(key, meta_params, data)
-    with jax.disable_jit():
-        plain, (loss, _) = inner.step(meta_params, state, data)
-    compiled, (same, _) = jax.jit(inner.step)(meta_params, state, data)
-    chex.assert_trees_all_close(
-        (plain.learner, loss), (compiled.learner, same), rtol=1e-4, atol=1e-6
-    )
-
-
+@pytest.mark.parametrize("check", ["unrolls_in_parts", "evaluates_as_a_loop"])
 @pytest.mark.parametrize("learner", SYSTEMS)
 @pytest.mark.slow
-def test_one_unroll_equals_several(learner, key):
-    inner, meta_params, data = started(learner)
-    start = jax.jit(inner.init)(key, meta_params, data)
-    run = jax.jit(
-        lambda s, n: mx.unroll(inner, meta_params, s, data, n)[0], static_argnums=1
-    )
-    whole, parts = run(start, 12), start
-    for _ in range(4):
-        parts = run(parts, 3)
-    chex.assert_trees_all_equal(jax.tree.map(_bits, whole), jax.tree.map(_bits, parts))
-
-
-@pytest.mark.parametrize("learner", SYSTEMS)
-@pytest.mark.slow
-def test_evaluate_beyond_the_horizon(learner, key):
-    inner, meta_params, data = started(learner)
-    curves = mx.evaluate(inner, key, meta_params, data, num_tasks=3, steps=9)
-    assert curves.loss.shape == (3, 9)
-    assert curves.test_loss.shape == (3,)
-    assert len(np.unique(curves.loss.mean(1))) == 3, "tasks must differ"
-    # A brute-force loop over the steps of the first task.
-    k = jax.random.split(key, 3)[0]
-    step = jax.jit(inner.step)
-    state, losses = jax.jit(inner.init)(k, meta_params, data), []
-    for _ in range(9):
-        state, (loss, _) = step(meta_params, state, data)
-        losses.append(float(loss))
-    np.testing.assert_allclose(losses, curves.loss[0], rtol=2e-4, atol=1e-6)
-
-
-@pytest.mark.parametrize("learner", SYSTEMS)
-@pytest.mark.slow
-def test_evaluating_does_not_adapt(learner, key):
-    inner, meta_params, data = started(learner, "heldout")
-    state, test = jax.jit(inner.init)(key, meta_params, data), jax.jit(inner.test)
-    chex.assert_trees_all_equal(
-        test(meta_params, state, data), test(meta_params, state, data)
-    )
+def test_what_learners_keep(learner, check):
+    getattr(of_learners, check)(*started(learner))
 
 
 @pytest.mark.parametrize("learner", PREDICTING)
@@ -210,7 +103,3 @@ def cross_entropy(logits, labels):
     shifted = logits - logits.max(-1, keepdims=True)
     chosen = np.take_along_axis(shifted, labels[..., None], -1)[..., 0]
     return np.mean(np.log(np.exp(shifted).sum(-1)) - chosen, -1)
-
-
-def _bits(x):
-    return jax.random.key_data(x) if jnp.issubdtype(x.dtype, jax.dtypes.prng_key) else x

@@ -2,6 +2,7 @@
 wrong with a folder.
 """
 
+import logging
 import os
 import shutil
 import subprocess
@@ -98,6 +99,21 @@ def test_reading_needs_no_tensorflow_and_is_cached(tmp_path, monkeypatch):
     np.testing.assert_array_equal(
         mx.data.load("mnist", "test[:500]")["label"], first["label"]
     )
+
+
+def test_decoding_recommends_no_other_package(monkeypatch, caplog):
+    class Source:
+        def __getitem__(self, i):
+            logging.getLogger("absl").warning(
+                "OpenCV is not installed. Defaulting to PIL"
+            )
+            logging.getLogger("absl").warning("image %d is odd", i)
+            return {"image": np.zeros((2, 2, 1), np.uint8), "label": i}
+
+    monkeypatch.setattr(data_module, "_open", lambda *_: Source())
+    arrays = data_module._decode("mnist", "test", None, 2)
+    assert arrays["label"].tolist() == [0, 1]
+    assert caplog.messages == ["image 0 is odd", "image 1 is odd"]
 
 
 @needs("mnist")

@@ -172,13 +172,13 @@ def test_evolution_strategies_weigh_the_other_pairs(x64, kind):
                 noise = optax.tree.sub(weight, episode(before.noise, i))
             losses = []
             for twin, sign in enumerate((1, -1)):
-                moved = optax.tree.add_scale(meta_params, sign, noise)
+                moved = optax.tree.add_scale(meta_params, sign * STD, noise)
                 learners = jax.tree.map(
                     lambda x, j=twin: x[:, j], before.episodes.learner
                 )
                 twins = before.episodes._replace(learner=learners)
                 losses.append(run(moved, begun(keys[i], moved, twins, i, MIXED)))
-            slope = (losses[0] - losses[1]) / (2 * STD**2)
+            slope = (losses[0] - losses[1]) / (2 * STD)
             wanted.append((np.mean(losses), optax.tree.scale(slope, weight)))
         num_lost.append(checked(result, state.episodes.task, wanted))
     assert sum(n > 0 for n in num_lost) > 1

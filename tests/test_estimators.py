@@ -25,7 +25,7 @@ def directional(f, x, direction, h=1e-5):
 
 
 @pytest.mark.parametrize("meta_loss", ["online", "heldout"])
-@pytest.mark.parametrize("remat", [True, False])
+@pytest.mark.parametrize("remat", [True, False, "nested"])
 @pytest.mark.slow
 def test_second_order_bptt_equals_finite_differences(x64, meta_loss, remat):
     inner, meta_params = lstm_on_quadratics(True, meta_loss=meta_loss)

@@ -126,7 +126,7 @@ def test_a_class_too_small_is_an_error_or_nan_where_the_data_are_traced(key):
     params, state = problem.init(key, ())
     loss, _ = problem.test(key, params, state, jax.tree.map(lambda x: x[0], parts[1]))
     assert np.isnan(loss)
-    with pytest.raises(ValueError, match="smallest class has 4"):
+    with pytest.raises(ValueError, match="2 of 6 classes have fewer images"):
         jax.vmap(lambda key: tasks.sample(key, DATA))(jax.random.split(key, 2))
 
 
@@ -452,7 +452,7 @@ BAD = {
     "more images than in the smallest class": (
         lambda: mx.tasks.episodes(2, 3, 2).sample(jax.random.key(0), DATA),
         ValueError,
-        r"shots \+ queries is 5 and the smallest class has 4",
+        r"shots \+ queries is 5, but 2 of 6 classes have fewer images, the smallest, class 1, 4",
     ),
     "not by class": (
         lambda: mx.tasks.episodes(2, 1, 1).sample(

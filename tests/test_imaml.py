@@ -112,6 +112,101 @@ def test_a_learned_lam_in_closed_form(x64):
     )
 
 
+def is_weight(params):
+    return {"w": True, "b": False}
+
+
+def test_a_part_that_adapts_in_closed_form(x64):
+    """The bias stays where it is, and is learned by itself and by what it does to the weights."""
+    learner = mx.imaml(PROBLEM, *EXACT, LAM, adapts=is_weight)
+    result, state, tasks = estimate(mx.bptt(inner(learner), NUM_TASKS), THETA)
+    assert state.learner.params["b"] is None
+    w_grads, b_grads = [], []
+    for i, task in enumerate(tasks):
+        (x, xq), (y, yq) = task["x"], task["y"]
+        matrix = x.T @ x / len(y) + LAM * np.eye(3)
+        side = x.T @ (y - THETA["b"]) / len(y) + LAM * THETA["w"]
+        w = np.linalg.solve(matrix, side)
+        np.testing.assert_allclose(state.learner.params["w"][i], w, rtol=1e-9)
+
+        error = xq @ w + THETA["b"] - yq
+        implicit = np.linalg.solve(matrix, xq.T @ error / len(yq))
+        w_grads.append(LAM * implicit)
+        b_grads.append(error.mean() - x.mean(0) @ implicit)
+    np.testing.assert_allclose(result.updates["w"], np.mean(w_grads, 0), rtol=1e-9)
+    np.testing.assert_allclose(result.updates["b"], np.mean(b_grads), rtol=1e-9)
+
+
+def test_a_part_that_adapts_is_diagnosed_and_predicts(x64):
+    lam = {"w": 0.5, "b": 9.0}  # of what does not adapt, it has no part
+    options = {"adapts": is_weight, "lam": lam}
+    plain = mx.imaml(PROBLEM, *EXACT, **options)
+    told = mx.imaml_diagnosed(PROBLEM, *EXACT, **options)
+    one, state, _ = estimate(mx.bptt(inner(plain), 1), THETA)
+    other, _, _ = estimate(mx.bptt(inner(told, mx.tasks.with_query(TASKS)), 1), THETA)
+    chex.assert_trees_all_close(other.updates, one.updates, rtol=1e-10)
+    assert other.metrics["residual"] < 1e-9
+
+    learner = jax.tree.map(lambda x: x[0], state.learner)
+    model = mx.problems.regressor(
+        lambda key: THETA, lambda params, x: x @ params["w"] + params["b"]
+    )
+    predictions = mx.imaml(model, *EXACT, LAM, adapts=is_weight).predict(
+        jax.random.key(0), THETA, learner, np.ones((1, 3))
+    )
+    np.testing.assert_allclose(predictions, learner.params["w"].sum() + THETA["b"])
+    none = mx.imaml(PROBLEM, *EXACT, LAM, adapts=lambda p: dict.fromkeys(p, False))
+    with pytest.raises(ValueError, match="adapts must choose at least one"):
+        none.init(jax.random.key(0), THETA, ())
+
+
+def fit(learner, meta_params, tasks, **options):
+    loop = inner(learner, tasks)
+    trainer = mx.trainer(mx.bptt(loop, 2), optax.sgd(0.0), chunk=2)
+    state = trainer.init(jax.random.key(0), meta_params)
+    return mx.fit(trainer, state, num_steps=6, **options)
+
+
+def test_fit_warns_once_of_inner_solves_that_diverge(capsys):
+    def learner(rate):
+        descent = descend(optax.sgd(rate), 20)
+        return mx.imaml(mx.problems.quadratic(), descent, cg(5), 0.1)
+
+    start, tasks = jnp.ones(5), mx.tasks.quadratics(5)
+    with pytest.warns(RuntimeWarning, match="inner_diverged 1") as warned:
+        result = fit(learner(0.2), start, tasks)
+    assert len(warned) == 1
+    assert "lower the learning rate of the solver" in str(warned[0].message)
+    assert (result.history["inner_diverged"] == 1).all()
+    assert (result.history["skipped"] == 0).all()
+    assert "inner_diverged 1" in capsys.readouterr().err  # in the line of progress
+    result = fit(learner(1e-3), start, tasks)
+    assert (result.history["inner_diverged"] == 0).all()
+    assert "inner_diverged" not in capsys.readouterr().err
+
+
+def test_fit_warns_once_of_curvature_and_of_residuals():
+    """Around its maximum, where the solver starts and stays, ``cos`` has curvature -1."""
+    hill = mx.problems.stateless(
+        lambda key, task: jnp.zeros(2),
+        lambda key, params, batch: (jnp.sum(jnp.cos(params - batch)), {}),
+    )
+    near = mx.Tasks(
+        lambda key, data: (), lambda key, data, task: 0.0, lambda key, data, task: 1.0
+    )
+    near = mx.tasks.with_query(near)
+
+    def learner(lam):
+        descent = descend(optax.sgd(0.1), 2)
+        return mx.imaml_diagnosed(hill, descent, cg(2), lam)
+
+    with pytest.warns(RuntimeWarning) as warned:
+        fit(learner(0.5), jnp.zeros(2), near, progress=None)
+    told = sorted(str(w.message).split("(")[1].split()[0] for w in warned)
+    assert told == ["negative_curvature", "residual"]  # at 1: nothing was solved
+    fit(learner(4.0), jnp.zeros(2), near, progress=None)  # warns of nothing
+
+
 def test_one_lam_a_layer_learned(x64):
     """Against finite differences of the meta-loss."""
     learner = mx.imaml(PROBLEM, *EXACT, lambda m: m["lam"], start=lambda m: m["theta"])

@@ -514,8 +514,8 @@ BAD = {
     ),
     "a linear solver for the solver": (
         lambda: argmin(jnp.sum, LINEAR_SOLVER, LINEAR_SOLVER)(ONES),
-        TypeError,
-        r"solver must return \(solution, metrics\), got LinearSolution of 3",
+        ValueError,
+        "does a linear solver stand in the place of a solver",
     ),
     "a linear solver that returns x alone": (
         lambda: jax.grad(
@@ -630,6 +630,98 @@ def test_what_an_objective_closes_over_is_seen_by_each_solve():
     for target in (1.0, 2.0):
         value, slope = jax.value_and_grad(solution)(target)
         np.testing.assert_allclose((value, slope), (2 * target, 2), rtol=1e-6)
+
+
+def test_a_traced_lam_below_zero_makes_the_objective_nan():
+    objective = mx.implicit.proximal(lambda phi: jnp.sum(phi**2))
+    at = jax.jit(lambda lam: objective(jnp.ones(2), jnp.zeros(2), lam))
+    assert float(at(3.0)) == 5.0
+    assert np.isnan(at(-3.0))
+    assert np.isnan(at(0.0))
+
+
+def test_a_solve_that_goes_the_wrong_way_is_told(x64):
+    """Descent on ``x^T diag(1, 4) x / 2`` diverges where the rate exceeds 2 / 4."""
+
+    def objective(x):
+        return 0.5 * jnp.sum(jnp.array([1.0, 4.0]) * x**2)
+
+    def diverged(rate, start):
+        solve = argmin(objective, descend(optax.sgd(rate), 20), cg(2))
+        return solve(start)[1]["inner_diverged"]
+
+    assert diverged(0.49, jnp.ones(2)) == 0
+    assert diverged(0.51, jnp.ones(2)) == 1
+    assert diverged(1e200, jnp.ones(2)) == 1  # not a number any more
+    assert diverged(0.49, jnp.zeros(2)) == 0
+    assert diverged(0.51, jnp.array([1.0, 0.0])) == 0
+
+    # Downwards without end is no way to a minimum either.
+    uphill = argmin(lambda x: -jnp.sum(x**2), descend(optax.sgd(0.1), 3), cg(2))
+    assert uphill(jnp.ones(2))[1]["inner_diverged"] == 1
+
+
+def test_newton_tells_how_its_linear_solves_went(x64):
+    """One step of conjugate gradients on ``diag(1, 9) x = (1, 9)`` leaves a known part of it."""
+
+    def objective(x):
+        return 0.5 * jnp.sum(jnp.array([1.0, 9.0]) * (x - 1) ** 2)
+
+    b = np.array([1.0, 9.0])
+    length = b @ b / (b @ (np.array([1.0, 9.0]) * b))
+    left = b - length * np.array([1.0, 9.0]) * b
+    want = np.linalg.norm(left) / np.linalg.norm(b)
+    for tolerance in (None, 0.0):
+        _, metrics = newton(1, cg(1), tolerance)(objective, jnp.zeros(2))
+        np.testing.assert_allclose(metrics["inner_residual"], want)
+        _, metrics = newton(1, cg(2), tolerance)(objective, jnp.zeros(2))
+        assert metrics["inner_residual"] < 1e-12
+
+
+@pytest.mark.parametrize("rate", [0.1, 0.3])
+def test_descent_stops_at_its_tolerance(x64, rate):
+    """The gradient ``x`` shrinks by ``1 - rate`` a step: it stops after a known number of them."""
+
+    def objective(x):
+        return 0.5 * jnp.sum(x**2)
+
+    solver = jax.jit(lambda x: descend(optax.sgd(rate), 100, 1e-3)(objective, x))
+    x, metrics = solver(jnp.array([3.0, 4.0]))
+    steps = int(np.ceil(np.log(1e-3 / 5) / np.log(1 - rate)))
+    assert metrics["inner_steps"] == min(steps, 100)
+    np.testing.assert_allclose(x, np.array([3.0, 4.0]) * (1 - rate) ** min(steps, 100))
+    several, metrics = jax.vmap(solver)(
+        jnp.array([[3.0, 4.0], [0.0, 0.0], [1e-2, 0.0]])
+    )
+    np.testing.assert_allclose(several[0], x)
+    assert metrics["inner_steps"][1] == 0
+    np.testing.assert_array_equal(several[1], 0)
+    last = int(np.ceil(np.log(1e-3 / 1e-2) / np.log(1 - rate)))
+    assert metrics["inner_steps"].tolist() == [min(steps, 100), 0, last]
+
+
+def test_adam_within_its_tolerance_does_not_move(x64):
+    """A step of Adam is as long as its rate, however small the gradient."""
+    solver = descend(optax.adam(0.1), 10, tolerance=1e-2)
+    x, metrics = solver(lambda x: 0.5 * jnp.sum(x**2), jnp.array([1e-3]))
+    assert (float(x[0]), int(metrics["inner_steps"])) == (1e-3, 0)
+    x, metrics = solver(lambda x: jnp.sum(jnp.log(x)), jnp.array([np.nan]))
+    assert int(metrics["inner_steps"]) == 0  # nor where nothing is a number
+
+
+def test_newton_stops_at_its_tolerance_and_the_gradient_is_as_exact(x64):
+    def objective(x, a):
+        return jnp.sum(jnp.cosh(x - a))
+
+    free, stopped = (newton(30, cg(2)), newton(30, cg(2), tolerance=1e-9))
+    a = jnp.array([1.0, -2.0])
+    slopes = []
+    for solver in (free, stopped):
+        solve = argmin(objective, solver, cg(2))
+        slopes.append(jax.jacrev(lambda a, solve=solve: solve(jnp.zeros(2), a)[0])(a))
+    np.testing.assert_allclose(slopes, np.stack([np.eye(2)] * 2), atol=1e-9)
+    _, metrics = stopped(lambda x: objective(x, a), jnp.zeros(2))
+    assert 3 < int(metrics["inner_steps"]) < 10
 
 
 def test_the_names_are_public():

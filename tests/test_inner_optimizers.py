@@ -6,8 +6,11 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from jax import lax
+from optax import contrib
 
 import metajax as mx
+from metajax.optim._derivatives import without_singularities
 
 TASKS = mx.tasks.linear_regressions(3, shots=8, queries=8, condition=30.0, noise=0.1)
 W = np.array([[0.5], [-1.0], [0.3]])
@@ -178,3 +181,144 @@ def test_meta_training_with_a_line_search_inside_moves_the_start():
     state, metrics = jax.jit(trainer.step)(first, data)
     chex.assert_tree_all_finite((state.meta_params, metrics))
     assert optax.tree.norm(optax.tree.sub(state.meta_params, first.meta_params)) > 1e-3
+
+
+# Their updates have derivatives, also where gradients are exactly zero.
+
+DIFFERENTIABLE = {
+    "adabelief": lambda: optax.adabelief(0.1),
+    "adadelta": lambda: optax.adadelta(0.1),
+    "adafactor": lambda: optax.adafactor(0.1, min_dim_size_to_factor=2),
+    "adagrad": lambda: optax.adagrad(0.1),
+    "adam, clipped": lambda: optax.chain(
+        optax.clip_by_global_norm(1.0), optax.adam(0.1)
+    ),
+    "adamax": lambda: optax.adamax(0.1),
+    "adamw": lambda: optax.adamw(optax.cosine_decay_schedule(0.1, 10)),
+    "amsgrad": lambda: optax.amsgrad(0.1),
+    "lamb": lambda: optax.lamb(0.1),
+    "lars": lambda: optax.lars(0.1),
+    "lion": lambda: optax.lion(0.1),
+    "momentum": lambda: optax.sgd(0.1, 0.9, nesterov=True),
+    "muon": lambda: contrib.muon(0.1),
+    "nadam": lambda: optax.nadam(0.1),
+    "novograd": lambda: optax.novograd(0.1),
+    "prodigy": lambda: contrib.prodigy(),
+    "radam": lambda: optax.radam(0.1),
+    "rmsprop": lambda: optax.rmsprop(0.1),
+    "rmsprop, eps outside": lambda: optax.rmsprop(0.1, eps_in_sqrt=False),
+    "rmsprop, centered": lambda: optax.rmsprop(0.1, centered=True),
+    "rprop": lambda: optax.rprop(0.1),
+    "yogi": lambda: optax.yogi(0.1),
+}
+START = {
+    "w": np.array([[0.5, 0.2], [-1.0, 0.7], [0.3, -0.4]]),
+    "unused": np.array([0.3, 0.0]),
+}
+POINTS = np.random.default_rng(0).normal(size=(2, 8, 3))
+DEAD = np.array([0.0, 1.0, 1.0])  # all values of the first input are 0
+
+
+def with_dead_weights():
+    """Two outputs of three inputs; the weights of the first are never needed."""
+    return mx.problems.regressor(lambda key: START, lambda p, x: (x * DEAD) @ p["w"])
+
+
+def batch(points):
+    return {"x": points, "y": np.sin(points[:, :2])}
+
+
+FIXED = mx.Tasks(
+    lambda key, data: (),
+    train=lambda key, data, task: batch(POINTS[0]),
+    test=lambda key, data, task: batch(POINTS[1]),
+)
+
+
+def slopes(learner, meta_params, size=1e-6):
+    """The gradient, and along a random direction its slope and that of finite differences."""
+    loop = mx.inner(learner, FIXED, 3, "heldout")
+
+    def loss(meta_params):
+        begin = loop.init(jax.random.key(0), meta_params, ())
+        return mx.unroll(loop, meta_params, begin, (), 3)[1]
+
+    @jax.jit
+    def run(meta_params, direction):
+        gradient = jax.grad(loss)(meta_params)
+        ends = jnp.array([size, -size])
+        moved = jax.vmap(lambda s: optax.tree.add_scale(meta_params, s, direction))
+        above, below = lax.map(loss, moved(ends))
+        return (
+            gradient,
+            optax.tree.vdot(gradient, direction),
+            (above - below) / (2 * size),
+        )
+
+    meta_params = jax.tree.map(jnp.asarray, meta_params)
+    return run(meta_params, optax.tree.random_like(jax.random.key(1), meta_params))
+
+
+@pytest.mark.parametrize("name", DIFFERENTIABLE)
+@pytest.mark.slow
+def test_their_updates_have_derivatives_where_gradients_are_zero(x64, name):
+    tx = DIFFERENTIABLE[name]()
+
+    def make_tx(m):
+        return optax.chain(tx, optax.scale(m["factor"]))
+
+    learner = mx.adapt(with_dead_weights(), make_tx, start=lambda m: m["start"])
+    gradient, slope, want = slopes(learner, {"start": START, "factor": 0.9})
+    chex.assert_tree_all_finite(gradient)
+    np.testing.assert_allclose(slope, want, rtol=1e-5, atol=1e-8)
+    assert abs(want) > 1e-4
+
+
+def test_the_constants_of_adam_are_learned_where_gradients_are_zero(x64):
+    def make_tx(m):
+        return optax.adam(m["rate"], b1=m["b1"], b2=m["b2"], eps=m["eps"])
+
+    learner = mx.l2l(make_tx, with_dead_weights(), second_order=True)
+    meta_params = {"rate": 0.1, "b1": 0.9, "b2": 0.99, "eps": 1e-3}
+    gradient, slope, want = slopes(learner, meta_params)
+    np.testing.assert_allclose(slope, want, rtol=1e-6)
+    assert all(abs(x) > 1e-5 for x in jax.tree.leaves(gradient))
+
+
+def test_an_update_at_zero_has_its_true_derivative(x64):
+    """Adam's first is ``-rate g / (|g| + eps)``: smooth, with a root that is not."""
+    tx = mx.optim.differentiable(optax.adam(0.1, eps=0.01))
+
+    def update(g):
+        return tx.update(g, tx.init(g))[0]
+
+    for derivative in (jax.grad, jax.jacfwd):
+        assert derivative(update)(0.0) == pytest.approx(-0.1 / 0.01, rel=1e-12)
+    assert update(0.3) == pytest.approx(-0.1 * 0.3 / 0.31)
+
+
+def test_values_and_other_derivatives_stay():
+    """Infinity and NaN too: what is used and not finite shall be seen."""
+    x = jnp.array([0.0, -0.0, -1.0, 1e-30, 2.0, jnp.inf, jnp.nan])
+
+    def f(x):
+        roots = jnp.sqrt(x), lax.rsqrt(x), jnp.cbrt(x), x**-0.5
+        return (*roots, 1 / x, x / x, jnp.log(x))
+
+    safe = without_singularities(f)
+    jax.tree.map(np.testing.assert_array_equal, safe(x), f(x))
+    jacobians = [jax.vmap(jax.jacfwd(g))(x[3:5]) for g in (safe, f)]
+    chex.assert_trees_all_equal(*jacobians)
+    at_zero = jax.vmap(jax.jacfwd(safe))(x[:2])
+    assert all((slope == 0).all() for slope in at_zero)
+
+
+def test_loops_branches_and_calls_have_derivatives_too():
+    def f(x):
+        looped = lax.fori_loop(0, 2, lambda i, y: y + jnp.sqrt(x), x)
+        branch = lax.cond(x < 1, jnp.sqrt, jnp.sin, x)
+        return looped + branch + jax.jit(jnp.linalg.norm)(x * jnp.ones(2))
+
+    assert not jnp.isfinite(jax.grad(f)(0.0))
+    assert jax.grad(without_singularities(f))(0.0) == 1.0
+    assert jax.grad(without_singularities(f))(0.5) == pytest.approx(jax.grad(f)(0.5))

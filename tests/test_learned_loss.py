@@ -207,7 +207,7 @@ BAD = {
             lambda problem: problem, MLP, penalised(MLP), lambda key: 0.0
         ),
         TypeError,
-        "learner must be a metajax.Learner",
+        r"make\(problem\) must be a metajax.Learner",
     ),
     "a network for a problem": (
         lambda: mx.learned_loss(

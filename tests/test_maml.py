@@ -316,6 +316,37 @@ def test_maml_over_another_optimizer_with_a_learned_rate(x64):
     )
 
 
+@pytest.mark.parametrize("horizon", [1, 2, 4, (1, 3)])
+def test_a_learner_made_for_so_many_steps_is_joined_for_so_many(horizon):
+    made = {
+        "maml_plus_plus": mx.maml_plus_plus(PROBLEM, WEIGHTS, RATE),
+        "multi_step": mx.multi_step(mx.maml(PROBLEM, RATE), WEIGHTS),
+        "with a learned loss": mx.learned_loss(
+            lambda problem: mx.maml_plus_plus(problem, WEIGHTS, RATE),
+            PROBLEM,
+            lambda own, *args: PROBLEM.loss(*args)[0],
+            meta=lambda key: (),
+        ),
+        "your own": mx.maml(PROBLEM, RATE)._replace(steps=3),
+    }
+    for learner in made.values():
+        mx.inner(learner, mx.tasks.with_query(TASKS), 3)
+        with pytest.raises(
+            ValueError, match="horizon must be 3, the steps that learner"
+        ):
+            mx.inner(learner, mx.tasks.with_query(TASKS), horizon)
+
+
+def test_weights_and_rates_for_other_numbers_of_steps_do_not_go_together():
+    five = mx.maml_plus_plus(PROBLEM, mx.step_weights(5, 0.0), RATE)
+    with pytest.raises(ValueError, match="made for 5 steps, got 3"):
+        mx.multi_step(five, WEIGHTS)
+    learner = mx.maml_plus_plus(PROBLEM, WEIGHTS, RATE)
+    loop = mx.inner(learner, mx.tasks.with_query(TASKS), 3)
+    with pytest.raises(ValueError, match=r"rates \[3\], one for each of the weights"):
+        mx.evaluate(loop, jax.random.key(0), five.meta(jax.random.key(0)), num_tasks=1)
+
+
 def test_steps_beyond_those_trained_for_take_the_last_rate(x64):
     learner = mx.maml_plus_plus(PROBLEM, WEIGHTS, RATE)
     loop = mx.inner(learner, mx.tasks.with_query(TASKS), STEPS)
@@ -459,7 +490,7 @@ BAD = {
             {"image": np.ones((2, 4), np.float32), "label": np.zeros(2, int)},
         ),
         ValueError,
-        r"rates .steps., as maml_plus_plus\(...\).meta\(key\) makes them",
+        r"rates \[1\], one for each of the weights, as maml_plus_plus\(...\).meta",
     ),
     "adapt: a transformation": (
         lambda: mx.adapt(MLP, optax.sgd(0.1)),
@@ -507,7 +538,7 @@ BAD = {
     ),
     "multi_step: the number of steps": (
         lambda: mx.maml_plus_plus(MLP, 3, 0.1),
-        ValueError,
+        TypeError,
         "weights",
     ),
     "multi_step: no query batch": (

@@ -21,6 +21,17 @@ def test_curves_show_means_and_bands():
     )
 
 
+def test_a_band_of_what_is_never_negative_ends_at_0():
+    hits = np.array([[0.0, 1.0], [1.0, 0.0], [0.0, np.nan]])
+    for values, lowest in ((hits, 0.0), (-hits, None)):
+        ax = mx.plot.curves({"accuracy": values}, log=False)
+        band = ax.collections[0].get_paths()[0].vertices[:, 1]
+        mean, error = values[:, 0].mean(), values[:, 0].std(ddof=1) / 3**0.5
+        np.testing.assert_allclose(
+            np.nanmin(band), mean - 2 * error if lowest is None else lowest, atol=1e-12
+        )
+
+
 def test_the_update_rule_of_momentum():
     ax = mx.plot.update_rule(
         optax.sgd(0.1, momentum=0.5), largest=2.0, past=[0.0, 1.0], steps=3

@@ -69,6 +69,26 @@ def test_the_learning_algorithm_learns_images_it_never_saw():
     assert accuracy[:, -100:].mean() > 0.7
 
 
+@pytest.mark.parametrize(
+    "layers",
+    [
+        (64, 20, 10),
+        (64,),
+        (mx.cells.dense(64, 20), mx.cells.dense(20, 10)),
+        (mx.cells.convolution((8, 8, 1), 10, kernel=8, stride=4),),
+        (),
+    ],
+)
+def test_the_learning_algorithm_refuses_networks_on_which_it_does_not_learn(layers):
+    network = mx.pretrained.load("vsml-mnist")
+    network(64, 10)
+    network(mx.cells.dense(64, 10))
+    with pytest.raises(
+        ValueError, match="vsml-mnist was meta-trained with one dense l"
+    ):
+        network(*layers)
+
+
 def test_the_meta_parameters_of_a_learner_are_those_of_the_set():
     for name, learner in (
         ("maml-omniglot", mx.pretrained.load("maml-omniglot")),

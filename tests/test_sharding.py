@@ -87,6 +87,7 @@ def test_fit_compiles_once(found):
 def test_evaluation_is_split(found):
     assert found["evaluate"]["difference"] < 1e-5
     assert found["evaluate"]["gathered"] < 1e-5
+    assert found["evaluate"]["in turns"] < 1e-5
     assert found["evaluate"]["spec"] == "P('tasks',)"
     assert found["evaluate"]["collectives"] == []
 

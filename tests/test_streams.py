@@ -199,8 +199,13 @@ def test_permute_labels():
         np.testing.assert_array_equal(new["label"], [order[k] for k in old["label"]])
         assert new["label"].dtype == old["label"].dtype
         np.testing.assert_array_equal(new["image"], old["image"])
-    for _, new, old in pairs(lambda tasks: mx.tasks.permute_labels(tasks, 2)):
-        np.testing.assert_array_equal(new["label"] == 2, old["label"] >= 2)
+    tasks = mx.tasks.permute_labels(BASE, 2)
+    task = tasks.sample(KEY, ())
+    old = BASE.test(KEY, (), task.task)
+    with pytest.raises(ValueError, match=r"label must be in 0..1, got \[2, 3\]"):
+        tasks.test(KEY, (), task)
+    traced = jax.jit(tasks.test)(KEY, (), task)
+    np.testing.assert_array_equal(traced["label"] == 2, old["label"] >= 2)
 
 
 def test_standardize():

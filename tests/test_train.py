@@ -169,7 +169,7 @@ def test_progress_in_a_log_has_lines_and_no_carriage_returns(key, capsys):
     mx.fit(trainer, trainer.init(key, jnp.float32(1e-3)), num_steps=4, progress="demo")
     err = capsys.readouterr().err
     assert "\r" not in err
-    assert err.startswith("demo: 4/4 steps, loss ")
+    assert err.splitlines()[-1].startswith("demo: 4/4 steps, loss ")
     assert "steps/s" in err
 
 
@@ -263,7 +263,41 @@ def test_the_best_is_kept(key):
 def test_nan_is_never_the_best(key):
     result = judged(key, [np.nan, np.nan, 3, np.nan, 4])
     assert float(result.best) == 2
-    assert float(judged(key, [np.nan, np.nan]).best) == 0
+    with pytest.warns(RuntimeWarning, match="none of the 3 validations was finite"):
+        result = judged(key, [np.nan, np.inf, np.nan])
+    assert float(result.best) == 2, "the final ones, not the untrained start"
+
+
+def resumed(key, folder, values, num_steps):
+    """The counter, as far as it goes, validated by its step's entry in ``values``."""
+    trainer = runs.counter()
+    return mx.fit(
+        trainer,
+        trainer.init(key, jnp.float32(0)),
+        num_steps=num_steps,
+        validate=mx.validation(table(values), key, every=2),
+        checkpoint=mx.checkpoints(folder, every=2),
+        progress=None,
+    )
+
+
+def test_a_resumed_run_does_not_compare_losses_of_two_kinds(key, tmp_path):
+    assert float(resumed(key, tmp_path, [9, 9, 1, 9, 2], 4).best) == 2
+    with pytest.warns(
+        RuntimeWarning, match="loss 50, the run that is resumed has 1 for"
+    ):
+        result = resumed(key, tmp_path, [0, 0, 50, 0, 49, 0, 55, 0, 56], 8)
+    assert_array_equal(result.validation["step"], [2, 4, 6, 8])
+    assert_array_equal(result.validation["loss"], [50, 49, 55, 56])
+    assert float(result.best) == 4
+
+
+def test_a_resumed_run_on_another_machine_keeps_its_record(key, tmp_path):
+    values = np.array([9, 9, 1, 9, 2, 9, 3.0])
+    resumed(key, tmp_path, values, 4)
+    result = resumed(key, tmp_path, 1.001 * values, 6)
+    assert_array_equal(result.validation["step"], [0, 2, 4, 6])
+    assert float(result.best) == 2
 
 
 def test_patience_counts_validations_without_a_new_best(key):
@@ -623,7 +657,7 @@ CASES = {
     "log: no path": (
         lambda: mx.log(3),
         TypeError,
-        "path must be a str or an os.PathLike",
+        "path must be a path, got 3",
     ),
     "progress: a bool": (
         lambda: fit(progress=False),

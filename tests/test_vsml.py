@@ -345,11 +345,12 @@ def test_replicas_share_the_first_half_and_keep_the_other():
     np.testing.assert_allclose(shared.cells[0][0][..., :8], half, rtol=1e-6)
     single = mx.vsml((4, 3))
     batch = {"image": images[0], "label": labels[0]}
-    got = net.step(jax.random.key(0), params, state, batch)[0]
+    got = jax.jit(net.step)(jax.random.key(0), params, state, batch)[0]
+    step_alone = jax.jit(single.step)
     for r in range(3):
         alone = jax.tree.map(lambda x, r=r: x[r : r + 1], shared)
         one = jax.tree.map(lambda x, r=r: x[r : r + 1], batch)
-        want = single.step(jax.random.key(0), params, alone, one)[0]
+        want = step_alone(jax.random.key(0), params, alone, one)[0]
         chex.assert_trees_all_close(
             jax.tree.map(lambda x, r=r: x[r : r + 1], got), want, rtol=1e-5, atol=1e-6
         )
@@ -380,12 +381,18 @@ def test_what_is_masked_is_not_learned_from(x64, name):
     def outcome(net, edit):
         def run(params):
             key = jax.random.key(5)
-            state, losses = net.init(key, params, ()), []
-            for batch in train:
-                state, loss, metrics = net.step(key, params, state, edit(batch, mask))
-                losses.append((loss, metrics))
+
+            def step(state, batch):
+                state, *found = net.step(key, params, state, batch)
+                return state, found
+
+            batches = [edit(batch, mask) for batch in train]
+            stacked = jax.tree.map(lambda *x: jnp.stack(x), *batches)
+            state, (losses, metrics) = jax.lax.scan(
+                step, net.init(key, params, ()), stacked
+            )
             tested = net.test(key, params, state, edit(query, query_mask))
-            return sum(loss for loss, _ in losses) + tested[0], (state, losses, tested)
+            return losses.sum() + tested[0], (state, losses, metrics, tested)
 
         return jax.jit(jax.value_and_grad(run, has_aux=True))(params)
 
@@ -421,13 +428,14 @@ def test_the_loss_of_a_batch_is_that_of_the_next_prediction():
     params = net.meta(jax.random.key(0))
     images, labels = stream(jax.random.key(1), 6, 1, 4, 3)
     state, _ = run(net, params, images, labels)
+    step = jax.jit(net.step)
     each = [
-        net.step(jax.random.key(0), params, state, {"image": x, "label": y})[1:]
+        step(jax.random.key(0), params, state, {"image": x, "label": y})[1:]
         for x, y in zip(images, labels, strict=True)
     ]
     batch = {"image": images[:, 0], "label": labels[:, 0]}
     losses, metrics = zip(*each, strict=True)
-    loss, tested = net.test(jax.random.key(0), params, state, batch)
+    loss, tested = jax.jit(net.test)(jax.random.key(0), params, state, batch)
     np.testing.assert_allclose(loss, np.mean(losses), rtol=1e-5)
     want = np.mean([m["accuracy"] for m in metrics])
     np.testing.assert_allclose(tested["accuracy"], want, rtol=1e-6)
@@ -447,7 +455,7 @@ def test_the_gradient_through_an_episode(norm):
         )
         images = images.astype(jnp.float64)
         check_grads(
-            lambda p: run(net, p, images, labels, state)[1][0].mean(),
+            jax.jit(lambda p: run(net, p, images, labels, state)[1][0].mean()),
             (params,),
             1,
             rtol=1e-6,
@@ -508,7 +516,7 @@ BAD = {
     "matrix": (
         lambda: shared_matrix(jnp.ones((2, 3)), jnp.ones((2, 3)), 2, 2),
         ValueError,
-        r"want w \[N, N\]",
+        r"w and c must be \[N, N\]",
     ),
 }
 

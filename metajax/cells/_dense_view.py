@@ -56,7 +56,7 @@ def shared_matrix(
     >>> bool(jnp.allclose(large, mx.cells.minimal_vsml(w, c, state), atol=1e-5))
     True
     """
-    features = len(w)
+    features = w.shape[-1] if w.ndim else 0
     _check_shapes(w, c, jnp.zeros((inputs, outputs, features)))
 
     same_cell = jnp.einsum("ca,db->cdab", jnp.eye(inputs), jnp.eye(outputs))
@@ -70,9 +70,9 @@ def shared_matrix(
 
 
 def _check_shapes(w: Array, c: Array, state: Array) -> None:
-    features = state.shape[-1]
+    features = state.shape[-1] if state.ndim else 0
     if state.ndim != 3 or w.shape != (features, features) or c.shape != w.shape:
         raise ValueError(
-            f"want w [N, N], c [N, N] and a state [A, B, N], got {list(w.shape)}, {list(c.shape)}, "
+            f"w and c must be [N, N] and state [A, B, N], got {list(w.shape)}, {list(c.shape)}, "
             f"{list(state.shape)}"
         )

@@ -1,9 +1,12 @@
 """Cells that hold a weight and a bias in the first two features of their state."""
 
+import math
+
 import jax
 import jax.numpy as jnp
 
-from metajax._arguments import checked
+from metajax import _checks
+from metajax._arguments import checked, shown
 from metajax._random import draw_flat
 from metajax.cells._cell import Cell
 from metajax.types import Array, PyTree
@@ -40,6 +43,7 @@ def with_weights(cell: Cell) -> Cell:
     return cell._replace(state=state, step=step)
 
 
+@checked
 def store(cells: PyTree, w: Array, b: Array) -> PyTree:
     """Puts ``w`` and ``b`` into the first two features of the first of the states.
 
@@ -50,11 +54,18 @@ def store(cells: PyTree, w: Array, b: Array) -> PyTree:
     >>> cells[0][0, 0, 0].tolist()
     [1.0, 2.0, 0.0, 0.0]
     """
+    _check_features(cells)
     (first, *others), structure = jax.tree.flatten(cells)
+    if not w.size == b.size == math.prod(first.shape[:-1]):
+        raise ValueError(
+            f"w and b must be like cells without their last axis, {list(first.shape[:-1])}, got "
+            f"{list(w.shape)} and {list(b.shape)}"
+        )
     pair = jnp.stack([w, b], -1).reshape(*first.shape[:-1], 2)
     return jax.tree.unflatten(structure, [first.at[..., :2].set(pair), *others])
 
 
+@checked
 def recall(cells: PyTree) -> tuple[Array, Array]:
     """The weights and biases that cells hold, as `store` put them there or learning changed them.
 
@@ -64,5 +75,16 @@ def recall(cells: PyTree) -> tuple[Array, Array]:
     >>> w.shape
     (2, 3)
     """
+    _check_features(cells)
     first, *_ = jax.tree.leaves(cells)
     return first[..., 0], first[..., 1]
+
+
+def _check_features(cells: PyTree) -> None:
+    _checks.floating("cells", cells)
+    leaves = jax.tree.leaves(cells)
+    if not leaves or jnp.shape(leaves[0])[-1:] < (2,):
+        got = _checks.describe(leaves[0]) if leaves else shown(cells)
+        raise ValueError(
+            f"cells must have states [..., N] of at least 2 features, got {got}"
+        )

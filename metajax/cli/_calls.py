@@ -125,5 +125,11 @@ def _wanted(parameter: inspect.Parameter) -> str:
 def _alternatives(name: Any, known: Iterable[str]) -> str:
     """What there is instead of an unknown name, and which of it may have been meant."""
     there_are = f"; there are {', '.join(known)}"
-    near = difflib.get_close_matches(str(name), known, 1, cutoff=0.5)
+    near = [other for other in known if _initials(other) == name]
+    near += difflib.get_close_matches(str(name), known, 1, cutoff=0.5)
     return f"{there_are}: did you mean {near[0]!r}?" if near else there_are
+
+
+def _initials(name: str) -> str:
+    """``lr`` of ``learning_rate``."""
+    return "".join(word[:1] for word in name.split("_"))

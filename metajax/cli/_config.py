@@ -18,7 +18,7 @@ import metajax as mx
 from metajax._arguments import PositiveFloat, PositiveInt, check, checked
 from metajax.cli._calls import ConfigFile
 from metajax.cli._names import ARGUMENTS, SECTIONS
-from metajax.types import Inner, Learner, Tasks, Trainer, TrainState
+from metajax.types import Inner, Learner, Problem, Tasks, Trainer, TrainState
 
 
 class Run(NamedTuple):
@@ -74,6 +74,8 @@ class Experiment(NamedTuple):
     Attributes:
       file: the config.
       run: the section ``[run]``.
+      problem: what an inner optimizer minimises, None of a learner that has no such.
+      tasks: where the inner loop draws from.
       learner: the inner algorithm.
       inner: the inner loop.
       trainer: the outer loop.
@@ -83,6 +85,8 @@ class Experiment(NamedTuple):
 
     file: ConfigFile
     run: Run
+    problem: Problem | None
+    tasks: Tasks
     learner: Learner
     inner: Inner
     trainer: Trainer
@@ -113,10 +117,12 @@ def experiment(path: Path, **changes: Any) -> Experiment:
     file.check_sections("data", "inner", "run")
 
     run = _run(file, changes)
-    learner = _learner(file)
-    tasks = file.make_section("tasks")
-    data = _data(file, tasks)
-    inner = _inner(file, learner, _augmented(file, tasks))
+    problem = _problem(file)
+    learner = file.make_section("learner", problem=problem)
+    drawn = file.make_section("tasks")
+    data = _data(file, drawn)
+    tasks = _augmented(file, drawn)
+    inner = _inner(file, learner, tasks)
     estimator = file.make_section("estimator", inner=inner)
     trainer = mx.trainer(estimator, _optimizer(file), chunk=run.chunk)
 
@@ -125,6 +131,8 @@ def experiment(path: Path, **changes: Any) -> Experiment:
     return Experiment(
         file,
         run,
+        problem,
+        tasks,
         learner,
         inner,
         trainer,
@@ -144,14 +152,13 @@ def _run(file: ConfigFile, changes: dict[str, Any]) -> Run:
     return run
 
 
-def _learner(file: ConfigFile) -> Learner:
+def _problem(file: ConfigFile) -> Problem | None:
     section = file.section("learner")
     function = file.named("learner", SECTIONS["learner"], section)
     if "problem" in inspect.signature(function).parameters:
-        problem = file.make_section("problem", needed_by="learner")
-        return file.make_section("learner", problem=problem)
+        return file.make_section("problem", needed_by="learner")
     file.refuse("problem", f"the learner {section['name']} has no problem")
-    return file.make_section("learner")
+    return None
 
 
 def _data(file: ConfigFile, tasks: Tasks) -> Callable:

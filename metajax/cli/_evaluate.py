@@ -2,6 +2,7 @@
 
 Examples:
   metajax evaluate out/l2l-digits
+  metajax evaluate out/l2l-digits --baselines
   metajax evaluate examples/maml-digits.toml --tasks 500 --plot maml.png
 """
 
@@ -14,6 +15,7 @@ import numpy as np
 import metajax as mx
 from metajax.cli import _arguments, _config, _run_folder
 from metajax.cli._toml import ConfigError
+from metajax.types import Inner
 
 _MOST_ROWS = 10  # of the table
 
@@ -43,6 +45,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="which file of the folder (default best.npz)",
     )
     parser.add_argument(
+        "--baselines",
+        action="store_true",
+        help=f"beside {', '.join(mx.BASELINES)} on the same tasks, each with the learning rate "
+        f"that was best on others",
+    )
+    parser.add_argument(
         "--plot",
         type=_arguments.file_ending_in(".png", ".pdf", ".svg"),
         metavar="FILE",
@@ -59,21 +67,26 @@ def run(args: argparse.Namespace) -> None:
 
     before = experiment.meta_params()
     trained = _load(out, args.params, before, args.source)
+    contestants = {
+        "meta-trained": (experiment.inner, trained),
+        "before meta-training": (experiment.inner, before),
+    }
+    steps = args.steps or experiment.inner.horizon
+    if args.baselines:
+        contestants |= _baselines(experiment, path, steps, args.tasks)
+
     data = experiment.data("test")
     curves = {}
-    for name, meta_params in {
-        "meta-trained": trained,
-        "before meta-training": before,
-    }.items():
+    for name, (inner, meta_params) in contestants.items():
         # More ways than the test split has classes are noticed only here.
         try:
             curves[name] = mx.evaluate(
-                experiment.inner,
+                inner,
                 experiment.keys["test"],
                 meta_params,
                 data,
                 num_tasks=args.tasks,
-                steps=args.steps,
+                steps=steps,
             )
         except ValueError as e:
             raise ConfigError(f"{path}, on the test split: {e}") from e
@@ -82,6 +95,45 @@ def run(args: argparse.Namespace) -> None:
     if args.plot is not None:
         _picture(args.plot, curves)
         print(f"\nThe picture is {args.plot}")
+
+
+def _baselines(
+    experiment: _config.Experiment, path: Path, steps: int, num_tasks: int
+) -> dict[str, tuple[Inner, float]]:
+    """Optimizers on the problem of a config, with the rates that are best for other tasks."""
+    problem = experiment.problem
+    if problem is None:
+        raise ConfigError(
+            f"{path}: its learner has no problem that an optimizer could minimise; leave out "
+            f"--baselines"
+        )
+    try:
+        found = mx.compare(
+            mx.BASELINES,
+            problem,
+            experiment.tasks,
+            experiment.keys["validation"],
+            experiment.data("validation"),
+            steps=steps,
+            num_tasks=num_tasks,
+            search=_search(experiment.inner),
+        )
+    except (TypeError, ValueError) as e:
+        raise ConfigError(f"{path}: no baseline could be trained: {e}") from e
+
+    loops = {}
+    for name, rate in found.rate.items():
+        learner = mx.l2l(mx.BASELINES[name], problem)
+        loop = mx.inner(learner, experiment.tasks, steps)
+        loops[f"{name} at {rate:.3g}"] = loop, rate
+    return loops
+
+
+def _search(inner: Inner) -> mx.RateSearch:
+    """By the loss that is meta-trained for."""
+    if not inner.heldout:
+        return mx.RateSearch()
+    return mx.RateSearch(score=lambda curves: curves.test_loss.mean())
 
 
 def _load(out: Path, name: str, like: Any, source: Path) -> Any:
@@ -183,7 +235,8 @@ def _picture(path: Path, curves: dict[str, mx.Curves]) -> None:
     quantity = columns[-1].quantity
     tested = [column.test for column in columns if column.quantity == quantity]
     right.boxplot(tested, widths=0.6, medianprops={"color": mx.plot.COLOURS[0]})
-    right.set_xticks([1, 2], [name.replace(" ", "\n", 1) for name in curves])
+    places = range(1, len(curves) + 1)
+    right.set_xticks(places, [name.replace(" ", "\n", 1) for name in curves])
     right.set(ylabel=f"{quantity} on the test batch, a task each")
     right.spines[["top", "right"]].set_visible(False)
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -10,6 +10,7 @@ import sys
 from collections.abc import Sequence
 
 import metajax as mx
+from metajax._arguments import checked
 from metajax.cli import _data, _demo, _evaluate, _pretrained, _train
 from metajax.cli._toml import ConfigError
 
@@ -28,6 +29,7 @@ _EXAMPLES = """examples:
   metajax data prepare mnist"""
 
 
+@checked
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs a command; returns the exit code."""
     args = _parser().parse_args(arguments)

@@ -24,6 +24,7 @@ _AT_LEAST_ZERO = (
     "end_value",
     "weight_decay",
 )
+_BELOW_ONE = ("b1", "b2", "decay", "momentum")
 
 _LARGEST_INT = 2**31 - 1  # counts and seeds are int32
 _LARGEST_FLOAT = float(np.finfo(np.float32).max)
@@ -54,6 +55,8 @@ def convert(parameter: inspect.Parameter, value: Any) -> Any:
     converted = _as_one_of(types_from_toml(parameter), value)
     if parameter.name in _AT_LEAST_ZERO and converted < 0:
         raise ValueError("must be at least 0")
+    if parameter.name in _BELOW_ONE and not 0 <= converted < 1:
+        raise ValueError("must be at least 0 and below 1")
     return converted
 
 

@@ -3,10 +3,12 @@
 from typing import Any
 
 import jax
+import jax.core
 import jax.numpy as jnp
 import numpy as np
 
-from metajax._arguments import PositiveInt, checked
+from metajax import _checks
+from metajax._arguments import PositiveInt, check, checked
 from metajax.io import Arrays
 
 
@@ -35,6 +37,7 @@ def resize(data: Arrays, size: PositiveInt) -> Arrays:
     return {**data, "image": np.concatenate(scaled)}
 
 
+@checked
 def columns(data: Arrays) -> tuple[np.ndarray, np.ndarray]:
     """The mean and the standard deviation over the examples, of each value of an image by itself.
 
@@ -65,6 +68,7 @@ def columns(data: Arrays) -> tuple[np.ndarray, np.ndarray]:
     return mean / scale, np.where(constant, scale, std) / scale
 
 
+@checked
 def by_class(data: Arrays) -> Arrays:
     """Sorts examples by class, so that compiled tasks can draw from some of the classes.
 
@@ -90,6 +94,7 @@ def by_class(data: Arrays) -> Arrays:
     }
 
 
+@checked
 def rotations(data: Arrays) -> Arrays:
     """Rotations by 0, 90, 180 and 270 degrees as classes of their own.
 
@@ -138,6 +143,7 @@ def labelled_images(data: Any) -> None:
         raise TypeError(
             f'data must be a dict with "image" and "label" of metajax.data, got {got}'
         )
+    check(jax.Array, **{'data["image"]': data["image"], 'data["label"]': data["label"]})
     image = list(np.shape(data["image"]))
     label = list(np.shape(data["label"]))
     if len(label) != 1 or image[:1] != label:
@@ -157,6 +163,17 @@ def sorted_by_class(data: Any) -> None:
     if "start" not in data:
         raise TypeError(
             'data has no "start": sort it by class with metajax.data.by_class(data)'
+        )
+    _checks.integers('data["start"]', data["start"])
+    if isinstance(data["start"], jax.core.Tracer):
+        return
+    start = np.asarray(data["start"])
+    size = len(data["label"])
+    rises = start.ndim == 1 and (np.diff(start) >= 0).all()
+    if not rises or start[:1] != 0 or start[-1:] != size:
+        raise ValueError(
+            f'data["start"] must rise from 0 to the {size} examples, as metajax.data.by_class '
+            f"makes it, got {start.tolist()}"
         )
 
 

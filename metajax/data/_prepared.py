@@ -1,6 +1,9 @@
 """Data sets that come with the package, or that `tensorflow_datasets` has prepared in a folder."""
 
+import contextlib
+import logging
 import os
+from collections.abc import Iterator
 from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -159,7 +162,8 @@ def _decode(name: str, split: str, builder: Any, size: int) -> Arrays:
     arrays: Arrays = {}
     for i in range(size):
         try:
-            example = source[i]
+            with _without_advice():
+                example = source[i]
         except Exception as e:
             raise _damaged(
                 name, builder, f"is corrupt at example {i} of {split} ({e})"
@@ -171,6 +175,21 @@ def _decode(name: str, split: str, builder: Any, size: int) -> Arrays:
                 arrays[feature] = np.empty((size, *x.shape), x.dtype)
             arrays[feature][i] = x
     return arrays
+
+
+@contextlib.contextmanager
+def _without_advice() -> Iterator[None]:
+    """tensorflow_datasets recommends OpenCV at its first image; Pillow gives the same pixels."""
+    logger = logging.getLogger("absl")
+
+    def is_other(record: logging.LogRecord) -> bool:
+        return not str(record.msg).startswith("OpenCV is not installed")
+
+    logger.addFilter(is_other)
+    try:
+        yield
+    finally:
+        logger.removeFilter(is_other)
 
 
 def _open(name: str, split: str, builder: Any, size: int) -> Any:

@@ -5,15 +5,32 @@ Twins share all that does not depend on the sign (key, task, minibatches), and t
 construction: it is stored and computed once.
 """
 
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax.flatten_util import ravel_pytree
 
+from metajax import _trees
 from metajax._inner import unroll
 from metajax.estimators import _episodes
-from metajax.types import Array, Estimate, Inner, InnerState, Key, Metrics, PyTree
+from metajax.estimators._perturbations import MovedMatrix
+from metajax.types import (
+    Array,
+    Data,
+    Estimate,
+    Inner,
+    InnerState,
+    Key,
+    MetaParams,
+    Metrics,
+    PyTree,
+)
+
+# Of meta-parameters, noise and a sign.
+Move = Callable[[MetaParams, PyTree, Array], MetaParams]
+
 
 # Twins share all but the learner.
 _PAIR_AXES: Any = InnerState(key=None, t=None, task=None, learner=0)  # pyright: ignore[reportArgumentType]
@@ -21,7 +38,8 @@ _PAIR_AXES: Any = InnerState(key=None, t=None, task=None, learner=0)  # pyright:
 
 def check_precision(meta_params: PyTree) -> None:
     """Says which of the meta-parameters is too coarse for small perturbations."""
-    for path, leaf in jax.tree_util.tree_leaves_with_path(meta_params):
+    floating, _ = _trees.partition(meta_params)
+    for path, leaf in jax.tree_util.tree_leaves_with_path(floating):
         dtype = jnp.result_type(leaf)
         if jnp.finfo(dtype).bits < 32:
             raise TypeError(
@@ -31,59 +49,99 @@ def check_precision(meta_params: PyTree) -> None:
             )
 
 
-def normal(key: Key, like: PyTree, num_tasks: int, std: float) -> PyTree:
-    """Noise with leaves ``[num_tasks, ...]``.
+def fresh_pairs(
+    inner: Inner,
+    move: Move,
+    key: Key,
+    meta_params: MetaParams,
+    noise: PyTree,
+    data: Data,
+) -> InnerState:
+    """A new pair of episodes for each of the noises."""
 
-    In one draw: each draw costs compile time, and trees have many leaves.
-    """
-    flat, unravel = ravel_pytree(like)
-    noise = std * jax.random.normal(key, (num_tasks, flat.size), flat.dtype)
-    return jax.vmap(unravel)(noise)
+    def start_pair(key, meta_params, noise, data):
+        def start(sign):
+            moved = move(meta_params, noise, sign)
+            with _blame_shared_matrices(moved):
+                state = inner.init(key, moved, data)
+            _refuse_shared_matrices(state)
+            return state
 
+        return jax.vmap(start, out_axes=_PAIR_AXES)(_signs())
 
-def twins_of(meta_params: PyTree, noise: PyTree) -> PyTree:
-    """The meta-parameters of the pairs, leaves ``[num_tasks, 2, ...]``."""
-
-    @jax.vmap
-    def pair(noise):
-        return jax.tree.map(lambda m, e: jnp.stack([m + e, m - e]), meta_params, noise)
-
-    return pair(noise)
-
-
-def fresh_pairs(inner: Inner, key: Key, twins: PyTree, data: PyTree) -> InnerState:
-    """A new pair of episodes for each of ``twins``."""
-    init_pair = jax.vmap(inner.init, (None, 0, None), _PAIR_AXES)
-    num_tasks = len(jax.tree.leaves(twins)[0])
+    num_tasks = len(jax.tree.leaves(noise)[0])
     keys = jax.random.split(key, num_tasks)
-    return inner.vmap(init_pair, (0, 0, None))(keys, twins, data)
+    return inner.vmap(start_pair, (0, None, 0, None))(keys, meta_params, noise, data)
 
 
 def run_pairs(
-    inner: Inner, twins: PyTree, episodes: InnerState, data: PyTree, window: int
+    inner: Inner,
+    move: Move,
+    meta_params: MetaParams,
+    noise: PyTree,
+    episodes: InnerState,
+    data: Data,
+    window: int,
 ) -> tuple[InnerState, Array, Metrics]:
     """Runs a window of each pair: episodes, losses ``[num_tasks, 2]``, metrics of that shape."""
 
-    def run(meta_params, state, data):
-        return unroll(inner, meta_params, state, data, window)
+    def run_pair(meta_params, noise, episodes, data):
+        def run(sign, state):
+            moved = move(meta_params, noise, sign)
+            with _blame_shared_matrices(moved):
+                return unroll(inner, moved, state, data, window)
 
-    run_pair = jax.vmap(run, (0, _PAIR_AXES, None), (_PAIR_AXES, 0, 0))
-    return inner.vmap(run_pair, (0, 0, None))(twins, episodes, data)
+        return jax.vmap(run, (0, _PAIR_AXES), (_PAIR_AXES, 0, 0))(_signs(), episodes)
+
+    run_all = inner.vmap(run_pair, (None, 0, 0, None))
+    return run_all(meta_params, noise, episodes, data)
 
 
-def weigh(weight: PyTree, losses: Array, metrics: Metrics, std: float) -> Estimate:
-    """The mean over the finite pairs of ``weight * (L+ - L-) / (2 std^2)``; NaN if none is."""
+def weigh(
+    combine: Callable[[Array], PyTree], losses: Array, metrics: Metrics, std: float
+) -> Estimate:
+    """The mean over the finite pairs of noise times ``(L+ - L-) / (2 std)``; NaN if none is.
+
+    ``combine(weights [num_tasks])`` is the sum of what they are weighed by.
+    """
     ok = jnp.isfinite(losses).all(1)
     difference = losses[:, 0] - losses[:, 1]
-    slope = jnp.where(ok, difference, 0) / (2 * std**2)
+    slope = jnp.where(ok, difference, 0) / (2 * std)
     count = ok.sum(dtype=float)
 
-    def weighted(weight):
-        total = jnp.tensordot(slope.astype(weight.dtype), weight, 1)
-        return (total / count).astype(weight.dtype)
-
-    updates = jax.tree.map(weighted, weight)
+    total = combine(slope)
+    updates = jax.tree.map(lambda x: (x / count).astype(x.dtype), total)
     over_pairs = jax.tree.map(lambda x: x.mean(1), (losses, metrics))
     loss, metrics = _episodes.mean_of_finite(ok, over_pairs)
     metrics = _episodes.with_diverged("an evolution strategy", metrics, ok)
     return Estimate(updates, loss, metrics)
+
+
+def _signs() -> Array:
+    return jnp.array([1.0, -1.0])
+
+
+@contextmanager
+def _blame_shared_matrices(meta_params: MetaParams) -> Iterator[None]:
+    """Says what to do about an operation that does not know a `MovedMatrix`."""
+    try:
+        yield
+    except (AttributeError, TypeError) as error:
+        if not _shared_matrices(meta_params):
+            raise
+        raise TypeError(
+            f"the learner does more with its matrices than to multiply by @: {error}; take "
+            f"metajax.low_rank(shared=False), or matrix.dense() there"
+        ) from error
+
+
+def _refuse_shared_matrices(state: InnerState) -> None:
+    if _shared_matrices(state):
+        raise ValueError(
+            "the learner keeps its meta-parameters in its state, as those do that adapt them, and "
+            "would change the parts of a shared matrix; take metajax.low_rank(shared=False)"
+        )
+
+
+def _shared_matrices(tree: PyTree) -> list[MovedMatrix]:
+    return [x for x in jax.tree.leaves(tree) if isinstance(x, MovedMatrix)]

@@ -8,7 +8,7 @@ import optax
 from jax.flatten_util import ravel_pytree
 
 from metajax import _checks
-from metajax._arguments import PositiveInt, checked
+from metajax._arguments import PositiveInt, checked, shown
 from metajax._inner import unroll
 from metajax.estimators import _episodes
 from metajax.types import Array, Estimate, Estimator, Inner, PyTree
@@ -87,7 +87,13 @@ def ask_tell(
     >>> state, metrics = jax.jit(trainer.step)(state)
     """
     _check_strategy(strategy)
-    params = strategy.default_params if params is None else params
+    defaults = strategy.default_params
+    params = defaults if params is None else params
+    if jax.tree.structure(params) != jax.tree.structure(defaults):
+        raise TypeError(
+            f"params must be like strategy.default_params, a {type(defaults).__name__}, got "
+            f"{shown(params)}"
+        )
 
     def init(key, meta_params, data):
         del data
@@ -179,6 +185,7 @@ def _check_strategy(strategy: Any) -> None:
 
 
 def _check_solution(strategy: Any, meta_params: PyTree) -> None:
+    _checks.floating("meta_params", meta_params)
     made_for = jax.tree.structure(strategy.solution)
     given = jax.tree.structure(meta_params)
     if made_for != given:

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 
 from metajax import _trees
 from metajax._arguments import PositiveInt, checked
-from metajax._inner import unroll
+from metajax._inner import Remat, blocks_of_steps, unroll
 from metajax.estimators import _episodes
 from metajax.types import Estimate, Estimator, Inner
 
@@ -17,7 +17,7 @@ def bptt(
     truncation: PositiveInt | None = None,
     *,
     stagger: bool = False,
-    remat: bool = True,
+    remat: Remat = True,
 ) -> Estimator:
     """Backpropagation through time (Werbos 1990), truncated if asked (Williams & Peng 1990).
 
@@ -32,7 +32,8 @@ def bptt(
       stagger: start the episodes a window apart, so that each estimate sees all phases of an
         episode at once; without it all episodes run in step, as in Andrychowicz et al. 2016.
       remat: recompute inner steps in the backward pass; less memory and, where the step is bound by
-        it, faster.
+        it, faster. ``"nested"`` and a number of kept states save more, for more passes over the
+        steps: `metajax.unroll`.
 
     An episode whose loss or gradient is not finite is left out of the estimate, starts anew, and is
     counted by the metric ``diverged``.
@@ -47,13 +48,15 @@ def bptt(
     ()
     """
     window = _episodes.window_length(inner, truncation)
+    blocks_of_steps(window, remat)  # or it says what is wrong
 
     def init(key, meta_params, data):
         stride = window if stagger else 0
         return _episodes.start(inner, key, meta_params, data, num_tasks, stride)
 
-    def meta_loss(meta_params, key, state, data):
+    def meta_loss(floating, others, key, state, data):
         """Of one episode."""
+        meta_params = _trees.combine(floating, others)
         begin = _episodes.restart(inner, key, meta_params, state, data, window)
         end, loss, metrics = unroll(inner, meta_params, begin, data, window, remat)
         return loss, (begin, end, metrics)
@@ -61,9 +64,10 @@ def bptt(
     def estimate(key, meta_params, state, data):
         # A gradient for each episode, so that one that diverges can be left out.
         value_and_grad = jax.value_and_grad(meta_loss, has_aux=True)
-        run = inner.vmap(value_and_grad, (None, 0, 0, None))
+        run = inner.vmap(value_and_grad, (None, None, 0, 0, None))
         keys = jax.random.split(key, num_tasks)
-        (losses, (begin, end, metrics)), grads = run(meta_params, keys, state, data)
+        parts = _trees.partition(meta_params)
+        (losses, (begin, end, metrics)), grads = run(*parts, keys, state, data)
 
         ok = jnp.isfinite(losses) & _trees.all_finite(grads, batch=True)
         episodes = (grads, losses, metrics)

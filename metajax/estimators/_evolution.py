@@ -15,6 +15,7 @@ import optax
 from metajax import _trees
 from metajax._arguments import PositiveFloat, PositiveInt, checked
 from metajax.estimators import _antithetic, _episodes
+from metajax.estimators._perturbations import Perturbation, gaussian
 from metajax.types import Estimator, Inner, InnerState, PyTree
 
 
@@ -23,8 +24,8 @@ class Pairs(NamedTuple):
 
     Attributes:
       episodes: leaves ``[num_tasks, ...]``, those of the learner ``[num_tasks, 2, ...]``.
-      noise: like ``meta_params`` with leaves ``[num_tasks, ...]``: what the present episode was
-        perturbed by; of persistent evolution strategies the sum over its windows.
+      noise: with leaves ``[num_tasks, ...]``, in units of the standard deviation: what the present
+        episode was perturbed by; of persistent evolution strategies the sum over its windows.
     """
 
     episodes: InnerState
@@ -32,7 +33,12 @@ class Pairs(NamedTuple):
 
 
 @checked
-def es(inner: Inner, num_tasks: PositiveInt, std: PositiveFloat) -> Estimator:
+def es(
+    inner: Inner,
+    num_tasks: PositiveInt,
+    std: PositiveFloat,
+    perturbation: Perturbation | None = None,
+) -> Estimator:
     """Antithetic evolution strategies over whole episodes (Rechenberg 1973; Salimans et al. 2017).
 
     Estimates the gradient of the smoothed meta-loss ``E L(meta_params + std * normal)`` without
@@ -43,6 +49,8 @@ def es(inner: Inner, num_tasks: PositiveInt, std: PositiveFloat) -> Estimator:
       inner: the inner loop.
       num_tasks: antithetic pairs, each with a task and a perturbation of its own.
       std: standard deviation of the perturbation, in units of the meta-parameters.
+      perturbation: what is drawn, `metajax.gaussian` by default; `metajax.low_rank` takes less
+        memory and time where meta-parameters are large matrices.
 
     The metric ``diverged`` is the share of pairs whose loss was not finite; they are left out of
     the estimate.
@@ -56,7 +64,15 @@ def es(inner: Inner, num_tasks: PositiveInt, std: PositiveFloat) -> Estimator:
     >>> sorted(metrics)
     ['diverged', 'loss', 'skipped', 'update_norm']
     """
-    return _pairs(inner, num_tasks, std, None, stagger=False, reuse=False)
+    return _pairs(
+        inner,
+        num_tasks,
+        std,
+        None,
+        stagger=False,
+        reuse=False,
+        perturbation=perturbation or gaussian(),
+    )
 
 
 @checked
@@ -96,7 +112,15 @@ def pes(
     >>> state = trainer.init(jax.random.key(0), jax.numpy.float32(0.01))
     >>> state, metrics = jax.jit(trainer.step)(state)
     """
-    return _pairs(inner, num_tasks, std, truncation, stagger=stagger, reuse=False)
+    return _pairs(
+        inner,
+        num_tasks,
+        std,
+        truncation,
+        stagger=stagger,
+        reuse=False,
+        perturbation=gaussian(),  # sums of which stay as small as one
+    )
 
 
 @checked
@@ -107,6 +131,7 @@ def noise_reuse_es(
     truncation: PositiveInt | None = None,
     *,
     stagger: bool = True,
+    perturbation: Perturbation | None = None,
 ) -> Estimator:
     """Noise-reuse evolution strategies (Li et al. 2023): one perturbation for a whole episode.
 
@@ -124,6 +149,7 @@ def noise_reuse_es(
         `metajax.es`.
       stagger: start the episodes a window apart, so that each estimate sees all phases of an
         episode at once. The first episodes, which are cut short by that, lack their earlier part.
+      perturbation: what is drawn, `metajax.gaussian` by default.
 
     A pair whose loss is not finite is left out of the estimate, starts anew, and is counted by the
     metric ``diverged``.
@@ -136,7 +162,15 @@ def noise_reuse_es(
     >>> state = trainer.init(jax.random.key(0), jax.numpy.float32(0.01))
     >>> state, metrics = jax.jit(trainer.step)(state)
     """
-    return _pairs(inner, num_tasks, std, truncation, stagger=stagger, reuse=True)
+    return _pairs(
+        inner,
+        num_tasks,
+        std,
+        truncation,
+        stagger=stagger,
+        reuse=True,
+        perturbation=perturbation or gaussian(),
+    )
 
 
 def _pairs(
@@ -147,8 +181,12 @@ def _pairs(
     *,
     stagger: bool,
     reuse: bool,
+    perturbation: Perturbation,
 ) -> Estimator:
     window = _episodes.window_length(inner, truncation)
+
+    def move(meta_params, noise, sign):
+        return perturbation.move(meta_params, noise, sign * std)
 
     def init(key, meta_params, data):
         _antithetic.check_precision(meta_params)
@@ -156,7 +194,7 @@ def _pairs(
         stride = window if stagger else 0
         episodes = _episodes.start(inner, k_start, meta_params, data, num_tasks, stride)
         twins = jax.tree.map(lambda x: jnp.stack([x, x], 1), episodes.learner)
-        noise = _antithetic.normal(k_noise, meta_params, num_tasks, std)
+        noise = perturbation.sample(k_noise, meta_params, num_tasks)
         if not reuse:
             noise = jax.tree.map(jnp.zeros_like, noise)
         return Pairs(episodes._replace(learner=twins), noise)
@@ -168,7 +206,7 @@ def _pairs(
         )
 
         # Which noise a window is run with, and by which it is weighed.
-        fresh_noise = _antithetic.normal(k_noise, meta_params, num_tasks, std)
+        fresh_noise = perturbation.sample(k_noise, meta_params, num_tasks)
         if reuse:
             noise = _trees.where(is_over, fresh_noise, state.noise)
             weight = noise
@@ -176,14 +214,21 @@ def _pairs(
             noise = fresh_noise
             weight = _trees.where(is_over, noise, optax.tree.add(state.noise, noise))
 
-        twins = _antithetic.twins_of(meta_params, noise)
-        fresh = _antithetic.fresh_pairs(inner, k_restart, twins, data)
+        moved = (meta_params, noise)
+        fresh = _antithetic.fresh_pairs(inner, move, k_restart, *moved, data)
         begin = _trees.where(is_over, fresh, state.episodes)
-        end, losses, metrics = _antithetic.run_pairs(inner, twins, begin, data, window)
+        end, losses, metrics = _antithetic.run_pairs(
+            inner, move, *moved, begin, data, window
+        )
 
         ok = jnp.isfinite(losses).all(1)
         episodes = _episodes.end_diverged(inner, begin, end, ok)
-        result = _antithetic.weigh(weight, losses, metrics, std)
+        result = _antithetic.weigh(
+            lambda weights: perturbation.combine(weights, weight, meta_params),
+            losses,
+            metrics,
+            std,
+        )
         return result, Pairs(episodes, weight)
 
     return Estimator(init, estimate)

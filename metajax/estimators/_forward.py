@@ -65,12 +65,14 @@ def forward(
 
     def estimate(key, meta_params, state, data):
         keys = jax.random.split(key, num_tasks)
-        flat, unravel = ravel_pytree(meta_params)
+        floating, others = _trees.partition(meta_params)
+        flat, unravel = ravel_pytree(floating)
 
         def run(flat):
+            meta_params = _trees.combine(unravel(flat), others)
             episodes = inner.vmap(episode, (None, 0, 0, None))
             same = _trees.clone_keys((keys, state))  # for each block of tangents
-            return episodes(unravel(flat), *same, data)
+            return episodes(meta_params, *same, data)
 
         losses, (begin, end, metrics) = run(flat)
         grads = _jacobian(lambda flat: run(flat)[0], flat, chunk)

@@ -6,9 +6,10 @@ import jax
 import jax.numpy as jnp
 from jax.flatten_util import ravel_pytree
 
-from metajax import _checks
+from metajax import _checks, _trees
 from metajax._arguments import PositiveFloat, PositiveInt, UnitInterval, checked
 from metajax.estimators import _antithetic, _episodes
+from metajax.estimators._perturbations import gaussian
 from metajax.types import Array, Estimator, Inner, PyTree
 
 
@@ -64,11 +65,16 @@ def guided_es(
     >>> state, metrics = jax.jit(trainer.step)(state)
     """
     window = _episodes.window_length(inner, None)
+    perturbation = gaussian()
+
+    def move(meta_params, noise, sign):
+        return perturbation.move(meta_params, noise, sign * std)
 
     def init(key, meta_params, data):
         _antithetic.check_precision(meta_params)
         k_surrogate, k_recent = jax.random.split(key)
-        flat, _ = ravel_pytree(meta_params)
+        floating, _ = _trees.partition(meta_params)
+        flat, _ = ravel_pytree(floating)
         if rank > flat.size:
             raise ValueError(
                 f"rank must be at most the number of meta-parameters, {flat.size}, got {rank}"
@@ -92,13 +98,20 @@ def guided_es(
         within = jax.random.normal(k_subspace, (num_tasks, rank), dtype) @ basis.T
         spread_all = (alpha / size) ** 0.5
         spread_within = ((1 - alpha) / rank) ** 0.5
-        flat_noise = std * (spread_all * everywhere + spread_within * within)
+        flat_noise = spread_all * everywhere + spread_within * within
         noise = jax.vmap(unravel)(flat_noise)
 
-        twins = _antithetic.twins_of(meta_params, noise)
-        begin = _antithetic.fresh_pairs(inner, k_start, twins, data)
-        _, losses, metrics = _antithetic.run_pairs(inner, twins, begin, data, window)
-        result = _antithetic.weigh(noise, losses, metrics, std)
+        moved = (meta_params, noise)
+        begin = _antithetic.fresh_pairs(inner, move, k_start, *moved, data)
+        _, losses, metrics = _antithetic.run_pairs(
+            inner, move, *moved, begin, data, window
+        )
+        result = _antithetic.weigh(
+            lambda weights: perturbation.combine(weights, noise, meta_params),
+            losses,
+            metrics,
+            std,
+        )
         _checks.unused_names("guided_es", result.metrics, ("surrogate_loss",))
         metrics = result.metrics | {"surrogate_loss": guess.loss}
         return result._replace(metrics=metrics), GuidedState(surrogate_state, recent)

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from metajax import _trees
 from metajax._arguments import Finite, check
 from metajax.types import Data, Estimate, Estimator
 
@@ -61,7 +62,8 @@ def mix(
     def estimate(key, meta_params, state, data):
         keys = jax.random.split(key, len(parts))
         data = each_its_own(data)
-        updates = optax.tree.zeros_like(meta_params)
+        floating, _ = _trees.partition(meta_params)
+        updates = optax.tree.zeros_like(floating)
         loss = jnp.zeros(())
         states = []
         metrics = {}
@@ -80,6 +82,7 @@ def mix(
 def _by_name(name: str, values: Any) -> dict:
     """The values by their names, or by their positions."""
     is_one = isinstance(values, Estimator)
+    is_one |= isinstance(values, (str, bytes))
     if is_one or not isinstance(values, (Mapping, Sequence)) or not values:
         raise TypeError(
             f"{name} must be a sequence, or a mapping from names, and not empty"

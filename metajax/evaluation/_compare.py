@@ -1,5 +1,6 @@
 """Optimizers side by side on one problem, each hand-made one with a searched learning rate."""
 
+import contextlib
 import math
 import warnings
 from collections.abc import Callable, Mapping, Sequence
@@ -19,8 +20,10 @@ from metajax._arguments import (
     is_transformation,
 )
 from metajax._inner import inner
-from metajax.evaluation._evaluate import Curves, evaluate
+from metajax.evaluation._evaluate import Curves, evaluate, rehearsal
 from metajax.learners._l2l import l2l
+from metajax.sharding import _hosts as hosts
+from metajax.training._display import make_display, waiting
 from metajax.types import Array, Inner, Problem, PyTree, Tasks
 
 BASELINES: dict[str, Callable[..., optax.GradientTransformation]] = {
@@ -109,6 +112,7 @@ def compare(
     *,
     steps: PositiveInt,
     num_tasks: PositiveInt = 16,
+    at_once: PositiveInt | None = None,
     search: RateSearch = RateSearch(),  # noqa: B008
 ) -> Comparison:
     """Trains ``problem`` with each optimizer on the same fresh tasks.
@@ -127,6 +131,7 @@ def compare(
       data: handed to the tasks.
       steps: inner steps.
       num_tasks: tasks reported on.
+      at_once: how many of them run side by side, by default all.
       search: other rates than 1e-4 to 10, four a decade, or another score than the final loss.
 
     Raises:
@@ -142,33 +147,71 @@ def compare(
     _check_optimizers(optimizers)
     _check_search(search)
     _checks.key(key)
+    _checks.finite("data", data)
     search_key, report_key = jax.random.split(key)
     result = Comparison({}, {}, {}, {})
 
-    for name, optimizer in optimizers.items():
-        make_tx = optimizer
-        fixed = is_transformation(optimizer)
-        if fixed:
-            make_tx = partial(_ignore_rate, optimizer)
-        loop = inner(l2l(make_tx, problem), tasks, steps)
-        run = _runner(loop, num_tasks, search.score)
+    with contextlib.closing(_Progress(optimizers, search)) as progress:
+        for name, optimizer in optimizers.items():
+            make_tx = optimizer
+            fixed = is_transformation(optimizer)
+            if fixed:
+                make_tx = partial(_ignore_rate, optimizer)
+            loop = inner(l2l(make_tx, problem), tasks, steps)
+            rehearsal(loop)(key, search.rates[0], data=data)
+            run = _runner(loop, num_tasks, at_once, search.score)
+            run = progress.follow(name, run)
 
-        # Searching and reporting share one program: a fixed optimizer has a rate that it ignores.
-        rate = math.nan
-        if not fixed:
-            scores = []
-            for rate in search.rates:
-                _, _, score = run(jax.random.clone(search_key), rate, data)
-                scores.append(score)
-            rate = _best_rate(name, search.rates, scores)
-        loss, metrics, _ = run(jax.random.clone(report_key), rate, data)
+            # Searching and reporting share one program: a fixed optimizer has a rate that it
+            # ignores.
+            rate = math.nan
+            if not fixed:
+                scores = []
+                for rate in search.rates:
+                    _, _, score = run(jax.random.clone(search_key), rate, data)
+                    scores.append(score)
+                rate = _best_rate(name, search.rates, scores)
+            loss, metrics, _ = run(jax.random.clone(report_key), rate, data)
 
-        result.loss[name] = np.asarray(loss)
-        result.final[name] = _last_tenth(result.loss[name]).mean(1)
-        result.rate[name] = None if fixed else rate
-        result.metrics[name] = jax.tree.map(np.asarray, metrics)
-        _warn_of_divergence(name, result.final[name])
+            result.loss[name] = np.asarray(loss)
+            result.final[name] = _last_tenth(result.loss[name]).mean(1)
+            result.rate[name] = None if fixed else rate
+            result.metrics[name] = jax.tree.map(np.asarray, metrics)
+            _warn_of_divergence(name, result.final[name])
     return result
+
+
+class _Progress:
+    """Shows how many runs are done: one for each rate of each optimizer, and one to report."""
+
+    def __init__(self, optimizers: Mapping[str, Any], search: RateSearch):
+        searched = [x for x in optimizers.values() if not is_transformation(x)]
+        num_runs = len(optimizers) + len(searched) * len(search.rates)
+        self.num_done = 0
+        self.display = None
+        if hosts.is_first():
+            self.display = make_display("comparison", 0, num_runs, "run")
+
+    def follow(self, name: str, run: Callable) -> Callable:
+        """The same function, whose calls are shown."""
+        display = self.display
+        if display is None:
+            return run
+        what = f"compiling and running {name} for the first time"
+        first = iter([waiting(display.say, what)])
+
+        def followed(*args):
+            with next(first, contextlib.nullcontext()):
+                result = jax.block_until_ready(run(*args))
+            self.num_done += 1
+            display.show(self.num_done, {"optimizer": name}, "")
+            return result
+
+        return followed
+
+    def close(self) -> None:
+        if self.display is not None:
+            self.display.close()
 
 
 def _ignore_rate(
@@ -178,12 +221,14 @@ def _ignore_rate(
     return tx
 
 
-def _runner(loop: Inner, num_tasks: int, score: Callable) -> Callable:
+def _runner(
+    loop: Inner, num_tasks: int, at_once: int | None, score: Callable
+) -> Callable:
     """``(key, rate, data) -> (loss, metrics, score)``, compiled once for all rates."""
 
     @jax.jit
     def run(key, rate, data):
-        curves = evaluate(loop, key, rate, data, num_tasks=num_tasks)
+        curves = evaluate(loop, key, rate, data, num_tasks=num_tasks, at_once=at_once)
         value = score(curves)
         _checks.scalar("what score returns", value)
         return curves.loss, curves.metrics, value

@@ -10,9 +10,10 @@ import numpy as np
 from jax import lax
 from jax.flatten_util import ravel_pytree
 
-from metajax import _checks
+from metajax import _checks, _trees
 from metajax._arguments import PositiveInt, checked
 from metajax._inner import unroll
+from metajax._rehearsal import Rehearsal
 from metajax._trees import clone_keys
 from metajax.types import Array, Estimator, Inner, PyTree
 
@@ -87,7 +88,9 @@ def diagnose(
     """
     if samples < 2:
         raise ValueError("samples must be at least 2: a variance needs two")
+    wanted = None if reference is None else _flat_reference(reference, meta_params)
 
+    _check_inputs(estimator, key, meta_params, data)
     draw = _sampler(estimator, samples, windows)
     begin = time.perf_counter()
     program = draw.lower(key, meta_params, data).compile()
@@ -102,8 +105,8 @@ def diagnose(
     target = mean
     bias = math.nan
     bias_error = math.nan
-    if reference is not None:
-        target = _flat_reference(reference, meta_params)
+    if wanted is not None:
+        target = wanted
         bias, bias_error = _bias(mean, target, variance / samples)
 
     inner_steps = math.nan
@@ -125,7 +128,8 @@ def diagnose(
 
 
 def _flat_reference(reference: PyTree, meta_params: PyTree) -> np.ndarray:
-    _checks.same_structure("reference", reference, meta_params, "meta_params")
+    floating, _ = _trees.partition(meta_params)
+    _checks.same_structure("reference", reference, floating, "meta_params")
     flat, _ = ravel_pytree(reference)
     if not np.any(flat):
         raise ValueError("reference is zero: a bias relative to it has no meaning")
@@ -182,10 +186,27 @@ def mean_gradient(
     >>> mx.mean_gradient(mx.bptt(loop, 8), jax.random.key(0), rate, samples=4).shape
     ()
     """
+    _check_inputs(estimator, key, meta_params, data)
     draw = _sampler(estimator, samples, windows)
     gradients = draw(key, meta_params, data)
-    _, unravel = ravel_pytree(meta_params)
+    floating, _ = _trees.partition(meta_params)
+    _, unravel = ravel_pytree(floating)
     return unravel(gradients.mean(0))
+
+
+def _check_inputs(
+    estimator: Estimator, key: Array, meta_params: PyTree, data: PyTree
+) -> None:
+    _checks.key(key)
+    _checks.learnable("meta_params", meta_params)
+    _checks.finite("meta_params", meta_params)
+    _checks.finite("data", data)
+
+    def first_estimate(key, meta_params, data):
+        state = estimator.init(key, meta_params, data)
+        return estimator.estimate(key, meta_params, state, data)
+
+    Rehearsal(first_estimate)(key, meta_params, data=data)
 
 
 def _sampler(estimator: Estimator, samples: int, windows: int) -> Any:
@@ -193,9 +214,6 @@ def _sampler(estimator: Estimator, samples: int, windows: int) -> Any:
 
     @jax.jit
     def draw(key, meta_params, data):
-        _checks.key(key)
-        _checks.floating("meta_params", meta_params)
-
         def window(state, key):
             estimate, state = estimator.estimate(key, meta_params, state, data)
             flat, _ = ravel_pytree(estimate.updates)

@@ -1,7 +1,7 @@
 """Learning curves on fresh tasks."""
 
+import contextlib
 from collections.abc import Callable
-from functools import lru_cache
 from typing import NamedTuple
 
 import jax
@@ -9,6 +9,7 @@ from jax import lax
 
 from metajax import _checks
 from metajax._arguments import PositiveInt, checked
+from metajax._rehearsal import Rehearsal
 from metajax.types import Array, Inner, InnerState, PyTree
 
 
@@ -40,11 +41,13 @@ def evaluate(
     *,
     num_tasks: PositiveInt = 32,
     steps: PositiveInt | None = None,
+    at_once: PositiveInt | None = None,
 ) -> Curves:
     """Learning curves on fresh tasks, past the training horizon too.
 
-    All tasks run in one compiled program, which is kept for the next call with the same ``inner``,
-    ``num_tasks`` and ``steps``. Two calls with one key and one ``tasks`` meet the same tasks,
+    All tasks run in one compiled program, which is kept, as long as ``inner`` is, for the next call
+    with the same ``inner``, ``num_tasks`` and ``steps``; an equal loop that is made anew has to be
+    compiled anew. Two calls with one key and one ``tasks`` meet the same tasks,
     minibatches and initial keys, whatever the learner: comparisons are paired.
 
     Args:
@@ -54,9 +57,12 @@ def evaluate(
       data: handed to the tasks; give held-out data here.
       num_tasks: number of independent tasks.
       steps: inner steps, by default the horizon of ``inner``.
+      at_once: how many tasks run side by side, where all of them would not fit into memory; see
+        `metajax.sharding.in_turns`, which does the same for estimators.
 
     Raises:
-      ValueError: NaN or infinity in ``data`` or ``meta_params``, or a bad count.
+      ValueError: NaN or infinity in ``data`` or ``meta_params``; data that the tasks cannot use,
+        or labels that the learner has no output for; or a bad count.
 
     >>> import jax, metajax as mx, optax
     >>> learner = mx.l2l(optax.sgd, mx.problems.quadratic())
@@ -73,14 +79,46 @@ def evaluate(
     _checks.finite("meta_params", meta_params)
     _checks.finite("data", data)
 
-    run = _compiled(inner, num_tasks, steps)
+    run = _compiled(inner, num_tasks, steps, at_once)
     return run(key, meta_params, data)
 
 
-# A function of its own for each inner loop, so that a program goes when its function does. With
-# `inner` as a static argument of one function, the programs of all loops would stay for ever.
-@lru_cache(maxsize=64)
-def _compiled(inner: Inner, num_tasks: int, steps: int) -> Callable[..., Curves]:
+def rehearsal(inner: Inner) -> Rehearsal:
+    """Lets tasks and learner see the data: ``(key, meta_params, data=data)``, for an episode."""
+
+    def episode(key, meta_params, data):
+        state = inner.init(key, meta_params, data)
+        state, _ = inner.step(meta_params, state, data)
+        return inner.test(meta_params, state, data)
+
+    return Rehearsal(episode)
+
+
+def _compiled(
+    inner: Inner, num_tasks: int, steps: int, at_once: int | None
+) -> Callable[..., Curves]:
+    """The program for such a call, made once for each inner loop.
+
+    It lives with the loop and goes with it: in one cache for all, the programs of a sweep would
+    fill the memory.
+    """
+    programs = getattr(inner.step, "programs", None)
+    if programs is None:
+        programs = {}
+        with contextlib.suppress(AttributeError):  # a method cannot hold any
+            inner.step.programs = programs  # pyright: ignore[reportFunctionMemberAccess]
+    call = (inner, num_tasks, steps, at_once)
+    if call not in programs:
+        programs[call] = _program(*call)
+    return programs[call]
+
+
+def _program(
+    inner: Inner, num_tasks: int, steps: int, at_once: int | None
+) -> Callable[..., Curves]:
+    # An inner loop may be in turns already.
+    turns = {} if at_once is None else {"at_once": at_once}
+
     def episode(key, meta_params, data):
         def step(state, _):
             return inner.step(meta_params, state, data)
@@ -90,10 +128,16 @@ def _compiled(inner: Inner, num_tasks: int, steps: int) -> Callable[..., Curves]
         test_loss, test_metrics = inner.test(meta_params, state, data)
         return Curves(losses, test_loss, metrics, state, test_metrics)
 
-    @jax.jit
+    rehearse = rehearsal(inner)
+
     def run(key, meta_params, data):
+        rehearse(key, meta_params, data=data)
+        return episodes(key, meta_params, data)
+
+    @jax.jit
+    def episodes(key, meta_params, data):
         keys = jax.random.split(key, num_tasks)
-        episodes = inner.vmap(episode, (0, None, None))
-        return episodes(keys, meta_params, data)
+        run_all = inner.vmap(episode, (0, None, None), **turns)
+        return run_all(keys, meta_params, data)
 
     return run

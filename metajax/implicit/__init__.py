@@ -2,7 +2,8 @@
 
 Three things are joined, each a plain function:
 
-- An *objective* is ``(phi, *args) -> scalar``.
+- An *objective* is ``(phi, *args) -> scalar``; for `root` and `fixed_point` it is a map instead,
+  ``(phi, *args) -> tree like phi``.
 - A *solver* minimises it: ``(objective, init) -> (solution, metrics)``, where ``objective`` takes
   the solution alone. It is never differentiated, so it may loop, branch and search lines.
 - A *linear solver* is ``(matvec, b) -> LinearSolution`` for a symmetric ``matvec`` over trees like
@@ -18,6 +19,7 @@ from metajax.implicit._linear_solvers import (
     lanczos,
     neumann,
 )
+from metajax.implicit._root import fixed_point, iterate, root
 from metajax.implicit._solvers import Objective, Solver, descend, newton
 
 __all__ = [
@@ -29,9 +31,12 @@ __all__ = [
     "cg",
     "descend",
     "direct",
+    "fixed_point",
     "inverse_hvp",
+    "iterate",
     "lanczos",
     "neumann",
     "newton",
     "proximal",
+    "root",
 ]

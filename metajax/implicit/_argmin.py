@@ -45,8 +45,9 @@ def argmin(
       linear_solver: ``(matvec, b) -> LinearSolution``, e.g. `cg`, `neumann` or `direct`.
 
     Returns:
-      ``solve(init, *args) -> (phi, metrics)``: a tree like ``init`` and a dict of scalars,
-      ``inner_grad_norm`` (the norm of the objective's gradient at ``phi``) and those of the solver.
+      ``solve(init, *args) -> (phi, metrics)``: a tree like ``init`` and a dict of scalars:
+      ``inner_grad_norm``, the norm of the objective's gradient at ``phi``; ``inner_diverged``, 1
+      where it is larger there than at ``init`` or not finite, else 0; and those of the solver.
 
     Ridge regression, differentiated with respect to its penalty:
 
@@ -63,17 +64,9 @@ def argmin(
     True
     """
 
-    def solve_linear(hvp, b):
-        solution = linear_solver(hvp, b)
-        if not isinstance(solution, LinearSolution):
-            got = type(solution).__name__
-            raise TypeError(
-                f"linear_solver must return a LinearSolution, as implicit.cg does, got {got}"
-            )
-        return solution.x
-
     def solve_tangent(hvp, b):
-        return lax.custom_linear_solve(hvp, b, solve_linear, symmetric=True)
+        solve = partial(solved, linear_solver)
+        return lax.custom_linear_solve(hvp, b, solve, symmetric=True)
 
     # Compiled once for all calls of this solve; within another program it is a part of that.
     @partial(jax.jit, inline=True)
@@ -85,22 +78,13 @@ def argmin(
             phi = optax.tree.cast_like(phi, init)
             return at_least_float32(objective(phi, *restore(args)))
 
-        def minimise(grad, start):
-            result = solver(value, start)
-            _checks.returned("solver", result, "solution, metrics")
-            phi, metrics = result
-            _checks.same_structure("the solution of solver", phi, start, "init")
-
-            grad_norm = optax.tree.norm(grad(phi))
-            metrics = {"inner_grad_norm": grad_norm, **metrics}
-            metrics = jax.tree.map(lambda x: jnp.asarray(x, float), metrics)
-            return phi, metrics
-
         # The solution is the root of the gradient.
-        grad = jax.grad(value)
-        start = at_least_float32(init)
-        phi, metrics = lax.custom_root(
-            grad, start, minimise, solve_tangent, has_aux=True
+        phi, metrics = implicit(
+            jax.grad(value),
+            partial(solver, value),
+            solve_tangent,
+            at_least_float32(init),
+            "inner_grad_norm",
         )
         return optax.tree.cast_like(phi, init), metrics
 
@@ -118,6 +102,53 @@ def argmin(
         return solve_traced(init, *args)
 
     return solve
+
+
+def implicit(
+    residual: Callable[[PyTree], PyTree],
+    find: Callable[[PyTree], tuple[PyTree, dict[str, Array]]],
+    solve_tangent: Callable[[Callable, PyTree], PyTree],
+    init: PyTree,
+    norm_name: str,
+) -> tuple[PyTree, dict[str, Array]]:
+    """The root of ``residual`` that ``find`` comes to from ``init``, and how close it came.
+
+    Args:
+      residual: ``phi -> tree like phi``. What it closes over is differentiated.
+      find: ``init -> (phi, metrics)``, not differentiated.
+      solve_tangent: ``(matvec, b) -> x``, solves ``A x = b`` for the Jacobian of ``residual``.
+      init: where to start.
+      norm_name: what the norm of the residual that is left is called among the metrics.
+    """
+    _checks.floating("init", init)
+    init = jax.tree.map(_strongly_typed, init)
+
+    def search(residual, init):
+        result = find(init)
+        _checks.returned("solver", result, "solution, metrics")
+        phi, metrics = result
+        _checks.same_structure("the solution of solver", phi, init, "init")
+
+        begin = optax.tree.norm(residual(init))
+        left = optax.tree.norm(residual(phi))
+        # Rounding is no divergence, where the start was as good as a solution.
+        rounding = jnp.finfo(left.dtype).eps ** 0.5
+        came_closer = left <= begin + rounding  # false for NaN
+        own = {norm_name: left, "inner_diverged": ~came_closer}
+        metrics = jax.tree.map(lambda x: jnp.asarray(x, float), own | metrics)
+        return phi, metrics
+
+    return lax.custom_root(residual, init, search, solve_tangent, has_aux=True)
+
+
+def solved(linear_solver: LinearSolver, matvec: Callable, b: PyTree) -> PyTree:
+    solution = linear_solver(matvec, b)
+    if not isinstance(solution, LinearSolution):
+        got = type(solution).__name__
+        raise TypeError(
+            f"linear_solver must return a LinearSolution, as implicit.cg does, got {got}"
+        )
+    return solution.x
 
 
 def _strongly_typed(x: Any) -> Array:
@@ -180,8 +211,8 @@ def proximal(loss: Objective) -> Objective:
       value a parameter; traced, it can be learned.
 
     Raises:
-      ValueError: a ``lam`` that is not above 0. One that is traced cannot be checked: keep it above
-        0, e.g. as an exponential.
+      ValueError: a ``lam`` that is not above 0. One that is traced cannot be checked and makes the
+        objective NaN: keep it above 0, e.g. as an exponential.
 
     With one observation ``y`` the solution is ``(y + lam theta) / (1 + lam)``:
 
@@ -197,7 +228,12 @@ def proximal(loss: Objective) -> Objective:
     def objective(phi, theta, lam, *args):
         _checks.positive("lam", lam)
         _checks.same_structure("theta", theta, phi, "phi")
-        pulls = jax.tree.map(_pull, lam, phi, theta)
+        try:
+            pulls = jax.tree.map(_pull, lam, phi, theta)
+        except ValueError as e:
+            raise ValueError(
+                f"lam must be a number, or a tree that the parameters' begins with: {e}"
+            ) from e
         return loss(phi, *args) + 0.5 * optax.tree.sum(pulls)
 
     return objective
@@ -208,7 +244,8 @@ def _pull(lam: ArrayLike, phi: PyTree, theta: PyTree) -> ArrayLike:
 
     def of_leaf(p, t):
         p, t = at_least_float32((p, t))
-        weights = jnp.broadcast_to(lam, p.shape)
+        above_zero = jnp.where(jnp.asarray(lam) > 0, lam, jnp.nan)
+        weights = jnp.broadcast_to(above_zero, p.shape)
         return jnp.sum(weights * (p - t) ** 2)
 
     pulls = jax.tree.map(of_leaf, phi, theta)

@@ -8,7 +8,7 @@ import optax
 from jax import lax
 from jax.flatten_util import ravel_pytree
 
-from metajax._arguments import PositiveInt, checked
+from metajax._arguments import NonNegative, PositiveInt, checked
 from metajax.implicit._linear_solvers import LinearSolver
 from metajax.implicit._vectors import dot
 from metajax.types import Array, PyTree
@@ -18,11 +18,22 @@ Solver = Callable[[Objective, PyTree], tuple[PyTree, dict[str, Array]]]
 
 
 @checked
-def descend(tx: optax.GradientTransformation, steps: PositiveInt) -> Solver:
+def descend(
+    tx: optax.GradientTransformation,
+    steps: PositiveInt,
+    tolerance: NonNegative | None = None,
+) -> Solver:
     """A solver: ``steps`` updates of any optax transformation, also of one that searches a line.
 
     Gradient descent is ``descend(optax.sgd(rate), steps)``, L-BFGS ``descend(optax.lbfgs(),
     steps)``.
+
+    Args:
+      tx: its learning rate included.
+      steps: updates, the most of them where there is a ``tolerance``.
+      tolerance: the norm of the gradient at which it stops; the metric ``inner_steps`` says after
+        how many updates. Under `jax.vmap` all go on until the last has stopped, and those that have
+        stay where they are.
 
     >>> import jax.numpy as jnp, metajax as mx, optax
     >>> solver = mx.implicit.descend(optax.lbfgs(), 10)
@@ -37,24 +48,28 @@ def descend(tx: optax.GradientTransformation, steps: PositiveInt) -> Solver:
     def solver(objective, init):
         value_and_grad = jax.value_and_grad(objective)
 
-        def step(carry, _):
+        def step(carry):
             params, state = carry
             value, grad = value_and_grad(params)
             # What a line search asks for; other transformations leave it aside.
             extra = {"value": value, "grad": grad, "value_fn": objective}
             updates, state = tx.update(grad, state, params, **extra)
             params = optax.apply_updates(params, updates)
-            return (params, state), None
+            return (params, state), optax.tree.norm(grad), {}
 
         start = (init, tx.init(init))
-        (solution, _), _ = lax.scan(step, start, None, length=steps)
-        return solution, {}
+        (solution, _), metrics = repeat(step, start, steps, tolerance)
+        return solution, metrics
 
     return solver
 
 
 @checked
-def newton(steps: PositiveInt, linear_solver: LinearSolver) -> Solver:
+def newton(
+    steps: PositiveInt,
+    linear_solver: LinearSolver,
+    tolerance: NonNegative | None = None,
+) -> Solver:
     """A solver: Newton's method without a Hessian (Martens 2010).
 
     Each step has the linear solver solve ``H d = g`` and goes back along ``d``, from the full step
@@ -63,12 +78,13 @@ def newton(steps: PositiveInt, linear_solver: LinearSolver) -> Solver:
     a positive definite Hessian, once near it and given an accurate linear solver.
 
     Args:
-      steps: Newton steps.
+      steps: Newton steps, the most of them where there is a ``tolerance``.
       linear_solver: e.g. ``cg(10)``; its damping makes the steps shorter.
+      tolerance: the norm of the gradient at which it stops, as for `descend`.
 
     Returns:
-      A solver with the metric ``inner_negative_curvature``, the share of its steps that met
-      negative curvature.
+      A solver with the metrics ``inner_negative_curvature``, the share of its steps that met
+      negative curvature, and ``inner_residual``, the mean relative residual of its linear solves.
 
     >>> import jax.numpy as jnp, metajax as mx
     >>> solver = mx.implicit.newton(6, mx.implicit.cg(2))
@@ -87,7 +103,7 @@ def newton(steps: PositiveInt, linear_solver: LinearSolver) -> Solver:
 
         value_and_grad = jax.value_and_grad(value_at)
 
-        def step(x, _):
+        def step(x):
             # One pass gives the value, the gradient and products with the Hessian.
             (value, grad), tangents = jax.linearize(value_and_grad, x)
 
@@ -100,13 +116,55 @@ def newton(steps: PositiveInt, linear_solver: LinearSolver) -> Solver:
             direction = jnp.where(descends, solution.x, grad)
             slope = dot(direction, grad)
             length = _backtrack(value_at, x, direction, value, slope)
-            return x - length * direction, solution.negative_curvature
+            metrics = {
+                "inner_negative_curvature": solution.negative_curvature,
+                "inner_residual": solution.residual,
+            }
+            return x - length * direction, optax.tree.norm(grad), metrics
 
-        x, negative_curvature = lax.scan(step, start, None, length=steps)
-        share = negative_curvature.mean(dtype=x.dtype)
-        return unravel(x), {"inner_negative_curvature": share}
+        x, metrics = repeat(step, start, steps, tolerance)
+        return unravel(x), metrics
 
     return solver
+
+
+def repeat(
+    step: Callable[[PyTree], tuple[PyTree, Array, dict[str, Array]]],
+    start: PyTree,
+    steps: int,
+    tolerance: float | None,
+) -> tuple[PyTree, dict[str, Array]]:
+    """Takes all steps, or those until the gradient is within the tolerance; their mean metrics.
+
+    ``step`` is ``x -> (new x, norm of the gradient at x, metrics)``.
+    """
+    if tolerance is None:
+
+        def always(x, _):
+            new, _, metrics = step(x)
+            return new, metrics
+
+        end, metrics = lax.scan(always, start, None, length=steps)
+        return end, jax.tree.map(lambda x: x.mean(dtype=float), metrics)
+
+    def goes_on(carry):
+        count, has_stopped, _, _ = carry
+        return (count < steps) & ~has_stopped
+
+    def advance(carry):
+        count, _, old, totals = carry
+        new, norm, metrics = step(old)
+        stops = ~(norm > tolerance)  # where it is NaN, too
+        added = jax.tree.map(jnp.add, totals, metrics)
+        new, totals = optax.tree.where(stops, (old, totals), (new, added))
+        return count + jnp.where(stops, 0, 1), stops, new, totals
+
+    _, _, metrics = jax.eval_shape(step, start)
+    zeros = jax.tree.map(lambda x: jnp.zeros((), float), metrics)
+    begin = (jnp.int32(0), jnp.bool_(False), start, zeros)
+    count, _, end, totals = lax.while_loop(goes_on, advance, begin)
+    means = jax.tree.map(lambda x: x / jnp.maximum(count, 1), totals)
+    return end, means | {"inner_steps": count}
 
 
 def _backtrack(

@@ -1,11 +1,13 @@
 """Linear systems over trees as systems over vectors."""
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
+import jax
 import jax.numpy as jnp
 from jax.flatten_util import ravel_pytree
 
+from metajax import _checks
 from metajax.types import Array, PyTree
 
 
@@ -25,6 +27,8 @@ class System(NamedTuple):
 
 def flatten(matvec: Callable, b: PyTree, damping: float = 0.0) -> System:
     """The system ``(matvec + damping I) x = b`` over vectors."""
+    _checks.floating("b", b)
+    like = _structure_and_shapes(b)
     b, unravel = ravel_pytree(b)
     own_dtype = b.dtype
     dtype = jnp.promote_types(own_dtype, jnp.float32)
@@ -33,10 +37,21 @@ def flatten(matvec: Callable, b: PyTree, damping: float = 0.0) -> System:
         return unravel(x.astype(own_dtype))
 
     def operator(x: Array) -> Array:
-        product, _ = ravel_pytree(matvec(restore(x)))
+        product = matvec(restore(x))
+        got = _structure_and_shapes(product)
+        if got != like:
+            raise ValueError(
+                f"matvec must give a tree like b, {like}, got {got}; does a linear solver stand in "
+                f"the place of a solver?"
+            )
+        product, _ = ravel_pytree(product)
         return product.astype(dtype) + damping * x
 
     return System(operator, b.astype(dtype), restore)
+
+
+def _structure_and_shapes(tree: PyTree) -> tuple[Any, list[tuple[int, ...]]]:
+    return jax.tree.structure(tree), [jnp.shape(x) for x in jax.tree.leaves(tree)]
 
 
 def dot(a: Array, b: Array) -> Array:

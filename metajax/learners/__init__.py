@@ -21,6 +21,7 @@ from metajax.learners._maml import (
 from metajax.learners._maml_plus_plus import maml_plus_plus, multi_step, step_weights
 from metajax.learners._metric import protonet, ridge
 from metajax.learners._recurrent import meta_rnn
+from metajax.learners._value_and_grad import value_and_grad
 from metajax.learners._vsml import vsml
 
 __all__ = [
@@ -48,5 +49,6 @@ __all__ = [
     "reptile",
     "ridge",
     "step_weights",
+    "value_and_grad",
     "vsml",
 ]

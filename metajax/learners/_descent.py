@@ -5,10 +5,14 @@ from typing import Any, NamedTuple
 
 import jax
 import optax
-from jax import lax
 
-from metajax import _checks
+from metajax import _checks, _trees
 from metajax._arguments import checked, is_transformation
+from metajax.learners._value_and_grad import (
+    first_order_value_and_grad,
+    value_and_grad,
+)
+from metajax.optim._differentiable import differentiable
 from metajax.types import (
     Key,
     LearnedOptimizer,
@@ -28,7 +32,8 @@ class DescentState(NamedTuple):
     """Where an optimizer has come to.
 
     Attributes:
-      params: the parameters that adapt, None in the place of those that do not.
+      params: the parameters that adapt, None in the place of those that do not. Integers, booleans
+        and keys among them stay as they are.
       model_state: what the model keeps and does not train.
       opt_state: of the optimizer.
     """
@@ -67,30 +72,32 @@ def descent(
 
     def init(key, meta_params, task):
         params, model_state = start(key, meta_params, task)
-        opt_state = transformation(make_tx, meta_params).init(params)
+        floating, _ = _trees.partition(params)
+        opt_state = transformation(make_tx, meta_params).init(floating)
         return DescentState(params, model_state, opt_state)
 
     def step(key, meta_params, state, batch):
-        def objective(params):
-            params = complete(meta_params, params)
+        floating, others = _trees.partition(state.params)
+
+        def objective(floating):
+            params = complete(meta_params, _trees.combine(floating, others))
             same = jax.random.clone(key)  # wherever a line search looks
             return problem.loss(same, params, state.model_state, batch)
 
-        value_and_grad = jax.value_and_grad(objective, has_aux=True)
-        (loss, (metrics, model_state)), grads = value_and_grad(state.params)
-        if not second_order:
-            grads = lax.stop_gradient(grads)
+        differentiate = value_and_grad if second_order else first_order_value_and_grad
+        value_and_grads = differentiate(objective, has_aux=True)(floating)
+        (loss, (metrics, model_state)), grads = value_and_grads
 
         # Line searches and adaptive rates look at more than the gradient.
         updates, opt_state = transformation(make_tx, meta_params).update(
             grads,
             state.opt_state,
-            state.params,
+            floating,
             value=loss,
             grad=grads,
-            value_fn=lambda params: objective(params)[0],
+            value_fn=lambda floating: objective(floating)[0],
         )
-        params = optax.apply_updates(state.params, updates)
+        params = _trees.combine(optax.apply_updates(floating, updates), others)
         return DescentState(params, model_state, opt_state), loss, metrics
 
     def test(key, meta_params, state, batch):
@@ -118,7 +125,10 @@ def as_learned(optimizer: LearnedOptimizer | MakeTx) -> tuple[MakeTx, Callable |
 
 
 def transformation(make_tx: MakeTx, meta_params: MetaParams) -> Any:
-    """``make_tx(meta_params)`` with room for extra arguments, or says that it is no optimizer."""
+    """``make_tx(meta_params)``, differentiable and with room for extra arguments.
+
+    Or says that it is no optimizer.
+    """
     tx = make_tx(meta_params)
     if not is_transformation(tx):
         raise TypeError(
@@ -126,7 +136,7 @@ def transformation(make_tx: MakeTx, meta_params: MetaParams) -> Any:
             f"{type(tx).__name__}; of a learned optimizer give it itself, e.g. "
             f"l2l(mx.optim.lstm(), problem)"
         )
-    return optax.with_extra_args_support(tx)
+    return differentiable(tx)
 
 
 @checked

@@ -4,20 +4,37 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 from jax import lax
 
 from metajax import _checks
 from metajax._arguments import checked
 from metajax.implicit import argmin, inverse_hvp, proximal
 from metajax.learners._descent import with_checked_loss
-from metajax.learners._maml import initial_params, itself
+from metajax.learners._maml import (
+    chosen,
+    completed,
+    everything,
+    initial_params,
+    itself,
+)
 from metajax.tasks._with_query import pair
-from metajax.types import Key, Learner, MetaParams, ModelState, Params, Problem, no_meta
+from metajax.types import (
+    Key,
+    Learner,
+    MetaParams,
+    ModelState,
+    Params,
+    Problem,
+    PyTree,
+    no_meta,
+)
 
 
 class Solution(NamedTuple):
-    """The start before the first step, the solution after it, and the state of the model."""
+    """The start before the first step, the solution after it, and the state of the model.
+
+    The parameters are those that adapt, with None in the place of the others.
+    """
 
     params: Params
     model_state: ModelState
@@ -31,6 +48,7 @@ def imaml(
     lam: Any,
     *,
     start: Callable[[MetaParams], Params] = itself,
+    adapts: Callable[[Params], PyTree] = everything,
     meta: Callable[[Key], MetaParams] | None = None,
 ) -> Learner:
     """IMAML (Rajeswaran et al. 2019): the centre of a proximal inner problem is meta-learned.
@@ -42,8 +60,9 @@ def imaml(
     with the steps of the solver.
 
     The metrics are those of the problem on the support batch before the solve, and of
-    `metajax.implicit.argmin`: ``inner_grad_norm`` says how far the solve got. How good the linear
-    solve is depends on the gradient of the query loss and is told by `imaml_diagnosed`.
+    `metajax.implicit.argmin`: ``inner_grad_norm`` says how far the solve got, ``inner_diverged``
+    whether it went the wrong way. How good the linear solve is depends on the gradient of the query
+    loss and is told by `imaml_diagnosed`.
 
     Args:
       problem: what is minimised.
@@ -54,6 +73,8 @@ def imaml(
         parameter (any prefix of the parameters' tree), or to learn it a function ``meta_params ->
         lam`` whose values are above 0.
       start: ``meta_params -> params``, where they hold more than the parameters.
+      adapts: from ``params`` to a tree of bools like it, which of them adapt; the others are taken
+        from the meta-parameters and are still learned.
       meta: ``key -> meta_params``; by default the parameters of ``problem``, where they are the
         start.
 
@@ -74,36 +95,41 @@ def imaml(
     ...                    lam=lambda m: jnp.exp(m["log_lam"]), start=lambda m: m["params"])
     """
     problem = with_checked_loss(problem)
-    objective, arguments = _objective(problem, lam, start)
+    objective, arguments = _objective(problem, lam, start, adapts)
     solve = argmin(objective, solver, linear_solver)
     if meta is None and start is itself:
         meta = lambda key: initial_params(problem, key)  # noqa: E731
 
     def init(key, meta_params, task):
-        params = jax.tree.map(jnp.asarray, start(meta_params))
         _, model_state = problem.init(key, task)
-        return Solution(params, model_state)
+        return Solution(chosen(adapts, start(meta_params)), model_state)
+
+    def loss_at(params, key, meta_params, state, batch):
+        whole = completed(params, start(meta_params))
+        return problem.loss(key, whole, state.model_state, batch)
 
     def step(key, meta_params, state, batch):
         # One key for the loss before the solve, in it and after it.
         same = jax.random.clone
-        before = problem.loss(same(key), state.params, state.model_state, batch)
+        before = loss_at(state.params, same(key), meta_params, state, batch)
         loss, (metrics, _) = before
-        theta, strength = arguments(meta_params)
+        inner_arguments = arguments(meta_params)
         params, solved = solve(
-            state.params, theta, strength, same(key), state.model_state, batch
+            state.params, *inner_arguments, same(key), state.model_state, batch
         )
         _checks.unused_names("imaml", metrics, tuple(solved))
 
         # The state that goes with the solution; a model that has none pays nothing for it.
-        _, (_, model_state) = problem.loss(key, params, state.model_state, batch)
+        _, (_, model_state) = loss_at(params, key, meta_params, state, batch)
         return Solution(params, model_state), loss, metrics | solved
 
     def test(key, meta_params, state, batch):
-        return problem.test(key, state.params, state.model_state, batch)
+        params = completed(state.params, start(meta_params))
+        return problem.test(key, params, state.model_state, batch)
 
     def predict(key, meta_params, state, inputs):
-        return problem.predict(key, state.params, state.model_state, inputs)
+        params = completed(state.params, start(meta_params))
+        return problem.predict(key, params, state.model_state, inputs)
 
     return Learner(init, step, test, predict, meta or no_meta)
 
@@ -116,6 +142,7 @@ def imaml_diagnosed(
     lam: Any,
     *,
     start: Callable[[MetaParams], Params] = itself,
+    adapts: Callable[[Params], PyTree] = everything,
     meta: Callable[[Key], MetaParams] | None = None,
 ) -> Learner:
     """`imaml` that tells how good its implicit gradient is, at the price of one more linear solve.
@@ -138,8 +165,9 @@ def imaml_diagnosed(
     >>> bool(curves.metrics["residual"].max() < 0.1)
     True
     """
-    learner = imaml(problem, solver, linear_solver, lam, start=start, meta=meta)
-    objective, arguments = _objective(problem, lam, start)
+    options: dict[str, Any] = {"start": start, "adapts": adapts, "meta": meta}
+    learner = imaml(problem, solver, linear_solver, lam, **options)
+    objective, arguments = _objective(problem, lam, start, adapts)
     system = inverse_hvp(objective, linear_solver)
 
     def step(key, meta_params, state, batch):
@@ -149,13 +177,17 @@ def imaml_diagnosed(
 
         # The system of reverse mode, and nothing of it is differentiated.
         phi = lax.stop_gradient(new.params)
-        theta, strength = lax.stop_gradient(arguments(meta_params))
+        inner_arguments = lax.stop_gradient(arguments(meta_params))
+        *_, whole = inner_arguments
 
         def query_loss(phi):
-            return problem.test(same(key), phi, new.model_state, query)[0]
+            params = completed(phi, whole)
+            return problem.test(same(key), params, new.model_state, query)[0]
 
         vector = jax.grad(query_loss)(phi)
-        solution = system(phi, vector, theta, strength, key, state.model_state, support)
+        solution = system(
+            phi, vector, *inner_arguments, key, state.model_state, support
+        )
         quality = {
             "residual": solution.residual,
             "negative_curvature": solution.negative_curvature.astype(float),
@@ -167,21 +199,23 @@ def imaml_diagnosed(
 
 @checked
 def _objective(
-    problem: Problem, lam: Any, start: Callable
+    problem: Problem, lam: Any, start: Callable, adapts: Callable
 ) -> tuple[Callable, Callable]:
-    """The inner objective ``(phi, theta, lam, key, model_state, batch)``, and what goes into it.
+    """The inner objective ``(phi, theta, lam, params, key, model_state, batch)``.
 
-    That is ``meta_params -> (theta, lam)``.
+    And ``meta_params -> (theta, lam, params)``: all parameters, of which ``theta`` are those that
+    adapt.
     """
     if not callable(lam):
         _checks.positive("lam", lam)
 
-    def loss(phi, key, model_state, batch):
+    def loss(phi, params, key, model_state, batch):
         same = jax.random.clone(key)  # at each step of the solver
-        return problem.loss(same, phi, model_state, batch)[0]
+        return problem.loss(same, completed(phi, params), model_state, batch)[0]
 
     def arguments(meta_params):
+        params = start(meta_params)
         strength = lam(meta_params) if callable(lam) else lam
-        return start(meta_params), strength
+        return chosen(adapts, params), strength, params
 
     return proximal(loss), arguments

@@ -6,7 +6,7 @@ import jax
 import optax
 from jax import lax
 
-from metajax import _checks
+from metajax import _checks, _trees
 from metajax._arguments import checked
 from metajax.learners._descent import (
     MakeTx,
@@ -60,38 +60,39 @@ def imitate(
 
     def init(key, meta_params, task):
         params, model_state = problem.init(key, task)
-        student_state = transformation(make_tx, meta_params).init(params)
-        return ImitationState(params, model_state, student_state, teacher.init(params))
+        floating, _ = _trees.partition(params)
+        student_state = transformation(make_tx, meta_params).init(floating)
+        teacher_state = teacher.init(floating)
+        return ImitationState(params, model_state, student_state, teacher_state)
 
     def step(key, meta_params, state, batch):
-        def objective(params):
+        floating, others = _trees.partition(state.params)
+
+        def objective(floating):
+            params = _trees.combine(floating, others)
             same = jax.random.clone(key)  # wherever a line search looks
             return problem.loss(same, params, state.model_state, batch)
 
         # Neither what is imitated nor the path depends on the meta-parameters.
         value_and_grad = jax.value_and_grad(objective, has_aux=True)
         (value, (metrics, model_state)), grads = lax.stop_gradient(
-            value_and_grad(state.params)
+            value_and_grad(floating)
         )
         _checks.unused_names("imitate", metrics, ("objective",))
         seen = {
             "value": value,
             "grad": grads,
-            "value_fn": lambda params: objective(params)[0],
+            "value_fn": lambda floating: objective(floating)[0],
         }
 
         student = transformation(make_tx, meta_params)
-        guess, student_state = student.update(
-            grads, state.student, state.params, **seen
-        )
-        target, teacher_state = teacher.update(
-            grads, state.teacher, state.params, **seen
-        )
+        guess, student_state = student.update(grads, state.student, floating, **seen)
+        target, teacher_state = teacher.update(grads, state.teacher, floating, **seen)
 
         difference = optax.tree.cast(optax.tree.sub(guess, target), value.dtype)
         loss = optax.tree.norm(difference, squared=True) / optax.tree.size(target)
 
-        params = optax.apply_updates(state.params, target)
+        params = _trees.combine(optax.apply_updates(floating, target), others)
         new = ImitationState(params, model_state, student_state, teacher_state)
         return new, loss, metrics | {"objective": value}
 

@@ -92,7 +92,7 @@ def in_context(
                 )
             return learned, logits
 
-        batch = blank_masked(batch)
+        batch = blank_masked(batch, "image", "label")
         images = _flattened(meta_params, batch["image"], num_inputs)
         labels = batch["label"]
         mask = batch.get("mask")
@@ -106,7 +106,7 @@ def in_context(
         return jax.vmap(lambda x: logits_of(meta_params, state, x)[0])(images)
 
     def test(key, meta_params, state, batch):
-        batch = blank_masked(batch)
+        batch = blank_masked(batch, "image", "label")
         logits = predict_all(key, meta_params, state, batch["image"])
         return cross_entropy_and_accuracy(logits, batch["label"], batch.get("mask"))
 

@@ -57,7 +57,7 @@ def learned_loss(
     ['learner', 'objective']
     """
     judged = make(problem)
-    check(Learner, learner=judged)
+    check(Learner, **{"make(problem)": judged})
 
     def learner_at(meta_params: MetaParams) -> Learner:
         def loss(key, params, model_state, batch):
@@ -90,4 +90,4 @@ def learned_loss(
     def both(key):
         return {"learner": judged.meta(key), "objective": meta(key)}
 
-    return Learner(init, step, test, predict, both)
+    return Learner(init, step, test, predict, both, judged.steps)

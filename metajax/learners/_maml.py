@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import optax
 from jax import lax
 
-from metajax import _checks
+from metajax import _checks, _trees
 from metajax._arguments import NonNegative, PositiveFloat, checked
 from metajax.learners._descent import MakeTx, descent
 from metajax.types import Key, Learner, MetaParams, Params, Problem, PyTree, no_meta
@@ -71,24 +71,11 @@ def adapt(
         meta = _initial(problem)
 
     def begin(key, meta_params, task):
-        params = start(meta_params)
-        adapting = jax.tree.map(
-            lambda x, chosen: jnp.asarray(x) if chosen else None, params, adapts(params)
-        )
-        if not jax.tree.leaves(adapting):
-            raise ValueError(
-                "adapts must choose at least one of the parameters, got none"
-            )
         _, model_state = problem.init(key, task)
-        return adapting, model_state
+        return chosen(adapts, start(meta_params)), model_state
 
     def complete(meta_params, params):
-        return jax.tree.map(
-            lambda new, fixed: fixed if new is None else new,
-            params,
-            start(meta_params),
-            is_leaf=lambda x: x is None,
-        )
+        return completed(params, start(meta_params))
 
     return descent(
         problem,
@@ -97,6 +84,32 @@ def adapt(
         second_order=second_order,
         meta=meta or no_meta,
         complete=complete,
+    )
+
+
+def chosen(adapts: Callable[[Params], PyTree], params: Params) -> Params:
+    """The floating parameters that adapt, None in the place of the others."""
+    adapting = jax.tree.map(
+        lambda x, is_chosen: (
+            jnp.asarray(x) if is_chosen and _trees.is_floating(x) else None
+        ),
+        params,
+        adapts(params),
+    )
+    if not jax.tree.leaves(adapting):
+        raise ValueError(
+            "adapts must choose at least one of the floating-point parameters, got none"
+        )
+    return adapting
+
+
+def completed(adapting: Params, params: Params) -> Params:
+    """Those that are `chosen`, and in the place of the others those of ``params``."""
+    return jax.tree.map(
+        lambda new, fixed: fixed if new is None else new,
+        adapting,
+        params,
+        is_leaf=lambda x: x is None,
     )
 
 
@@ -201,7 +214,8 @@ def meta_sgd(problem: Problem, rate: PositiveFloat) -> Learner:
 
     def meta(key):
         params = initial_params(problem, key)
-        rates = jax.tree.map(lambda x: jnp.full_like(x, rate), params)
+        floating, _ = _trees.partition(params)
+        rates = jax.tree.map(lambda x: jnp.full_like(x, rate), floating)
         return {"params": params, "rates": rates}
 
     def start(meta_params):
@@ -209,11 +223,9 @@ def meta_sgd(problem: Problem, rate: PositiveFloat) -> Learner:
 
     def make_tx(meta_params):
         rates = meta_params["rates"]
+        floating, _ = _trees.partition(meta_params["params"])
         _checks.same_structure(
-            "meta_params['rates']",
-            rates,
-            meta_params["params"],
-            "meta_params['params']",
+            "meta_params['rates']", rates, floating, "meta_params['params']"
         )
         return optax.stateless(lambda grads, _: jax.tree.map(scale, rates, grads))
 
@@ -274,7 +286,9 @@ def reptile(problem: Problem, tx: optax.GradientTransformation) -> Learner:
 
     def pulled(meta_params, state, loss):
         """The value of ``loss`` with the gradient ``theta - phi``."""
-        difference = optax.tree.sub(meta_params, lax.stop_gradient(state.params))
+        theta, _ = _trees.partition(meta_params)
+        phi, _ = _trees.partition(state.params)
+        difference = optax.tree.sub(theta, lax.stop_gradient(phi))
         half_square = 0.5 * optax.tree.norm(difference, squared=True)
         # What is added is 0 to the last bit.
         return lax.stop_gradient(loss) + (half_square - lax.stop_gradient(half_square))

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from metajax import _trees
 from metajax._arguments import PositiveFloat, PositiveInt, UnitInterval, checked
 from metajax.learners._maml import adapt, entries, initial_params, scale
 from metajax.tasks._with_query import pair
@@ -32,7 +33,8 @@ def multi_step(learner: Learner, weights: Sequence[float]) -> Learner:
 
     Args:
       learner: what is judged.
-      weights: ``[steps]``, at least 0, e.g. from `step_weights`. Steps beyond get the last.
+      weights: ``[steps]``, at least 0, e.g. from `step_weights`; the horizon of `metajax.inner` is
+        their number. Where `evaluate` goes beyond, steps get the last.
 
     >>> import jax, metajax as mx
     >>> weights = mx.step_weights(3, progress=0.0)
@@ -44,6 +46,11 @@ def multi_step(learner: Learner, weights: Sequence[float]) -> Learner:
     (2, 3)
     """
     by_step = _vector(weights)
+    if learner.steps not in (None, by_step.size):
+        raise ValueError(
+            f"weights must be one a step of learner, which is made for {learner.steps} steps, got "
+            f"{by_step.size}"
+        )
     last = by_step.size - 1
 
     def init(key, meta_params, task):
@@ -67,18 +74,15 @@ def multi_step(learner: Learner, weights: Sequence[float]) -> Learner:
     def predict(key, meta_params, state, inputs):
         return learner.predict(key, meta_params, state.learner, inputs)
 
-    return Learner(init, step, test, predict, learner.meta)
+    return Learner(init, step, test, predict, learner.meta, by_step.size)
 
 
 def _vector(weights: Sequence[float]) -> np.ndarray:
     array = np.asarray(weights, float)
-    if (
-        array.ndim != 1
-        or not array.size
-        or not np.all(np.isfinite(array) & (array >= 0))
-    ):
+    if array.ndim != 1 or np.any(array < 0) or not np.any(array):
         raise ValueError(
-            f"weights must be a vector of finite numbers, at least 0 and one a step, got {weights}"
+            f"weights must be a vector of finite numbers, one a step, at least 0 and not all 0, "
+            f"got {weights}"
         )
     return array
 
@@ -89,7 +93,8 @@ def step_weights(steps: PositiveInt, progress: UnitInterval) -> list[float]:
 
     Args:
       steps: inner steps.
-      progress: from 0, all alike, to 1, the last alone; linear in between.
+      progress: from 0, all alike, to 1, the last alone, all others 0; linear in between. The code
+        of MAML++'s authors stops at 0.03 / steps for the others.
 
     >>> import metajax as mx
     >>> mx.step_weights(4, 0.0), mx.step_weights(4, 0.5)
@@ -140,8 +145,9 @@ def maml_plus_plus(
 
     def meta(key):
         params = initial_params(problem, key)
+        floating, _ = _trees.partition(params)
         rates = jax.tree.map(
-            lambda x: jnp.full(steps, rate, jnp.result_type(x)), params
+            lambda x: jnp.full(steps, rate, jnp.result_type(x)), floating
         )
         return {"params": params, "rates": rates}
 
@@ -153,7 +159,7 @@ def maml_plus_plus(
             del params
 
             def scale_by_step(rates, grads):
-                _check_rates(rates)
+                _check_rates(rates, steps)
                 return scale(rates[jnp.minimum(state, len(rates) - 1)], grads)
 
             updates = jax.tree.map(scale_by_step, meta_params["rates"], updates)
@@ -165,9 +171,9 @@ def maml_plus_plus(
     return multi_step(learner, weights)
 
 
-def _check_rates(rates: Array) -> None:
-    if rates.ndim != 1:
+def _check_rates(rates: Array, steps: int) -> None:
+    if rates.shape != (steps,):
         raise ValueError(
-            f"meta_params['rates'] must hold rates [steps], as maml_plus_plus(...).meta(key) makes "
-            f"them, got {list(rates.shape)}"
+            f"meta_params['rates'] must hold rates [{steps}], one for each of the weights, as "
+            f"maml_plus_plus(...).meta(key) makes them, got {list(rates.shape)}"
         )

@@ -104,7 +104,8 @@ def ridge(
       net: ``(init, apply)`` of the embedding, as for `protonet`.
       ways: number of classes; labels are ``0 .. ways - 1``.
       size: of an embedding.
-      lam: penalty, before meta-training.
+      lam: penalty, before meta-training; ``n`` times that of the authors' code for a support batch
+        of ``n`` images, since there ``X X^T`` is divided by ``n``.
       scale: of the logits, before meta-training.
 
     >>> import jax, metajax as mx
@@ -169,13 +170,17 @@ def _classifier(
     """A learner whose step predicts its batch and then learns from it."""
 
     def test(key, meta_params, state, batch):
-        batch = blank_masked(batch)
+        batch = blank_masked(batch, "image", "label")
         outputs = logits(meta_params, state, batch["image"])
         return cross_entropy_and_accuracy(outputs, batch["label"], batch.get("mask"))
 
     def step(key, meta_params, state, batch):
         loss, metrics = test(key, meta_params, state, batch)
-        return learn(meta_params, state, blank_masked(batch)), loss, metrics
+        return (
+            learn(meta_params, state, blank_masked(batch, "image", "label")),
+            loss,
+            metrics,
+        )
 
     def predict(key, meta_params, state, inputs):
         return logits(meta_params, state, inputs)

@@ -18,7 +18,7 @@ import optax
 from jax import lax
 
 from metajax import cells
-from metajax._arguments import PositiveInt, checked
+from metajax._arguments import PositiveInt, checked, shown
 from metajax._losses import (
     at_least_float32,
     blank_masked,
@@ -59,11 +59,20 @@ def vsml(
     onehot(label)``. Layers take their turn from the first to the last within one example; messages
     downwards are those of the step before.
 
-    The parameters do not depend on the number of inputs, outputs, layers or examples: what was
-    meta-learned with one network runs with any other of the same cell. A permutation of the inputs
-    or of the outputs permutes the states and changes nothing else. With one layer nothing reads
-    what its cells send downwards, so that the parameters ``backward`` have a gradient of zero, and
-    of noise alone under an evolution strategy.
+    The shapes of the parameters do not depend on the number of inputs, outputs, layers or examples,
+    and what was meta-learned with some inputs and outputs learns with others. Not so with more
+    layers than were there in meta-training, or with convolutions instead of dense ones: it runs,
+    at chance. With one layer nothing reads what its cells send downwards, so that the parameters
+    ``backward`` have a gradient of zero, and of noise alone under an evolution strategy. A
+    permutation of the inputs or of the outputs permutes the states and changes nothing else.
+
+    One dense layer is the network of the code published with the paper, to rounding. With several
+    layers parameters do not transfer from it, in three points. Messages here are computed from the
+    cells' states when they are read, so that the cells are all there is to keep; there they are
+    stored: zero at first, where here the messengers' bias is sent, and of the time before replicas
+    are merged. With ``backward_pass`` nothing comes from above on the way up; there it is what was
+    last sent. And there a convolution averages all features over its positions at every tick, pads
+    by 1, and divides its messages by the square of the kernel's width.
 
     Args:
       layers: units from the input to the classes, e.g. ``(784, 10)``, or layers from
@@ -101,8 +110,8 @@ def vsml(
 
     def step(key, meta_params, state, batch):
         del key
+        batch = blank_masked(batch, "image", "label")
         _check_batch_size(batch, batch_size)
-        batch = blank_masked(batch)
         merged = _merge_replicas(state.cells)
         states, sent, logits = net.sweep_up(
             meta_params, merged, batch["image"], state.feedback
@@ -135,7 +144,7 @@ def vsml(
         return lax.map(logits_of, inputs, batch_size=min(len(inputs), 32))
 
     def test(key, meta_params, state, batch):
-        batch = blank_masked(batch)
+        batch = blank_masked(batch, "image", "label")
         logits = predict(key, meta_params, state, batch["image"])
         return cross_entropy_and_accuracy(logits, batch["label"], batch.get("mask"))
 
@@ -241,6 +250,10 @@ class _Network(NamedTuple):
 
 def _chain(layers: Sequence[int | Layer]) -> tuple[Layer, ...]:
     """Layers that fit each other, made from numbers of units where those are given."""
+    if not isinstance(layers, Sequence) or isinstance(layers, (str, bytes)):
+        raise TypeError(
+            f"layers must be a tuple such as (784, 10), got {shown(layers)}"
+        )
     layers = tuple(layers)
     sizes = [n for n in layers if isinstance(n, int)]
     chain = [layer for layer in layers if isinstance(layer, Layer)]

@@ -17,9 +17,15 @@ with an optimizer of its own, are `optax.multi_transform`; both are meta-trained
 ...     "matrix": matrices.init(jax.random.key(0)),
 ...     "vector": vectors.init(jax.random.key(1)),
 ... }
+
+Weight decay after a learned optimizer is `decay_weights`, decoupled as in AdamW:
+
+>>> tx = optax.chain(matrices.tx(meta_params["matrix"]), mx.optim.decay_weights(1e-4))
 """
 
 from metajax.optim._adafactor_mlp import adafactor_mlp
+from metajax.optim._decay import decay_weights
+from metajax.optim._differentiable import differentiable
 from metajax.optim._features import time_features
 from metajax.optim._leafwise import leafwise
 from metajax.optim._lstm import PRESETS, lstm
@@ -34,6 +40,8 @@ from metajax.optim._schedules import mlp_schedule, piecewise_schedule
 __all__ = [
     "PRESETS",
     "adafactor_mlp",
+    "decay_weights",
+    "differentiable",
     "leafwise",
     "log_and_sign",
     "lstm",

@@ -9,13 +9,14 @@ import jax.numpy as jnp
 import optax
 from jax import lax
 
-from metajax._arguments import Decay, check
+from metajax._arguments import Decay, check, checked
 from metajax.optim import _flat, _networks
 from metajax.types import Array, PyTree
 
 TIMESCALES = (1, 3, 10, 30, 100, 300, 1_000, 3_000, 10_000, 30_000, 100_000)
 
 
+@checked
 def time_features(count: Array) -> Array:
     """``tanh(count / T - 1)`` for eleven time scales T from 1 to 100,000 steps, ``[11]``.
 
@@ -23,6 +24,8 @@ def time_features(count: Array) -> Array:
     >>> mx.optim.time_features(jnp.int32(30))[3]
     Array(0., dtype=float32)
     """
+    if count.ndim:
+        raise ValueError(f"count must be a scalar, got {list(count.shape)}")
     timescales = jnp.asarray(TIMESCALES, jnp.float32)
     return jnp.tanh(count / timescales - 1.0)
 

@@ -60,9 +60,18 @@ def zeros(
 
 def check_state_dtype(state_dtype: jax.typing.DTypeLike | None) -> None:
     """``state_dtype`` must be a floating-point dtype or None."""
-    if state_dtype is not None and not jnp.issubdtype(state_dtype, jnp.floating):
+    if state_dtype is None:
+        return
+    is_array = isinstance(state_dtype, (np.ndarray, jax.Array))
+    try:
+        is_floating = not is_array and jnp.issubdtype(
+            jnp.dtype(state_dtype), jnp.floating
+        )
+    except (TypeError, ValueError):
+        is_floating = False
+    if not is_floating:
         raise TypeError(
-            f"state_dtype must be a floating-point dtype, got {state_dtype!r}"
+            f"state_dtype must be a floating-point dtype such as 'bfloat16', got {state_dtype!r}"
         )
 
 

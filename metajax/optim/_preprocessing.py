@@ -10,7 +10,8 @@ from metajax.types import Array
 def log_and_sign(grad: Array, p: PositiveFloat) -> Array:
     """The gradient on a log scale and its sign, as in appendix A of Andrychowicz et al. 2016.
 
-    ``(log|g| / p, sign g)`` where ``|g| >= exp(-p)``, else ``(-1, exp(p) g)``.
+    ``(log|g| / p, sign g)`` where ``|g| >= exp(-p)``, else ``(-1, exp(p) g)``. DeepMind's code adds
+    a small constant, the precision of the dtype, to ``|g|`` within the logarithm.
 
     Args:
       grad: ``[P]``.

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from metajax._arguments import PositiveFloat, checked
+from metajax._arguments import PositiveFloat, checked, shown
 from metajax.optim._learned import learned_optimizer
 from metajax.types import Array, LearnedOptimizer, PyTree
 
@@ -38,6 +38,10 @@ def rates(
     >>> tx = opt.tx(log_rates)
     >>> updates, state = tx.update(params, tx.init(params))
     """
+    for path, leaf in jax.tree_util.tree_leaves_with_path(like):
+        if not hasattr(leaf, "shape") and not isinstance(leaf, (int, float)):
+            at = f"like{jax.tree_util.keystr(path)}"
+            raise TypeError(f"{at} must be an array or a number, got {shown(leaf)}")
     log_rate = math.log(rate)
 
     def init(key):

@@ -42,9 +42,25 @@ def _vsml_network(*layers: int | Layer) -> Learner:
 
 def _vsml_networks(meta_params: MetaParams) -> Callable[..., Learner]:
     def network(*layers: int | Layer) -> Learner:
+        _check_one_dense_layer(layers)
         return _vsml_network(*layers)._replace(meta=lambda key: meta_params)
 
     return network
+
+
+def _check_one_dense_layer(layers: tuple[int | Layer, ...]) -> None:
+    is_sizes = len(layers) == 2 and all(isinstance(x, int) for x in layers)
+    is_layer = (
+        len(layers) == 1 and isinstance(layers[0], Layer) and layers[0].positions == 1
+    )
+    if not (is_sizes or is_layer):
+        sizes = [x if isinstance(x, int) else (x.units, x.outputs) for x in layers]
+        raise ValueError(
+            f"vsml-mnist was meta-trained with one dense layer, (inputs, classes), e.g. (784, 10), "
+            f"got {sizes}: with several layers or a convolution it does not learn. For those, "
+            f"meta-train metajax.vsml with them, perhaps from "
+            f"metajax.pretrained.params('vsml-mnist')"
+        )
 
 
 def _vsml_mnist() -> _Set:
@@ -85,12 +101,13 @@ def load(name: str) -> Any:
     """What a set is for, ready to use.
 
     ``l2l-*``: an `optax.GradientTransformation`, for `optax.chain`. ``vsml-*``: a function of the
-    sizes of a network (or its layers), ``(784, 10)`` say, that gives a `metajax.Learner`.
+    inputs and the classes of a network, ``(784, 10)`` say, that gives a `metajax.Learner`; it was
+    meta-trained with one dense layer, and refuses several and convolutions.
     ``maml-*``: a `metajax.Learner`; the card names the images and the classes it is for. The
     ``meta`` of these learners gives the parameters of the set.
 
     Raises:
-      ValueError: an unknown name.
+      ValueError: an unknown name; from ``vsml-*``, other layers than it was meta-trained with.
 
     >>> import jax, jax.numpy as jnp, metajax as mx, optax
     >>> tx = optax.chain(optax.clip_by_global_norm(1.0), mx.pretrained.load("l2l-digits"))

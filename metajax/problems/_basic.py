@@ -4,13 +4,18 @@ from collections.abc import Callable, Sequence
 
 import jax
 import jax.numpy as jnp
-import optax
 from jax import lax
 
 from metajax import _checks, nets
 from metajax._arguments import NonNegative, PositiveInt, checked
 from metajax._lift import affine, lift
-from metajax._losses import at_least_float32, blank_masked, masked_mean
+from metajax._losses import (
+    at_least_float32,
+    blank_masked,
+    check_labels,
+    cross_entropy_and_accuracy,
+    masked_mean,
+)
 from metajax._random import draw_flat
 from metajax.problems._supervised import classifier, cross_entropy, stateless
 from metajax.types import Array, Params, Problem
@@ -92,7 +97,7 @@ def logistic(
 
     def loss(key, params, batch):
         del key
-        batch = blank_masked(batch)
+        batch = blank_masked(batch, "image", "label")
         value, metrics = cross_entropy(predict(params, batch["image"]), batch)
         squares = jnp.sum(at_least_float32(params[0]["w"]) ** 2)
         return value + penalty / 2 * squares, metrics
@@ -120,7 +125,7 @@ def autoencoder(sizes: Sequence[int], activation: Callable = jax.nn.sigmoid) -> 
     >>> [layer["w"].shape for layer in params]
     [(64, 8), (8, 64)]
     """
-    encoder = tuple(sizes)
+    encoder = _checks.positive_ints("sizes", sizes, like=(64, 32, 8), any_length=True)
     decoder = encoder[-2::-1]
     net_init, net_apply = perceptron((*encoder, *decoder), activation)
 
@@ -133,7 +138,7 @@ def autoencoder(sizes: Sequence[int], activation: Callable = jax.nn.sigmoid) -> 
 
     def loss(key, params, batch):
         del key
-        batch = blank_masked(batch)
+        batch = blank_masked(batch, "image")
         flat = batch["image"].reshape(len(batch["image"]), -1)
         return masked_mean((predict(params, flat) - flat) ** 2, batch.get("mask")), {}
 
@@ -216,7 +221,8 @@ def character_gru(symbols: PositiveInt, hidden: PositiveInt = 64) -> Problem:
     """A recurrent language model of ``{"text": [B, L + 1]}``, the tasks of `metajax.tasks.text`.
 
     One gated recurrent unit (Cho et al. 2014) reads a symbol at a time and predicts the next; the
-    loss is the mean cross-entropy in nats, the metric ``accuracy``. Parameters: embeddings
+    loss is the mean cross-entropy in nats, the metric ``accuracy``. A symbol out of range is an
+    error or, where it is traced, a loss of NaN. Parameters: embeddings
     ``N(0, 1)``, other weights ``N(0, 1 / fan_in)``, biases 0. It predicts logits ``[B, L,
     symbols]`` from ``[B, L]``.
 
@@ -256,13 +262,12 @@ def character_gru(symbols: PositiveInt, hidden: PositiveInt = 64) -> Problem:
 
     def loss(key, params, batch):
         del key
-        batch = blank_masked(batch)
+        mask = batch.get("mask")
+        check_labels(batch["text"], symbols, mask, "text")
+        batch = blank_masked(batch, "text")
         logits = predict(params, batch["text"][:, :-1])
         target = batch["text"][:, 1:]
-        losses = optax.softmax_cross_entropy_with_integer_labels(logits, target)
-        hits = (logits.argmax(-1) == target).astype(logits.dtype)
-        mask = batch.get("mask")
-        return masked_mean(losses, mask), {"accuracy": masked_mean(hits, mask)}
+        return cross_entropy_and_accuracy(logits, target, mask)
 
     return stateless(init, loss, predict)
 

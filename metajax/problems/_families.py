@@ -165,7 +165,7 @@ def random_mlp(
     def loss(key, params, batch_and_network):
         del key
         batch, network = batch_and_network
-        batch = blank_masked(batch)
+        batch = blank_masked(batch, "image", "label")
         return cross_entropy(predict(params, (batch["image"], network)), batch)
 
     family = paired(tasks, draw, _with_own, num_keys=3)

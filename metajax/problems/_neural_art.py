@@ -15,8 +15,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from metajax import io, nets
-from metajax._arguments import NonNegative, checked
+from metajax import _checks, io, nets
+from metajax._arguments import NonNegative, check, checked, shown
 from metajax._lift import lift
 from metajax._losses import at_least_float32
 from metajax.problems._supervised import stateless
@@ -55,10 +55,21 @@ def vgg(
     >>> {name: x.shape for name, x in features(jnp.ones((16, 16, 3))).items()}
     {'conv1_1': (16, 16, 4), 'conv2_1': (8, 8, 5)}
     """
+    if not isinstance(normalisation, tuple) or len(normalisation) != 2:
+        raise TypeError(
+            f"normalisation must be a pair (mean, std), got {shown(normalisation)}"
+        )
+    check(Sequence[float], **{"normalisation[0]": normalisation[0]})
+    check(Sequence[float], **{"normalisation[1]": normalisation[1]})
     mean, std = (np.asarray(x, np.float32) for x in normalisation)
     names = sorted(weights, key=_block_and_layer)
     if not names:
         raise ValueError("weights is empty: give at least conv1_1")
+
+    for name, layer in weights.items():
+        _checks.entries(
+            f"weights[{name!r}]", layer, ("w", "b"), "metajax.problems.load_vgg"
+        )
 
     def features(image):
         x = image[None]
@@ -136,6 +147,7 @@ def _is_vgg_layer(layer: dict[str, np.ndarray]) -> bool:
     return layer.keys() == {"weight", "bias"} and layer["weight"].shape[2:] == (3, 3)
 
 
+@checked
 def gram(x: Array) -> Array:
     """How often features occur together: the mean over positions of their products.
 

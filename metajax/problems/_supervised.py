@@ -3,7 +3,7 @@
 from collections.abc import Callable
 
 from metajax import _checks
-from metajax._arguments import checked
+from metajax._arguments import check, checked
 from metajax._losses import (
     at_least_float32,
     blank_masked,
@@ -111,14 +111,19 @@ def supervised(
         del task  # networks start alike, whatever they are to learn
         return init(key)
 
-    def loss(key, params, model_state, batch):
+    def with_inputs(batch):
         batch = blank_masked(batch)
+        _checks.entries("batch", batch, (inputs,), "tasks that go with the problem")
+        return batch
+
+    def loss(key, params, model_state, batch):
+        batch = with_inputs(batch)
         outputs, model_state = apply(key, params, model_state, batch[inputs], True)
         value, metrics = objective(at_least_float32(outputs), batch)
         return value, (metrics, model_state)
 
     def test(key, params, model_state, batch):
-        batch = blank_masked(batch)
+        batch = with_inputs(batch)
         outputs = predict(key, params, model_state, batch[inputs])
         return objective(outputs, batch)
 
@@ -129,6 +134,7 @@ def supervised(
     return Problem(init_for_task, loss, test, predict)
 
 
+@checked
 def cross_entropy(logits: Array, batch: Batch) -> tuple[Array, Metrics]:
     """The mean cross-entropy of ``logits [B, C]`` and ``batch["label"] [B]`` in nats.
 
@@ -140,7 +146,9 @@ def cross_entropy(logits: Array, batch: Batch) -> tuple[Array, Metrics]:
     >>> round(float(loss), 4)
     2.3026
     """
+    _checks.entries("batch", batch, ("label",), "tasks of labelled images")
     label = batch["label"]
+    check(Array, **{"batch['label']": label})
     if logits.ndim != 2 or logits.shape[0] != label.shape[0]:
         raise ValueError(
             f"net_apply must give logits [batch, classes]: for labels {list(label.shape)} it gave "
@@ -149,6 +157,7 @@ def cross_entropy(logits: Array, batch: Batch) -> tuple[Array, Metrics]:
     return cross_entropy_and_accuracy(logits, label, batch.get("mask"))
 
 
+@checked
 def squared_error(predictions: Array, batch: Batch) -> tuple[Array, Metrics]:
     """The mean over all values of the squared error of ``batch["y"]``, with no factor 1/2.
 
@@ -159,7 +168,9 @@ def squared_error(predictions: Array, batch: Batch) -> tuple[Array, Metrics]:
     >>> float(loss)
     1.0
     """
+    _checks.entries("batch", batch, ("y",), "tasks of a regression")
     y = batch["y"]
+    check(Array, **{"batch['y']": y})
     if predictions.shape != y.shape:  # [B] from [B, 1] would broadcast to [B, B]
         raise ValueError(
             f"net_apply must give predictions of the shape of y, {list(y.shape)}; it gave "

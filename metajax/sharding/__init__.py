@@ -10,13 +10,20 @@
 Estimators run their episodes (of `metajax.ask_tell`: its members) side by side by ``inner.vmap``.
 `split` puts in its place a `jax.shard_map` of a vmap over each device's share. So no estimator
 holds code for devices, and no shape is guessed. Meta-parameters, optimizer, strategy and data are
-whole on every device.
+whole on every device. Where memory is short, `in_turns` runs a few episodes at a time.
 
 With constraints on shardings alone the compiler reduces the gradient of shared meta-parameters over
 the devices at every inner step of the backward pass; the transpose of a shard_map reduces it once,
 after the last.
 """
 
-from metajax.sharding._mesh import gather, initialize, mesh, place, split
+from metajax.sharding._mesh import (
+    gather,
+    in_turns,
+    initialize,
+    mesh,
+    place,
+    split,
+)
 
-__all__ = ["gather", "initialize", "mesh", "place", "split"]
+__all__ = ["gather", "in_turns", "initialize", "mesh", "place", "split"]

@@ -12,9 +12,11 @@ import numpy as np
 from jax import lax
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
-from metajax._arguments import PositiveInt, check, checked
+from metajax import _checks, _rehearsal
+from metajax._arguments import NonNegativeInt, PositiveInt, check, checked
+from metajax._vmap import vmap
 from metajax.sharding import _hosts as hosts
-from metajax.types import Array, Inner, InnerState, PyTree, TrainState, vmap
+from metajax.types import Array, Inner, InnerState, PyTree, TrainState
 
 
 @checked
@@ -121,7 +123,8 @@ def split(inner: Inner, mesh: Mesh, axis: str = "tasks") -> Inner:
     _check_mesh(mesh, axis)
     if inner.vmap is not vmap:
         raise ValueError(
-            "inner is split already; split the one made by metajax.inner, once"
+            "inner is split already, or takes turns; split the one made by metajax.inner, once, "
+            "and let its episodes take turns after that"
         )
     return inner._replace(vmap=partial(_vmap_over_devices, mesh, axis))
 
@@ -133,11 +136,15 @@ def _vmap_over_devices(
     in_axes: Any = 0,
     *,
     whole: bool = False,
+    at_once: int | None = None,
 ) -> Callable:
     """`jax.vmap` over a leading axis that is divided over the devices.
 
-    ``in_axes`` is 0 or None for each argument. With ``whole`` every device gets all results.
+    ``in_axes`` is 0 or None for each argument. With ``whole`` every device gets all results; with
+    ``at_once`` each runs no more than so many side by side.
     """
+    if _rehearsal.is_under_way():  # devices see tracers, even there
+        return jax.vmap(f, in_axes)
 
     def run(*args):
         args = jax.tree.map(jnp.asarray, args)
@@ -147,7 +154,7 @@ def _vmap_over_devices(
             _check_same_mesh(x, mesh)
 
         def run_share(*args):
-            out = jax.vmap(f, axes)(*args)
+            out = vmap(f, axes, at_once=at_once)(*args)
             if not whole:
                 return out
             gather_shares = partial(lax.all_gather, axis_name=axis, tiled=True)
@@ -166,6 +173,28 @@ def _vmap_over_devices(
         return sharded(*args)
 
     return run
+
+
+@checked
+def in_turns(inner: Inner, at_once: PositiveInt) -> Inner:
+    """The same inner loop, of whose episodes no more than ``at_once`` run side by side.
+
+    The others run after them: memory is that of ``at_once`` episodes, whatever ``num_tasks`` is.
+    Every estimator takes the gradients of a turn before the next, and keeps those; results are the
+    same but for rounding. Of a loop that is `split`, ``at_once`` episodes run on each device. Of
+    `metajax.ask_tell` it is members of the population, each with all its tasks.
+
+    Turns are even; where they cannot be, the last is a program of its own, and compiling takes
+    longer.
+
+    >>> import jax, metajax as mx, optax
+    >>> learner = mx.l2l(optax.sgd, mx.problems.quadratic())
+    >>> loop = mx.sharding.in_turns(mx.inner(learner, mx.tasks.quadratics(3), horizon=10), 16)
+    >>> trainer = mx.trainer(mx.bptt(loop, num_tasks=64), optax.adam(1e-3))
+    >>> state = trainer.init(jax.random.key(0), jax.numpy.float32(0.01))
+    >>> state, metrics = jax.jit(trainer.step)(state)
+    """
+    return inner._replace(vmap=partial(inner.vmap, at_once=at_once))
 
 
 def _size_of_mapped_axis(args: tuple, axes: tuple) -> int:
@@ -199,6 +228,7 @@ def place(tree: PyTree, mesh: Mesh, axis: str = "tasks") -> PyTree:
     >>> data["image"].sharding.is_fully_replicated
     True
     """
+    _checks.arrays("tree", tree)
     _check_mesh(mesh, axis)
     split = NamedSharding(mesh, PartitionSpec(axis))
     replicated = NamedSharding(mesh, PartitionSpec())
@@ -296,10 +326,14 @@ def _check_processes(
         raise ValueError(
             f'coordinator_address must be "host:port", e.g. "10.0.0.1:99", got {got}'
         )
+    if num_processes is None and process_id is not None:
+        raise ValueError("process_id needs num_processes: give both, or neither")
     if num_processes is None:
         return
     check(PositiveInt, num_processes=num_processes)
-    if process_id is not None and process_id not in range(num_processes):
+    if process_id is not None:
+        check(NonNegativeInt, process_id=process_id)
+    if process_id is not None and process_id >= num_processes:
         raise ValueError(
             f"process_id must be below num_processes, {num_processes}: {process_id}"
         )

@@ -13,7 +13,9 @@ import numpy as np
 from metajax import _checks
 from metajax._arguments import PositiveInt, checked
 from metajax._lift import lift
+from metajax._losses import check_labels
 from metajax._random import draw_flat
+from metajax._rehearsal import drawn_from
 from metajax.tasks._paired import paired
 from metajax.types import Array, Batch, Key, PyTree, Tasks
 
@@ -132,8 +134,8 @@ def permute_pixels(tasks: Tasks) -> Tasks:
 def permute_labels(tasks: Tasks, num_classes: PositiveInt) -> Tasks:
     """Each task means something else by its labels: ``label -> permutation[label]``.
 
-    The permutation is over ``num_classes`` labels. A label outside ``0..num_classes - 1`` becomes
-    ``num_classes``, on which learners report a loss of NaN.
+    The permutation is over ``num_classes`` labels. A label outside ``0..num_classes - 1`` is an
+    error; where it is traced, it becomes ``num_classes``, on which learners report a loss of NaN.
 
     >>> import jax, metajax as mx
     >>> tasks = mx.tasks.permute_labels(mx.tasks.sum_sign((16,)), num_classes=10)
@@ -146,9 +148,11 @@ def permute_labels(tasks: Tasks, num_classes: PositiveInt) -> Tasks:
 
     def apply(permutation, batch):
         label = batch["label"]
+        check_labels(label, num_classes)
         in_range = (label >= 0) & (label < num_classes)
         permuted = jnp.where(in_range, permutation[label], num_classes)
-        return batch | {"label": permuted.astype(label.dtype)}
+        permuted = permuted.astype(label.dtype)
+        return batch | {"label": drawn_from(range(num_classes), permuted)}
 
     return augment(tasks, sample, apply)
 
@@ -167,15 +171,20 @@ def standardize(tasks: Tasks, mean: Any, std: Any) -> Tasks:
     >>> abs(float(batch["image"].std()) - 1) < 0.1
     True
     """
+    _checks.real("mean", mean)
     _checks.finite("mean", mean)
-    _checks.finite("std", std)
-    _checks.positive("std", np.asarray(std))
+    _checks.positive("std", std)
 
     def apply(own, images):
         is_float = jnp.issubdtype(images.dtype, jnp.floating)
         dtype = images.dtype if is_float else jnp.float32
-        standardised = (images - lift(mean, images)) / lift(std, images)
-        return standardised.astype(dtype)
+        standard = (images - lift(mean, images)) / lift(std, images)
+        if standard.shape != images.shape:
+            raise ValueError(
+                f"mean and std must be numbers or fit an image {list(images.shape[1:])}, got "
+                f"{list(np.shape(mean))} and {list(np.shape(std))}"
+            )
+        return standard.astype(dtype)
 
     return _augment_images(tasks, apply)
 

@@ -7,6 +7,7 @@ import numpy as np
 from jax import lax
 
 from metajax._arguments import PositiveInt, checked
+from metajax._rehearsal import drawn_from
 from metajax.data._arrange import sorted_by_class
 from metajax.tasks._minibatches import examples
 from metajax.types import Array, Batch, Data, Key, Tasks
@@ -32,9 +33,9 @@ def episodes(
 
     Raises:
       ValueError: fewer classes than ``ways``, or a class with fewer images than ``shots +
-        queries``. The last cannot be known while `jax.jit` traces the data: there, the images of
-        such a class, unless they are integers other than uint8, are NaN instead, and so is the
-        loss.
+        queries``. The last cannot be known while `jax.jit` traces the data: in a program of your
+        own, the images of such a class, unless they are integers other than uint8, are NaN instead,
+        and so is the loss. `evaluate`, `compare`, ``trainer.init`` and `fit` look before.
 
     >>> import jax, metajax as mx
     >>> data = mx.data.few_shot("digits", "train")
@@ -83,7 +84,7 @@ def _batch_at(data: Data, index: Array) -> Batch:
     if jnp.issubdtype(image.dtype, jnp.floating):
         exists = index < len(data["label"])
         image = jnp.where(exists.reshape(-1, *[1] * (image.ndim - 1)), image, jnp.nan)
-    return {"image": image, "label": label}
+    return {"image": image, "label": drawn_from(range(ways), label)}
 
 
 def _draw_distinct(key: Key, n: Array | int, k: int) -> Array:
@@ -113,9 +114,13 @@ def _check_sizes(data: Data, ways: int, images_a_class: int) -> None:
         )
     if isinstance(data["start"], jax.core.Tracer):
         return
-    smallest = int(np.diff(np.asarray(data["start"])).min())
-    if smallest < images_a_class:
+    start = np.asarray(data["start"], int)
+    sizes = start[1:] - start[:-1]
+    too_small = np.flatnonzero(sizes < images_a_class)
+    if too_small.size:
+        smallest = too_small[sizes[too_small].argmin()]
         raise ValueError(
-            f"shots + queries is {images_a_class} and the smallest class has {smallest} images; "
-            f"take fewer, or leave that class out of the data"
+            f"shots + queries is {images_a_class}, but {too_small.size} of {classes} classes have "
+            f"fewer images, the smallest, class {smallest}, {sizes[smallest]}; take fewer, or "
+            f"leave such classes out of the data"
         )

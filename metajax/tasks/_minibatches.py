@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from metajax._arguments import PositiveInt, checked
+from metajax._rehearsal import drawn_from
 from metajax.data._arrange import labelled_images
 from metajax.types import Array, Batch, Data, Key, Task, Tasks
 
@@ -32,9 +33,10 @@ def minibatches(batch_size: PositiveInt, test_size: PositiveInt = 256) -> Tasks:
     def draw(key, data, task, size):
         labelled_images(data)
         index = jax.random.randint(key, (size,), 0, len(data["label"]))
+        label = jnp.asarray(data["label"])[index]
         return {
             "image": examples(data, index),
-            "label": jnp.asarray(data["label"])[index],
+            "label": drawn_from(data["label"], label),
         }
 
     return stream(lambda key, data: (), draw, batch_size, test_size)

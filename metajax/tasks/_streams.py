@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from metajax import _checks
 from metajax._arguments import PositiveFloat, PositiveInt, checked
 from metajax._random import draw_flat
+from metajax._rehearsal import drawn_from
 from metajax.data._arrange import sorted_by_class
 from metajax.tasks._minibatches import examples, stream
 from metajax.types import Tasks
@@ -65,7 +66,8 @@ def classification(
         label = jnp.searchsorted(end, place, side="right", method="compare_all")
         label = label.astype(jnp.int32)
         offset = first - (end - count)
-        return {"image": examples(data, offset[label] + place), "label": label}
+        image = examples(data, offset[label] + place)
+        return {"image": image, "label": drawn_from(range(num_classes), label)}
 
     return stream(sample, draw, batch_size, test_size)
 
@@ -106,7 +108,7 @@ def prototypes(
         k_label, k_noise = jax.random.split(key)
         label = jax.random.randint(k_label, (size,), 0, num_classes, jnp.int32)
         image = task["prototype"][label] + noise * draw_flat(k_noise, (size, *shape))
-        return {"image": image, "label": label}
+        return {"image": image, "label": drawn_from(range(num_classes), label)}
 
     return stream(sample, draw, batch_size, test_size)
 
@@ -151,7 +153,11 @@ def random_images(
 
     def draw(key, data, task, size):
         index = jax.random.randint(key, (size,), 0, num_images)
-        return jax.tree.map(lambda x: x[index], task)
+        label = task["label"][index]
+        return {
+            "image": task["image"][index],
+            "label": drawn_from(range(num_classes), label),
+        }
 
     return stream(sample, draw, batch_size, test_size)
 
@@ -185,8 +191,8 @@ def sum_sign(
             k_value, (size, *shape), jax.random.truncated_normal, lower=-2.0, upper=2.0
         )
         image = mean + values
-        is_positive = image.reshape(size, -1).sum(-1) >= 0
-        return {"image": image, "label": is_positive.astype(jnp.int32)}
+        label = (image.reshape(size, -1).sum(-1) >= 0).astype(jnp.int32)
+        return {"image": image, "label": drawn_from(range(2), label)}
 
     return stream(lambda key, data: (), draw, batch_size, test_size)
 

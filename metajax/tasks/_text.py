@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 
 from metajax._arguments import PositiveInt, checked
+from metajax._rehearsal import drawn_from
 from metajax.tasks._minibatches import stream
 from metajax.types import Array, Data, Tasks
 
@@ -40,8 +41,8 @@ def text(
                 f"more"
             )
         start = jax.random.randint(key, (size, 1), 0, len(symbols) - length)
-        windows = symbols[start + jnp.arange(length + 1)[None]]
-        return {"text": windows.astype(jnp.int32)}
+        windows = symbols[start + jnp.arange(length + 1)[None]].astype(jnp.int32)
+        return {"text": drawn_from(data["text"], windows)}
 
     return stream(lambda key, data: (), draw, batch_size, test_size)
 

@@ -91,16 +91,10 @@ def checkpoints(
     (10, 0.5, (10,))
     >>> store.close()
     """
-    if not isinstance(directory, (str, os.PathLike)):
-        raise TypeError(f"directory must be a path, got {type(directory).__name__}")
     folder = Path(directory).expanduser().absolute()
     if folder.exists() and not folder.is_dir():
         raise ValueError(
             f"directory must be a folder, but {folder} is a file; give a folder for this run alone"
-        )
-    if not isinstance(tag, str):
-        raise TypeError(
-            f"tag must be a string such as 'v1', got {tag!r} of type {type(tag).__name__}"
         )
     store = _Store(folder, keep, tag)
     return Checkpoints(

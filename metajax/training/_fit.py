@@ -1,7 +1,7 @@
 """A run of a trainer to its end, resumed where it was stopped."""
 
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -15,12 +15,21 @@ from metajax.training._record import Rows
 from metajax.training._run import Run
 from metajax.training._saver import Saver
 from metajax.training._signals import Signals
-from metajax.training._validation import Validation, is_out_of_patience, validate_if_due
+from metajax.training._source import Source
+from metajax.training._troubles import Troubles
+from metajax.training._validation import (
+    Validation,
+    is_out_of_patience,
+    restart_if_by_another,
+    validate_if_due,
+)
 from metajax.types import PyTree, Trainer, TrainState
 
 _REMEDY = (
     "Lower the learning rate, clip with optax.clip_by_global_norm, or shorten the horizon; if no "
-    "step was finite, look for labels that the network has no output for"
+    "step was finite, look for labels that the network has no output for, and for a root, a norm "
+    "or a quotient at exactly 0, which has no derivative (of an optax transformation "
+    "metajax.optim.differentiable mends it)"
 )
 
 
@@ -31,8 +40,8 @@ class Fit(NamedTuple):
       state: the final state.
       history: each metric as a NumPy array ``[num_steps]``, from the first step of the run, resumed
         or not.
-      best: the meta-parameters with the lowest validation loss, the final ones where nothing was
-        validated.
+      best: the meta-parameters with the lowest finite validation loss, the final ones where there
+        is none.
       validation: ``step`` and ``loss``, NumPy arrays ``[number of validations]``.
     """
 
@@ -46,7 +55,7 @@ class Fit(NamedTuple):
 def fit(
     trainer: Trainer,
     state: TrainState,
-    data: PyTree = (),
+    data: PyTree | Iterable[PyTree] = (),
     *,
     num_steps: PositiveInt,
     validate: Validation | None = None,
@@ -71,11 +80,17 @@ def fit(
     - On several hosts all call it with the same arguments. The first alone writes, reports and
       calls ``callbacks``; a signal that one of them gets stops all of them, saved, at the same
       step.
+    - Metrics of inner loops that say that an implicit gradient is not to be trusted are warned of,
+      once each: ``inner_diverged``, ``negative_curvature``, ``residual`` and those of
+      `metajax.implicit.newton`.
 
     Args:
       trainer: from `metajax.trainer`.
       state: from ``trainer.init``, or from an earlier `fit` to go on.
-      data: handed to the tasks.
+      data: handed to the tasks. Or an iterable of such, all of one shape, that has no end: a
+        generator, a loader; each chunk (``trainer.chunk`` meta-steps, fewer before what is due) is
+        given the next item, and ``trainer.init`` one of them. A run that is taken up again passes
+        over as many items as it has had: bit for bit the same, if the iterable begins as before.
       num_steps: the meta-step to train to, counted by ``state.step``.
       validate: from `metajax.validation`, a loss on fresh tasks that chooses ``best`` and may end
         the run early.
@@ -93,7 +108,7 @@ def fit(
         what.
       KeyboardInterrupt, SystemExit: after Ctrl-C and SIGTERM with a ``checkpoint``, once all is
         saved.
-      ValueError: a checkpoint of another run.
+      ValueError: a checkpoint of another run, or an iterable of ``data`` that has ended.
       RuntimeError: another process uses the folder of ``checkpoint``.
 
     >>> import jax, metajax as mx, optax, tempfile
@@ -112,22 +127,28 @@ def fit(
     True
     """
     _checks.finite("state.meta_params", state.meta_params)
-    _checks.finite("data", data)
+    source = Source(data)
     periods = [trainer.chunk]
     periods += [part.every for part in (validate, checkpoint) if part is not None]
 
-    with Signals(enabled=checkpoint is not None) as signals, Saver(checkpoint) as saver:
+    troubles = Troubles()
+    signals = Signals(checkpoint is not None, progress or "meta-training")
+    with signals, Saver(checkpoint) as saver:
         run = saver.restore_run(state) or Run.new(state)
         _check_something_is_left(run, num_steps)
+        source.skip(run.num_items)
         with Progress(progress, run.step, num_steps) as bar, saver.on_error(run):
             if run.resumed:
                 bar.say(
                     f"resumed at meta-step {run.step} of {num_steps} from {saver.where}"
                 )
+            if run.step < num_steps:
+                restart_if_by_another(run, validate)
 
             while True:
                 # What is due at this step ...
-                validate_if_due(run, validate)
+                with bar.first_time("the first validation"):
+                    validate_if_due(run, validate)
                 bar.show(run)
                 _report(run, callbacks)
                 _give_up_if_hopeless(run, trainer.max_skipped, saver)
@@ -137,7 +158,11 @@ def fit(
                 if ends:
                     break
                 # ... and the way to the next at which something is.
-                run.advance(trainer, data, _next_step(run.step, num_steps, periods))
+                before = run.step
+                until = _next_step(run.step, num_steps, periods)
+                with bar.first_time("the first meta-steps"):
+                    run.advance(trainer, source, until)
+                troubles.look(run.record.history(before), run.step)
 
             if is_decided and run.step < num_steps:
                 bar.say(
@@ -145,8 +170,9 @@ def fit(
                 )
         saver.finish()
         _warn_if_skipping(run)
+        _warn_if_nothing_is_best(run)
         where = f"at meta-step {run.step} of {num_steps}; {saver.status()}"
-        signals.leave(progress or "meta-training", where)
+        signals.leave(where)
     return Fit(run.state, run.record.history(), run.best, run.record.validation())
 
 
@@ -203,6 +229,17 @@ def _warn_if_skipping(run: Run) -> None:
         warnings.warn(
             f"the last {num_skipped} meta-steps, up to {run.step}, were skipped: their "
             f"meta-gradients were not finite. {_REMEDY}",
+            RuntimeWarning,
+            stacklevel=3,
+        )
+
+
+def _warn_if_nothing_is_best(run: Run) -> None:
+    validations = run.record.validations
+    if validations and not np.isfinite(run.record.best_validation()):
+        warnings.warn(
+            f"none of the {len(validations)} validations was finite, so that best are the final "
+            f"meta-parameters; look at what validate gives",
             RuntimeWarning,
             stacklevel=3,
         )

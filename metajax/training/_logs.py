@@ -12,9 +12,11 @@ from typing import Any
 
 import numpy as np
 
+from metajax._arguments import checked
 from metajax.training._record import Rows
 
 
+@checked
 def log(path: str | os.PathLike) -> "Log":
     """A callback for `metajax.fit` that writes a CSV or JSONL file with a row a meta-step.
 
@@ -47,10 +49,6 @@ class Log:
     """
 
     def __init__(self, path: str | os.PathLike):
-        if not isinstance(path, (str, os.PathLike)):
-            raise TypeError(
-                f"path must be a str or an os.PathLike, got {type(path).__name__}"
-            )
         self.path = Path(path).expanduser().absolute()
         if self.path.suffix not in (".csv", ".jsonl"):
             raise ValueError(f"path must end in .csv or .jsonl, got {str(path)!r}")
@@ -74,7 +72,7 @@ class Log:
         self._last_step = rows[-1]["step"]
         self._texts.append(self._format(rows))
         try:
-            if self._agrees:
+            if self._agrees and self.path.exists():
                 self._append()
             else:
                 self._rewrite()

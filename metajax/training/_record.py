@@ -85,6 +85,12 @@ class Record:
         finite = losses[np.isfinite(losses)]
         return float(finite.min(initial=np.inf))
 
+    def restart_validations(self, loss: float) -> None:
+        """Keeps of the validations the best alone, whose loss is now ``loss``."""
+        best = self.best_validation()
+        step, *_ = [step for step, x in self.validations.items() if x == best]
+        self.validations = {step: loss}
+
     def rows(self, after: int) -> list[dict[str, Any]]:
         """A dict for each meta-step after ``after``: its number and its metrics.
 

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from metajax.training._record import Record
+from metajax.training._source import Source
 from metajax.types import PyTree, Trainer, TrainState
 
 # One program, not one for each shape.
@@ -22,14 +23,23 @@ class Run:
       first_step: the meta-step at which this process took it up.
       record: the metrics and validations.
       resumed: whether it comes from a checkpoint.
+      num_items: how many items of an iterable of data it had before that.
     """
 
-    def __init__(self, state: TrainState, best: PyTree, record: Record, resumed: bool):
+    def __init__(
+        self,
+        state: TrainState,
+        best: PyTree,
+        record: Record,
+        resumed: bool,
+        num_items: int = 0,
+    ):
         self.state, self._best = _copy((state, best))
         self.step = int(state.step)
         self.first_step = self.step
         self.record = record
         self.resumed = resumed
+        self.num_items = num_items
 
     @classmethod
     def new(cls, state: TrainState) -> "Run":
@@ -39,12 +49,15 @@ class Run:
 
     @property
     def best(self) -> PyTree:
-        """The meta-parameters of the lowest validation loss; without validations, the latest."""
-        return self._best if self.record.validations else self.state.meta_params
+        """The meta-parameters of the lowest finite validation loss; without one, the latest."""
+        is_known = np.isfinite(self.record.best_validation())
+        return self._best if is_known else self.state.meta_params
 
-    def advance(self, trainer: Trainer, data: PyTree, until: int) -> None:
+    def advance(self, trainer: Trainer, source: Source, until: int) -> None:
         """Trains until the meta-step ``until``, or until too many of them are skipped."""
+        data = source.take()
         state, buffers = trainer.run(self.state, data, until - self.step)
+        self.num_items = source.num_taken
         taken = int(state.step) - self.step
 
         # First, as it refuses other metrics than before: nothing shall be saved that lacks them.
@@ -59,8 +72,6 @@ class Run:
 
     def add_validation(self, loss: float) -> None:
         """Notes the loss of the present meta-parameters, and keeps them if they are the best."""
-        is_first = not self.record.validations
-        is_best = np.isfinite(loss) and loss < self.record.best_validation()
-        if is_first or is_best:
+        if np.isfinite(loss) and loss < self.record.best_validation():
             self._best = _copy(self.state.meta_params)
         self.record.validations[self.step] = loss

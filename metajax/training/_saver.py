@@ -57,7 +57,8 @@ class Saver:
             )
         self.saved = snapshot.step
         record = Record.from_arrays(snapshot.arrays)
-        return Run(**snapshot.tree, record=record, resumed=True)
+        num_items = int(snapshot.arrays["items"])
+        return Run(**snapshot.tree, record=record, resumed=True, num_items=num_items)
 
     def save_if_due(self, run: Run, ends: bool) -> None:
         """Saves every so many meta-steps, and at the end."""
@@ -86,6 +87,7 @@ class Saver:
         tree = {"state": run.state, "best": run.best}
         arrays = run.record.arrays()
         arrays["key"] = np.array(jax.random.key_data(run.state.key))
+        arrays["items"] = np.array(run.num_items)
         try:
             self.checkpoint.save(Snapshot(run.step, tree, arrays))
             self._pending = run.step

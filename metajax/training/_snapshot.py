@@ -4,7 +4,6 @@ The members of the file are the arrays by name, ``tree/...`` and ``arrays/...``,
 ``description``, a JSON text; and ``sha256``, over all the others.
 """
 
-import hashlib
 import io
 import json
 from typing import Any, BinaryIO, NamedTuple
@@ -15,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from metajax import _checks
+from metajax.io import digest
 from metajax.sharding import _hosts as hosts
 from metajax.types import PyTree
 
@@ -88,7 +88,8 @@ def pack(snapshot: Snapshot, tag: str) -> Arrays:
 
 def write(file: BinaryIO, members: Arrays) -> None:
     """Writes what `pack` has made, and its digest."""
-    with_digest: dict[str, Any] = {"sha256": _digest(members), **members}
+    sha256 = np.frombuffer(digest(members), np.uint8)
+    with_digest: dict[str, Any] = {"sha256": sha256, **members}
     np.savez(file, **with_digest)
 
 
@@ -103,8 +104,8 @@ def read(data: bytes) -> tuple[Description, Arrays]:
     """
     with np.load(io.BytesIO(data), allow_pickle=False) as file:
         members = dict(file)
-    digest = members.pop("sha256")
-    if not np.array_equal(digest, _digest(members)):
+    sha256 = members.pop("sha256")
+    if sha256.tobytes() != digest(members):
         raise ValueError("its contents do not match their digest")
 
     fields = json.loads(members["description"].tobytes())
@@ -147,15 +148,6 @@ def unpack(
         if name.startswith("arrays/"):
             others[name.removeprefix("arrays/")] = x
     return Snapshot(description.step, tree, others)
-
-
-def _digest(members: Arrays) -> np.ndarray:
-    digest = hashlib.sha256()
-    for name in sorted(members):
-        x = members[name]
-        digest.update(f"{name}{x.shape}".encode())
-        digest.update(x.reshape(-1).view(np.uint8).data)
-    return np.frombuffer(digest.digest(), np.uint8)
 
 
 def _copy(name: str, x: Any) -> np.ndarray:

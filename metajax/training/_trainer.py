@@ -9,9 +9,9 @@ import jax.numpy as jnp
 import optax
 from jax import lax
 
-from metajax import _checks
+from metajax import _checks, _trees
 from metajax._arguments import PositiveInt, check, checked
-from metajax._trees import all_finite, stays_finite
+from metajax._rehearsal import Rehearsal
 from metajax.types import Array, Estimator, PyTree, Trainer, TrainState
 
 _NAMES_OF_A_RUN = ("loss", "update_norm", "skipped", "step", "validation")
@@ -27,6 +27,9 @@ def trainer(
 ) -> Trainer:
     """Joins an estimator and the optax transformation that applies its estimates.
 
+    Integers, booleans and keys among the meta-parameters, such as tables of indices, stay as they
+    are; the optimizer does not see them.
+
     A step whose meta-gradient or result is not finite leaves ``meta_params`` and the optimizer's
     state as they were and counts up ``skipped``; the metrics say so.
 
@@ -40,7 +43,10 @@ def trainer(
       max_skipped: a run ends after so many skipped steps in a row.
 
     Raises:
-      TypeError: from ``init``, meta-parameters that are not floating-point.
+      TypeError: from ``init``, meta-parameters none of which is floating-point, or one that is no
+        array.
+      ValueError: from ``init`` and ``run``, before anything is compiled, data that the tasks cannot
+        use, or labels that a learner has no output for.
       ValueError: from ``step``, a state of another trainer, or a metric called ``loss``,
         ``update_norm``, ``skipped``, ``step`` or ``validation``, as a run calls its own.
 
@@ -57,21 +63,24 @@ def trainer(
 
     def init(key, meta_params, data=()):
         _checks.key(key)
-        _checks.floating("meta_params", meta_params)
+        _checks.learnable("meta_params", meta_params)
         _checks.finite("meta_params", meta_params)
         _checks.finite("data", data)
-        return start(key, meta_params, data)
+        state = start(key, meta_params, data)
+        rehearse(state, data=data)
+        return state
 
     # One program: a hundred small ones would take a newcomer's first seconds.
     @jax.jit
     def start(key, meta_params, data):
         estimator_key, key = jax.random.split(key)
         meta_params = _without_weak_types(meta_params)
+        floating, _ = _trees.partition(meta_params)
         state = TrainState(
             key=key,
             step=jnp.int32(0),
             meta_params=meta_params,
-            opt_state=tx.init(meta_params),
+            opt_state=tx.init(floating),
             estimator=estimator.init(estimator_key, meta_params, data),
             skipped=jnp.int32(0),
         )
@@ -84,7 +93,13 @@ def trainer(
         _check_maker("opt_state", state.opt_state, like.opt_state, "tx")
         return _step(estimator, tx, state, data)
 
-    run = chunked(step, chunk, max_skipped)
+    rehearse = Rehearsal(step)
+    run_chunk = chunked(step, chunk, max_skipped)
+
+    def run(state, data, n):
+        rehearse(state, data=data)
+        return run_chunk(state, data, n)
+
     return Trainer(init, step, run, chunk, max_skipped)
 
 
@@ -141,28 +156,29 @@ def _step(
     estimate, estimator_state = result
     _checks.unused_names("a run", estimate.metrics, _NAMES_OF_A_RUN)
 
+    before, others = _trees.partition(state.meta_params)
     updates, opt_state = tx.update(
         estimate.updates,
         state.opt_state,
-        state.meta_params,
+        before,
         value=estimate.loss,
         grad=estimate.updates,
     )
-    meta_params = optax.apply_updates(state.meta_params, updates)
+    after = optax.apply_updates(before, updates)
 
-    finite = all_finite((estimate.loss, estimate.updates, meta_params))
-    finite &= stays_finite(opt_state, state.opt_state)
-    meta_params, opt_state = jax.tree.map(
+    finite = _trees.all_finite((estimate.loss, estimate.updates, after))
+    finite &= _trees.stays_finite(opt_state, state.opt_state)
+    after, opt_state = jax.tree.map(
         partial(jnp.where, finite),
-        (meta_params, opt_state),
-        (state.meta_params, state.opt_state),
+        (after, opt_state),
+        (before, state.opt_state),
     )
     skipped = jnp.where(finite, 0, state.skipped + 1)
 
     new_state = TrainState(
         key=state.key,
         step=state.step + 1,
-        meta_params=meta_params,
+        meta_params=_trees.combine(after, others),
         opt_state=opt_state,
         estimator=estimator_state,
         skipped=skipped,

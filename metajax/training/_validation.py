@@ -1,5 +1,6 @@
 """Validation on the way: a loss on fresh tasks that chooses the best and may end a run early."""
 
+import warnings
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -12,6 +13,8 @@ from metajax.sharding import _hosts as hosts
 from metajax.training._record import Record
 from metajax.training._run import Run
 from metajax.types import Array, PyTree
+
+_OTHER_MACHINE = 0.01  # by how much of itself a loss may differ on another
 
 
 class Validation(NamedTuple):
@@ -78,12 +81,36 @@ def validate_if_due(run: Run, validation: Validation | None) -> None:
     is_due = run.step % validation.every == 0 and run.step not in validations
     if validations and not is_due:
         return
-    meta_params = run.state.meta_params
+    run.add_validation(_loss_of(run.state.meta_params, validation))
+
+
+def restart_if_by_another(run: Run, validation: Validation | None) -> None:
+    """Validates the best of a resumed run once more, since another loss has another best.
+
+    The record then goes on from the best alone, with its new loss.
+    """
+    recorded = run.record.best_validation()
+    if validation is None or not run.resumed or not np.isfinite(recorded):
+        return
+    loss = _loss_of(run.best, validation)
+    if np.isclose(loss, recorded, rtol=_OTHER_MACHINE, atol=0):
+        return
+    warnings.warn(
+        f"validate gives the best meta-parameters so far the loss {loss:.4g}, the run that is "
+        f"resumed has {recorded:.4g} for them: it validated by another loss, key or data. Its "
+        f"other validations are left out; to keep them, give another directory for checkpoints",
+        RuntimeWarning,
+        stacklevel=3,
+    )
+    run.record.restart_validations(loss)
+
+
+def _loss_of(meta_params: PyTree, validation: Validation) -> float:
     key = jax.random.clone(validation.key)  # the same tasks each time
     loss = validation.loss(key, meta_params, validation.data)
     _checks.scalar("the loss returned by validate.loss", loss)
     # Hosts that differ by a rounding would stop at different steps.
-    run.add_validation(hosts.agreed(float(loss)))
+    return hosts.agreed(float(loss))
 
 
 def is_out_of_patience(record: Record, validation: Validation | None) -> bool:

@@ -1,0 +1,59 @@
+"""What metrics of inner loops tell before the meta-loss does."""
+
+import warnings
+from collections.abc import Mapping
+
+import numpy as np
+
+from metajax.sharding import _hosts as hosts
+
+# For each metric the mean over a chunk from which on it is told of, what it means, and a remedy.
+_TROUBLES = {
+    "inner_diverged": (
+        0.1,
+        "inner solves end with larger gradients than they begin with",
+        "lower the learning rate of the solver, or raise lam",
+    ),
+    "inner_negative_curvature": (
+        0.5,
+        "Newton steps of inner solves meet negative curvature",
+        "raise lam or the damping of the linear solver, or take implicit.lanczos",
+    ),
+    "negative_curvature": (
+        0.5,
+        "inner problems are not convex at their solutions, where implicit gradients are wrong",
+        "raise lam or the damping of the linear solver, or take implicit.lanczos",
+    ),
+    "inner_residual": (
+        0.9,
+        "linear solves of Newton steps leave as much as there was",
+        "give the linear solver more steps, or another damping or rate",
+    ),
+    "residual": (
+        0.9,
+        "linear solves of implicit gradients leave as much as there was",
+        "give the linear solver more steps, or another damping or rate",
+    ),
+}
+
+
+class Troubles:
+    """Warns of each trouble once in a run."""
+
+    def __init__(self):
+        self._told: set[str] = set()
+
+    def look(self, metrics: Mapping[str, np.ndarray], step: int) -> None:
+        """Looks at the metrics ``[n]`` of the meta-steps up to ``step``."""
+        for name, (limit, meaning, remedy) in _TROUBLES.items():
+            values = metrics.get(name)
+            if values is None or values.ndim != 1 or name in self._told:
+                continue
+            mean = values.mean()
+            if mean >= limit and hosts.is_first():
+                self._told.add(name)
+                warnings.warn(
+                    f"up to meta-step {step}, {meaning} ({name} {mean:.3g}); {remedy}",
+                    RuntimeWarning,
+                    stacklevel=3,
+                )
