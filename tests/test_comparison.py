@@ -196,7 +196,7 @@ def test_a_loop_whose_step_is_a_method_can_be_evaluated(key):
 
 
 @pytest.mark.slow
-def test_ten_trainers_and_loops_take_the_memory_of_one(key):
+def test_twenty_trainers_and_loops_take_the_memory_of_one(key):
     def train_and_evaluate():
         learner = mx.l2l(optax.sgd, mx.problems.mlp((64, 10)))
         loop = mx.inner(learner, mx.tasks.minibatches(4), 2)
@@ -209,10 +209,11 @@ def test_ten_trainers_and_loops_take_the_memory_of_one(key):
         train_and_evaluate()
     gc.collect()
     before = resident()
-    for _ in range(10):
+    for _ in range(20):
         train_and_evaluate()
     gc.collect()
-    assert resident() < before + 10 * 1e6, "less than a megabyte each"
+    # A program that stayed would take 7 MB and more.
+    assert resident() < before + 20 * 2.5e6
 
 
 DIGITS = mx.data.load("digits")
