@@ -52,8 +52,7 @@ def test_what_estimators_keep(estimator):
     inner, meta_params, data = started("sgd_rate")
     trainer = mx.trainer(MAKERS[estimator](inner, meta_params), optax.sgd(1e-2))
     of_estimators.scans_as_it_loops(trainer, meta_params, data)
-    if estimator in {"bptt", "forward", "es", "pes", "uoro", "cma_es"}:  # of each kind
-        of_estimators.needs_no_jit(trainer, meta_params, data)
+    of_estimators.needs_no_jit(trainer, meta_params, data)
 
 
 @pytest.mark.parametrize("learner", MEET_ALL)
