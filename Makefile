@@ -6,7 +6,7 @@ OLDEST := $(CURDIR)/.cache/oldest
 export JAX_COMPILATION_CACHE_DIR ?= $(CURDIR)/.cache/jax
 export JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS ?= 0.2
 
-.PHONY: install demo test check docs notebooks format oldest build clean
+.PHONY: install demo test long check docs notebooks format oldest build clean
 
 install: $(VENV)/installed
 
@@ -21,7 +21,10 @@ demo: install  ## meta-train an optimizer on real images, compare it, write out/
 
 test: install lint  ## everything
 	$(BIN)/python -m pytest -n 2 --dist loadgroup -m 'not slow' --durations=10
-	$(BIN)/python -m pytest -n 2 --dist loadgroup -m slow --durations=30
+	$(BIN)/python -m pytest -n 2 --dist loadgroup -m 'slow and not long' --durations=30
+
+long: install  ## experiments at their smallest that share their code with those of `make test`
+	$(BIN)/python -m pytest -n 2 --dist loadgroup -m long tests
 
 check: install lint  ## the quick subset
 	$(BIN)/python -m pytest -n 2 --dist loadgroup -m 'not slow' tests

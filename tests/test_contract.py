@@ -46,13 +46,13 @@ def test_contract(learner, estimator, meta_loss, strict):
         of_estimators.steps_alike(trainer, meta_params, data)
 
 
-@pytest.mark.parametrize("check", ["scans_as_it_loops", "needs_no_jit"])
 @pytest.mark.parametrize("estimator", MAKERS)
 @pytest.mark.slow
-def test_what_estimators_keep(estimator, check):
+def test_what_estimators_keep(estimator):
     inner, meta_params, data = started("sgd_rate")
     trainer = mx.trainer(MAKERS[estimator](inner, meta_params), optax.sgd(1e-2))
-    getattr(of_estimators, check)(trainer, meta_params, data)
+    of_estimators.scans_as_it_loops(trainer, meta_params, data)
+    of_estimators.needs_no_jit(trainer, meta_params, data)
 
 
 @pytest.mark.parametrize("learner", MEET_ALL)

@@ -157,7 +157,7 @@ def test_evolution_strategies_meta_learn_what_surrounds_them(x64, name):
     slopes = []
     for i in range(3):
         episode = jax.tree.map(lambda x, i=i: x[i], state.episodes)
-        noise = state.noise[i]
+        noise = std * state.noise[i]
         above, below = (
             loss_at(factor + noise, episode),
             loss_at(factor - noise, episode),

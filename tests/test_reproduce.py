@@ -38,8 +38,26 @@ def experiment(run, claims=lambda results, settings: [], settings=None, seeds=1)
     )
 
 
+# What these do, another experiment of the same system does too.
+LONG = {
+    "imaml-memory",
+    "imaml-mini-imagenet",
+    "l2l-cifar",
+    "l2l-neural-art",
+    "vsml-cloning",
+    "vsml-robustness",
+}
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("name", harness.names())
+@pytest.mark.filterwarnings("ignore:up to meta-step")  # of solves, at such a scale
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=[pytest.mark.long] if name in LONG else [])
+        for name in harness.names()
+    ],
+)
 def test_smoke(name, tmp_path, monkeypatch, capsys):
     again = ("reproduce", name, "--scale", "smoke", "--out", tmp_path)
     assert call(monkeypatch, *again) == 0

@@ -162,3 +162,27 @@ def test_learners_have_the_meta_gradient_of_jax(x64, key, monkeypatch, name):
     want = gradient(mx.bptt(loop, 2, remat=False))
     for how, gradients in found.items():
         np.testing.assert_allclose(gradients, want, rtol=1e-9, atol=1e-13, err_msg=how)
+
+
+def test_checkpoints_within_the_loss_keep_their_effect():
+    """Blocks that are made anew in the loss are not stored by the derivative of its gradient."""
+
+    def temporary_memory(value_and_grad):
+        def loss(weights, x):
+            block = jax.checkpoint(lambda h, w: (h + jnp.tanh(h @ w), None))
+            return jnp.mean(jax.lax.scan(block, x, weights)[0] ** 2)
+
+        def after_two_steps(weights, x):
+            def step(weights, _):
+                _, grads = value_and_grad(loss)(weights, x)
+                return weights - 0.1 * grads, None
+
+            return jax.lax.scan(jax.checkpoint(step), weights, length=2)[0].sum()
+
+        arguments = jnp.zeros((16, 32, 32)), jnp.zeros((512, 32))
+        compiled = jax.jit(jax.grad(after_two_steps)).lower(*arguments).compile()
+        return compiled.memory_analysis().temp_size_in_bytes
+
+    assert temporary_memory(mx.value_and_grad) < 0.6 * temporary_memory(
+        jax.value_and_grad
+    )

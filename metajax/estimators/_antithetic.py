@@ -5,9 +5,9 @@ Twins share all that does not depend on the sign (key, task, minibatches), and t
 construction: it is stored and computed once.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from metajax import _trees
 from metajax._inner import unroll
 from metajax.estimators import _episodes
-from metajax.estimators._perturbations import MovedMatrix
+from metajax.estimators._perturbations import MovedMatrix, Perturbation
 from metajax.types import (
     Array,
     Data,
@@ -27,10 +27,6 @@ from metajax.types import (
     Metrics,
     PyTree,
 )
-
-# Of meta-parameters, noise and a sign.
-Move = Callable[[MetaParams, PyTree, Array], MetaParams]
-
 
 # Twins share all but the learner.
 _PAIR_AXES: Any = InnerState(key=None, t=None, task=None, learner=0)  # pyright: ignore[reportArgumentType]
@@ -49,72 +45,81 @@ def check_precision(meta_params: PyTree) -> None:
             )
 
 
-def fresh_pairs(
-    inner: Inner,
-    move: Move,
-    key: Key,
-    meta_params: MetaParams,
-    noise: PyTree,
-    data: Data,
-) -> InnerState:
-    """A new pair of episodes for each of the noises."""
+class Pairs(NamedTuple):
+    """How antithetic pairs of episodes are run and weighed.
 
-    def start_pair(key, meta_params, noise, data):
-        def start(sign):
-            moved = move(meta_params, noise, sign)
-            with _blame_shared_matrices(moved):
-                state = inner.init(key, moved, data)
-            _refuse_shared_matrices(state)
-            return state
-
-        return jax.vmap(start, out_axes=_PAIR_AXES)(_signs())
-
-    num_tasks = len(jax.tree.leaves(noise)[0])
-    keys = jax.random.split(key, num_tasks)
-    return inner.vmap(start_pair, (0, None, 0, None))(keys, meta_params, noise, data)
-
-
-def run_pairs(
-    inner: Inner,
-    move: Move,
-    meta_params: MetaParams,
-    noise: PyTree,
-    episodes: InnerState,
-    data: Data,
-    window: int,
-) -> tuple[InnerState, Array, Metrics]:
-    """Runs a window of each pair: episodes, losses ``[num_tasks, 2]``, metrics of that shape."""
-
-    def run_pair(meta_params, noise, episodes, data):
-        def run(sign, state):
-            moved = move(meta_params, noise, sign)
-            with _blame_shared_matrices(moved):
-                return unroll(inner, moved, state, data, window)
-
-        return jax.vmap(run, (0, _PAIR_AXES), (_PAIR_AXES, 0, 0))(_signs(), episodes)
-
-    run_all = inner.vmap(run_pair, (None, 0, 0, None))
-    return run_all(meta_params, noise, episodes, data)
-
-
-def weigh(
-    combine: Callable[[Array], PyTree], losses: Array, metrics: Metrics, std: float
-) -> Estimate:
-    """The mean over the finite pairs of noise times ``(L+ - L-) / (2 std)``; NaN if none is.
-
-    ``combine(weights [num_tasks])`` is the sum of what they are weighed by.
+    Attributes:
+      inner: the inner loop.
+      perturbation: what the noise is.
+      std: its standard deviation, in units of the meta-parameters.
     """
-    ok = jnp.isfinite(losses).all(1)
-    difference = losses[:, 0] - losses[:, 1]
-    slope = jnp.where(ok, difference, 0) / (2 * std)
-    count = ok.sum(dtype=float)
 
-    total = combine(slope)
-    updates = jax.tree.map(lambda x: (x / count).astype(x.dtype), total)
-    over_pairs = jax.tree.map(lambda x: x.mean(1), (losses, metrics))
-    loss, metrics = _episodes.mean_of_finite(ok, over_pairs)
-    metrics = _episodes.with_diverged("an evolution strategy", metrics, ok)
-    return Estimate(updates, loss, metrics)
+    inner: Inner
+    perturbation: Perturbation
+    std: float
+
+    def moved(self, meta_params: MetaParams, noise: PyTree, sign: Array) -> MetaParams:
+        """The meta-parameters of one twin."""
+        return self.perturbation.move(meta_params, noise, sign * self.std)
+
+    def start(
+        self, key: Key, meta_params: MetaParams, noise: PyTree, data: Data
+    ) -> InnerState:
+        """A new pair of episodes for each of the noises."""
+
+        def start_pair(key, meta_params, noise, data):
+            def start(sign):
+                moved = self.moved(meta_params, noise, sign)
+                with _blame_shared_matrices(moved):
+                    state = self.inner.init(key, moved, data)
+                _refuse_shared_matrices(state)
+                return state
+
+            return jax.vmap(start, out_axes=_PAIR_AXES)(_signs())
+
+        num_tasks = len(jax.tree.leaves(noise)[0])
+        keys = jax.random.split(key, num_tasks)
+        start_all = self.inner.vmap(start_pair, (0, None, 0, None))
+        return start_all(keys, meta_params, noise, data)
+
+    def run(
+        self,
+        meta_params: MetaParams,
+        noise: PyTree,
+        episodes: InnerState,
+        data: Data,
+        window: int,
+    ) -> tuple[InnerState, Array, Metrics]:
+        """Runs a window of each pair: episodes, losses ``[num_tasks, 2]``, metrics like these."""
+
+        def run_pair(meta_params, noise, episodes, data):
+            def run(sign, state):
+                moved = self.moved(meta_params, noise, sign)
+                with _blame_shared_matrices(moved):
+                    return unroll(self.inner, moved, state, data, window)
+
+            return jax.vmap(run, (0, _PAIR_AXES), (_PAIR_AXES, 0, 0))(
+                _signs(), episodes
+            )
+
+        run_all = self.inner.vmap(run_pair, (None, 0, 0, None))
+        return run_all(meta_params, noise, episodes, data)
+
+    def weigh(
+        self, meta_params: MetaParams, weight: PyTree, losses: Array, metrics: Metrics
+    ) -> Estimate:
+        """The mean over finite pairs of ``weight * (L+ - L-) / (2 std)``; NaN if none is."""
+        ok = jnp.isfinite(losses).all(1)
+        difference = losses[:, 0] - losses[:, 1]
+        slope = jnp.where(ok, difference, 0) / (2 * self.std)
+        count = ok.sum(dtype=float)
+
+        total = self.perturbation.combine(slope, weight, meta_params)
+        updates = jax.tree.map(lambda x: (x / count).astype(x.dtype), total)
+        over_pairs = jax.tree.map(lambda x: x.mean(1), (losses, metrics))
+        loss, metrics = _episodes.mean_of_finite(ok, over_pairs)
+        metrics = _episodes.with_diverged("an evolution strategy", metrics, ok)
+        return Estimate(updates, loss, metrics)
 
 
 def _signs() -> Array:

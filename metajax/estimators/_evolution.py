@@ -19,7 +19,7 @@ from metajax.estimators._perturbations import Perturbation, gaussian
 from metajax.types import Estimator, Inner, InnerState, PyTree
 
 
-class Pairs(NamedTuple):
+class PairsState(NamedTuple):
     """Antithetic episodes under way.
 
     Attributes:
@@ -184,9 +184,7 @@ def _pairs(
     perturbation: Perturbation,
 ) -> Estimator:
     window = _episodes.window_length(inner, truncation)
-
-    def move(meta_params, noise, sign):
-        return perturbation.move(meta_params, noise, sign * std)
+    pairs = _antithetic.Pairs(inner, perturbation, std)
 
     def init(key, meta_params, data):
         _antithetic.check_precision(meta_params)
@@ -197,7 +195,7 @@ def _pairs(
         noise = perturbation.sample(k_noise, meta_params, num_tasks)
         if not reuse:
             noise = jax.tree.map(jnp.zeros_like, noise)
-        return Pairs(episodes._replace(learner=twins), noise)
+        return PairsState(episodes._replace(learner=twins), noise)
 
     def estimate(key, meta_params, state, data):
         k_noise, k_restart = jax.random.split(key)
@@ -214,21 +212,13 @@ def _pairs(
             noise = fresh_noise
             weight = _trees.where(is_over, noise, optax.tree.add(state.noise, noise))
 
-        moved = (meta_params, noise)
-        fresh = _antithetic.fresh_pairs(inner, move, k_restart, *moved, data)
+        fresh = pairs.start(k_restart, meta_params, noise, data)
         begin = _trees.where(is_over, fresh, state.episodes)
-        end, losses, metrics = _antithetic.run_pairs(
-            inner, move, *moved, begin, data, window
-        )
+        end, losses, metrics = pairs.run(meta_params, noise, begin, data, window)
 
         ok = jnp.isfinite(losses).all(1)
         episodes = _episodes.end_diverged(inner, begin, end, ok)
-        result = _antithetic.weigh(
-            lambda weights: perturbation.combine(weights, weight, meta_params),
-            losses,
-            metrics,
-            std,
-        )
-        return result, Pairs(episodes, weight)
+        result = pairs.weigh(meta_params, weight, losses, metrics)
+        return result, PairsState(episodes, weight)
 
     return Estimator(init, estimate)

@@ -65,10 +65,7 @@ def guided_es(
     >>> state, metrics = jax.jit(trainer.step)(state)
     """
     window = _episodes.window_length(inner, None)
-    perturbation = gaussian()
-
-    def move(meta_params, noise, sign):
-        return perturbation.move(meta_params, noise, sign * std)
+    pairs = _antithetic.Pairs(inner, gaussian(), std)
 
     def init(key, meta_params, data):
         _antithetic.check_precision(meta_params)
@@ -101,17 +98,9 @@ def guided_es(
         flat_noise = spread_all * everywhere + spread_within * within
         noise = jax.vmap(unravel)(flat_noise)
 
-        moved = (meta_params, noise)
-        begin = _antithetic.fresh_pairs(inner, move, k_start, *moved, data)
-        _, losses, metrics = _antithetic.run_pairs(
-            inner, move, *moved, begin, data, window
-        )
-        result = _antithetic.weigh(
-            lambda weights: perturbation.combine(weights, noise, meta_params),
-            losses,
-            metrics,
-            std,
-        )
+        begin = pairs.start(k_start, meta_params, noise, data)
+        _, losses, metrics = pairs.run(meta_params, noise, begin, data, window)
+        result = pairs.weigh(meta_params, noise, losses, metrics)
         _checks.unused_names("guided_es", result.metrics, ("surrogate_loss",))
         metrics = result.metrics | {"surrogate_loss": guess.loss}
         return result._replace(metrics=metrics), GuidedState(surrogate_state, recent)

@@ -164,15 +164,11 @@ def fit(
                     run.advance(trainer, source, until)
                 troubles.look(run.record.history(before), run.step)
 
-            if is_decided and run.step < num_steps:
-                bar.say(
-                    f"stopped early at meta-step {run.step}: validation found no new best any more"
-                )
+            _say_if_early(bar, run.step, num_steps, is_decided)
         saver.finish()
         _warn_if_skipping(run)
         _warn_if_nothing_is_best(run)
-        where = f"at meta-step {run.step} of {num_steps}; {saver.status()}"
-        signals.leave(where)
+        signals.leave(f"at meta-step {run.step} of {num_steps}; {saver.status()}")
     return Fit(run.state, run.record.history(), run.best, run.record.validation())
 
 
@@ -183,6 +179,13 @@ def _next_step(step: int, num_steps: int, periods: Sequence[int]) -> int:
     """
     multiples = [step - step % period + period for period in periods]
     return min(num_steps, *multiples)
+
+
+def _say_if_early(bar: Progress, step: int, num_steps: int, is_decided: bool) -> None:
+    if is_decided and step < num_steps:
+        bar.say(
+            f"stopped early at meta-step {step}: validation found no new best any more"
+        )
 
 
 def _report(run: Run, callbacks: Sequence[Callable[[Rows], None]]) -> None:
