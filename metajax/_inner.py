@@ -12,6 +12,7 @@ from jax import lax
 from metajax import _checks
 from metajax._arguments import PositiveInt, check, checked
 from metajax._losses import at_least_float32
+from metajax._trees import clone_keys
 from metajax.types import Array, Inner, InnerState, Learner, Metrics, PyTree, Tasks
 
 Remat = bool | Literal["nested"] | int
@@ -197,10 +198,13 @@ def _nested_scan(
         return _nested_scan(step, state, (num_steps, *inner_blocks[1:]))
 
     run = jax.checkpoint(run, static_argnums=1)
+
+    def block(state, _):
+        state, found = run(state, inner_blocks[0])
+        return clone_keys(state), found
+
     num_blocks, rest = divmod(length, inner_blocks[0])
-    state, found = lax.scan(
-        lambda state, _: run(state, inner_blocks[0]), state, None, length=num_blocks
-    )
+    state, found = lax.scan(block, state, None, length=num_blocks)
     found = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), found)
     if rest:
         state, last = run(state, rest)

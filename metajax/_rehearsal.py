@@ -16,6 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from numpy.typing import ArrayLike
 
+from metajax._trees import clone_keys
 from metajax.types import Array, Data
 
 _under_way = ContextVar("rehearsal", default=False)
@@ -37,7 +38,7 @@ class Rehearsal:
             return
         token = _under_way.set(True)
         try:
-            jax.eval_shape(lambda *args: self.program(*args, data), *args)
+            jax.eval_shape(lambda *args: self.program(*args, data), *clone_keys(args))
         finally:
             _under_way.reset(token)
         self._seen = [_reference(x) for x in leaves]

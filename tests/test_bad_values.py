@@ -16,12 +16,14 @@ import typing
 from pathlib import Path
 from typing import Annotated, Any
 
+import equinox
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
 from evosax.algorithms import Open_ES
+from flax import linen, nnx
 from public import FUNCTIONS
 from systems import learners
 
@@ -186,7 +188,10 @@ ARGUMENTS = {
     "plot.scaling.values": {"ours": [1.0, 2.0]},
     "plot.scaling.x": [1.0, 2.0],
     "plot.state_map.shape": (2, 2),
+    "problems.equinox.make": lambda key: equinox.nn.Linear(4, 3, key=key),
     "problems.gram.x": np.ones((2, 2, 3), np.float32),
+    "problems.linen.module": linen.Dense(3),
+    "problems.nnx.make": lambda rngs: nnx.Linear(4, 3, rngs=rngs),
     "problems.vgg.weights": {"conv1_1": {"w": np.ones((3, 3, 1, 2)), "b": np.zeros(2)}},
     "w": SQUARES,
     "weights": [1.0],
@@ -265,6 +270,8 @@ RUNS = {
     "evaluate",
     "fit",
     "mean_gradient",
+    "problems.equinox",
+    "problems.nnx",
     "sharding.initialize",
     "tensorboard",
     "testing.check_estimator",

@@ -193,7 +193,7 @@ def _check_dtypes(system, meta_params):
             return state
         return state._replace(params=halved(state.params))
 
-    loop = mx.inner(learner._replace(init=init), tasks, 2)
+    loop = mx.inner(learner._replace(init=init), tasks, learner.steps or 2)
 
     def run(key, meta_params):
         state = loop.init(key, meta_params, system.data)

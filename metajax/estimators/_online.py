@@ -217,10 +217,10 @@ def _online(
 
         def run(flat, vector):
             meta_params = _trees.combine(unravel(flat), others)
-            before = state._replace(learner=with_vector(vector))
-            begin = _episodes.restart(
-                inner, k_restart, meta_params, before, data, window
-            )
+            # The same window whenever it is run.
+            before = _trees.clone_keys(state._replace(learner=with_vector(vector)))
+            k = jax.random.clone(k_restart)
+            begin = _episodes.restart(inner, k, meta_params, before, data, window)
             end, loss, metrics = unroll(inner, meta_params, begin, data, window)
             after, _ = _trees.floating_vector(end.learner)
             return (loss, after), (begin, end, metrics)

@@ -203,8 +203,9 @@ def _check_inputs(
     _checks.finite("data", data)
 
     def first_estimate(key, meta_params, data):
-        state = estimator.init(key, meta_params, data)
-        return estimator.estimate(key, meta_params, state, data)
+        init_key, run_key = jax.random.split(key)
+        state = estimator.init(init_key, meta_params, data)
+        return estimator.estimate(run_key, meta_params, state, data)
 
     Rehearsal(first_estimate)(key, meta_params, data=data)
 
