@@ -13,7 +13,7 @@ import pytest
 from jax import lax
 
 import metajax as mx
-from metajax._standardise import standardise
+from metajax._arrays import standardise
 from metajax.nets import max_pool
 
 

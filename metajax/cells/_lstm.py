@@ -7,9 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from metajax._arguments import PositiveInt, checked
-from metajax._lift import affine, lift
+from metajax._arrays import affine, lift, standardise
 from metajax._random import draw_flat
-from metajax._standardise import standardise
 from metajax._trees import copy_per_episode
 from metajax.cells._cell import Cell
 from metajax.types import Array, Key, Params

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from metajax._arguments import Decay, PositiveFloat, PositiveInt, check, checked
-from metajax._standardise import standardise
+from metajax._arrays import standardise
 from metajax.learners._in_context import in_context
 from metajax.learners._layers import (
     affine,

@@ -8,7 +8,7 @@ from jax import lax
 
 from metajax import _checks, nets
 from metajax._arguments import NonNegative, PositiveInt, checked
-from metajax._lift import affine, lift
+from metajax._arrays import affine, lift
 from metajax._losses import (
     at_least_float32,
     blank_masked,

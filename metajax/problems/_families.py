@@ -9,7 +9,7 @@ from jax import lax
 
 from metajax import _checks
 from metajax._arguments import PositiveFloat, PositiveInt, check, checked
-from metajax._lift import affine
+from metajax._arrays import affine
 from metajax._losses import at_least_float32, blank_masked
 from metajax.problems._basic import perceptron
 from metajax.problems._supervised import cross_entropy, stateless

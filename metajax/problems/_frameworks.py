@@ -13,7 +13,7 @@ import jax.numpy as jnp
 
 from metajax import _checks
 from metajax._arguments import checked
-from metajax._for_vmap import for_vmap
+from metajax.nets import for_vmap
 from metajax.problems._supervised import Apply, Objective, cross_entropy, supervised
 from metajax.types import Key, Problem, PyTree
 

@@ -17,7 +17,7 @@ from jax import lax
 
 from metajax import _checks, io, nets
 from metajax._arguments import NonNegative, check, checked, shown
-from metajax._lift import lift
+from metajax._arrays import lift
 from metajax._losses import at_least_float32
 from metajax.problems._supervised import stateless
 from metajax.types import Array, Key, Problem, Tasks

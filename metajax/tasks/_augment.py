@@ -12,7 +12,7 @@ import numpy as np
 
 from metajax import _checks
 from metajax._arguments import PositiveInt, checked
-from metajax._lift import lift
+from metajax._arrays import lift
 from metajax._losses import check_labels
 from metajax._random import draw_flat
 from metajax._rehearsal import drawn_from

@@ -1,6 +1,7 @@
 """Broadcasting said aloud, for those who run with ``jax_numpy_rank_promotion="raise"``."""
 
 import jax.numpy as jnp
+from jax import lax
 from jax.typing import ArrayLike
 
 from metajax.types import Array
@@ -16,3 +17,14 @@ def affine(x: Array, w: Array, b: Array) -> Array:
     """``x W + b``."""
     y = x @ w
     return y + lift(b, y)
+
+
+def standardise(x: Array, axes: int | tuple[int, ...] = -1) -> Array:
+    """``(x - mean) / sqrt(variance + 1e-5)`` over some of the axes.
+
+    In two passes. `jax.nn.standardize` takes the square of the mean from the mean of the squares,
+    and nothing is left of a variance that is small beside the mean.
+    """
+    centred = x - x.mean(axes, keepdims=True)
+    variance = jnp.square(centred).mean(axes, keepdims=True)
+    return centred * lax.rsqrt(variance + 1e-5)

@@ -8,7 +8,7 @@ import jax
 from jax.extend import core
 
 from metajax._arguments import checked
-from metajax._convolutions import convolve
+from metajax.nets._convolutions import convolve
 from metajax.types import Array
 
 
