@@ -87,13 +87,7 @@ def ask_tell(
     >>> state, metrics = jax.jit(trainer.step)(state)
     """
     _check_strategy(strategy)
-    defaults = strategy.default_params
-    params = defaults if params is None else params
-    if jax.tree.structure(params) != jax.tree.structure(defaults):
-        raise TypeError(
-            f"params must be like strategy.default_params, a {type(defaults).__name__}, got "
-            f"{shown(params)}"
-        )
+    params = _params_of(strategy, params)
 
     def init(key, meta_params, data):
         del data
@@ -182,6 +176,18 @@ def _check_strategy(strategy: Any) -> None:
             f"strategy must be an instance of a distribution-based strategy of evosax, got {name}; "
             f"take e.g. evosax.algorithms.Open_ES(population_size, solution=meta_params)"
         )
+
+
+def _params_of(strategy: Any, params: Any) -> Any:
+    defaults = strategy.default_params
+    if params is None:
+        return defaults
+    if jax.tree.structure(params) != jax.tree.structure(defaults):
+        raise TypeError(
+            f"params must be like strategy.default_params, a {type(defaults).__name__}, got "
+            f"{shown(params)}"
+        )
+    return params
 
 
 def _check_solution(strategy: Any, meta_params: PyTree) -> None:
