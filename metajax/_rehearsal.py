@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from metajax._trees import clone_keys
-from metajax.types import Array, Data
+from metajax.types import Array, Data, Inner, Key, MetaParams
 
 _under_way = ContextVar("rehearsal", default=False)
 
@@ -47,6 +47,13 @@ class Rehearsal:
         if self._seen is None or len(self._seen) != len(leaves):
             return False
         return all(seen() is x for seen, x in zip(self._seen, leaves, strict=True))
+
+
+def run_episode(inner: Inner, key: Key, meta_params: MetaParams, data: Data) -> Any:
+    """One inner step and the test: whatever looks at data has seen them then."""
+    state = inner.init(key, meta_params, data)
+    state, _ = inner.step(meta_params, state, data)
+    return inner.test(meta_params, state, data)
 
 
 def _reference(x: Any) -> Callable[[], Any]:

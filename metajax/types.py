@@ -191,10 +191,13 @@ class Estimator(NamedTuple):
     Attributes:
       init: ``(key, meta_params, data) -> state``.
       estimate: ``(key, meta_params, state, data) -> (Estimate, state)``.
+      inner: the inner loop that is run, if it is one: through it the data can be looked at without
+        tracing an estimate.
     """
 
     init: Callable[[Key, MetaParams, Data], State]
     estimate: Callable[[Key, MetaParams, State, Data], tuple[Estimate, State]]
+    inner: Inner | None = None
 
 
 class TrainState(NamedTuple):

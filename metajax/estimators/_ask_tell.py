@@ -142,7 +142,7 @@ def ask_tell(
         metrics = _episodes.with_diverged("ask_tell", metrics, episode_ok)
         return Estimate(updates, loss, metrics), state
 
-    return Estimator(init, estimate)
+    return Estimator(init, estimate, inner)
 
 
 def _as_evosax_is() -> Any:

@@ -76,4 +76,4 @@ def bptt(
         state = _episodes.end_diverged(inner, begin, end, ok)
         return Estimate(updates, loss, metrics), state
 
-    return Estimator(init, estimate)
+    return Estimator(init, estimate, inner)

@@ -221,4 +221,4 @@ def _pairs(
         result = pairs.weigh(meta_params, weight, losses, metrics)
         return result, PairsState(episodes, weight)
 
-    return Estimator(init, estimate)
+    return Estimator(init, estimate, inner)

@@ -85,7 +85,7 @@ def forward(
         state = _episodes.end_diverged(inner, begin, end, ok)
         return Estimate(updates, loss, metrics), state
 
-    return Estimator(init, estimate)
+    return Estimator(init, estimate, inner)
 
 
 def _jacobian(losses_of, flat, chunk):

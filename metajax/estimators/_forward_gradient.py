@@ -78,4 +78,4 @@ def forward_gradient(
         state = _episodes.end_diverged(inner, begin, end, ok)
         return Estimate(updates, loss, metrics), state
 
-    return Estimator(init, estimate)
+    return Estimator(init, estimate, inner)

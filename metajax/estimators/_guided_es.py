@@ -105,7 +105,7 @@ def guided_es(
         metrics = result.metrics | {"surrogate_loss": guess.loss}
         return result._replace(metrics=metrics), GuidedState(surrogate_state, recent)
 
-    return Estimator(init, estimate)
+    return Estimator(init, estimate, inner)
 
 
 def _remember(recent: Array, direction: Array) -> Array:

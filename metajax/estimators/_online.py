@@ -245,4 +245,4 @@ def _online(
         episodes = _episodes.end_diverged(inner, begin, end, ok)
         return Estimate(updates, loss, metrics), Online(episodes, influence)
 
-    return Estimator(init, estimate)
+    return Estimator(init, estimate, inner)

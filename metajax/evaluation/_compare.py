@@ -20,7 +20,8 @@ from metajax._arguments import (
     is_transformation,
 )
 from metajax._inner import inner
-from metajax.evaluation._evaluate import Curves, evaluate, rehearsal
+from metajax._rehearsal import Rehearsal, run_episode
+from metajax.evaluation._evaluate import Curves, evaluate
 from metajax.learners._l2l import l2l
 from metajax.sharding import _hosts as hosts
 from metajax.training._display import make_display, waiting
@@ -151,6 +152,11 @@ def compare(
     search_key, report_key = jax.random.split(key)
     result = Comparison({}, {}, {}, {})
 
+    # What is wrong with the data is so under any optimizer.
+    still = inner(l2l(lambda _: optax.identity(), problem), tasks, steps)
+    rehearse = Rehearsal(partial(run_episode, still))
+    rehearse(key, (), data=data)
+
     with contextlib.closing(_Progress(optimizers, search)) as progress:
         for name, optimizer in optimizers.items():
             make_tx = optimizer
@@ -158,7 +164,6 @@ def compare(
             if fixed:
                 make_tx = partial(_ignore_rate, optimizer)
             loop = inner(l2l(make_tx, problem), tasks, steps)
-            rehearsal(loop)(key, search.rates[0], data=data)
             run = _runner(loop, num_tasks, at_once, search.score)
             run = progress.follow(name, run)
 

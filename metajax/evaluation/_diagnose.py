@@ -13,7 +13,7 @@ from jax.flatten_util import ravel_pytree
 from metajax import _checks, _trees
 from metajax._arguments import PositiveInt, checked
 from metajax._inner import unroll
-from metajax._rehearsal import Rehearsal
+from metajax._rehearsal import Rehearsal, run_episode
 from metajax._trees import clone_keys
 from metajax.types import Array, Estimator, Inner, PyTree
 
@@ -202,12 +202,14 @@ def _check_inputs(
     _checks.finite("meta_params", meta_params)
     _checks.finite("data", data)
 
-    def first_estimate(key, meta_params, data):
+    def first_run(key, meta_params, data):
+        if estimator.inner is not None:
+            return run_episode(estimator.inner, key, meta_params, data)
         init_key, run_key = jax.random.split(key)
         state = estimator.init(init_key, meta_params, data)
         return estimator.estimate(run_key, meta_params, state, data)
 
-    Rehearsal(first_estimate)(key, meta_params, data=data)
+    Rehearsal(first_run)(key, meta_params, data=data)
 
 
 def _sampler(estimator: Estimator, samples: int, windows: int) -> Any:

@@ -2,6 +2,7 @@
 
 import contextlib
 from collections.abc import Callable
+from functools import partial
 from typing import NamedTuple
 
 import jax
@@ -9,7 +10,7 @@ from jax import lax
 
 from metajax import _checks
 from metajax._arguments import PositiveInt, checked
-from metajax._rehearsal import Rehearsal
+from metajax._rehearsal import Rehearsal, run_episode
 from metajax.types import Array, Inner, InnerState, PyTree
 
 
@@ -83,17 +84,6 @@ def evaluate(
     return run(key, meta_params, data)
 
 
-def rehearsal(inner: Inner) -> Rehearsal:
-    """Lets tasks and learner see the data: ``(key, meta_params, data=data)``, for an episode."""
-
-    def episode(key, meta_params, data):
-        state = inner.init(key, meta_params, data)
-        state, _ = inner.step(meta_params, state, data)
-        return inner.test(meta_params, state, data)
-
-    return Rehearsal(episode)
-
-
 def _compiled(
     inner: Inner, num_tasks: int, steps: int, at_once: int | None
 ) -> Callable[..., Curves]:
@@ -128,7 +118,7 @@ def _program(
         test_loss, test_metrics = inner.test(meta_params, state, data)
         return Curves(losses, test_loss, metrics, state, test_metrics)
 
-    rehearse = rehearsal(inner)
+    rehearse = Rehearsal(partial(run_episode, inner))
 
     def run(key, meta_params, data):
         rehearse(key, meta_params, data=data)

@@ -11,7 +11,7 @@ from jax import lax
 
 from metajax import _checks, _trees
 from metajax._arguments import PositiveInt, check, checked
-from metajax._rehearsal import Rehearsal
+from metajax._rehearsal import Rehearsal, run_episode
 from metajax.types import Array, Estimator, PyTree, Trainer, TrainState
 
 _NAMES_OF_A_RUN = ("loss", "update_norm", "skipped", "step", "validation")
@@ -93,7 +93,12 @@ def trainer(
         _check_maker("opt_state", state.opt_state, like.opt_state, "tx")
         return _step(estimator, tx, state, data)
 
-    rehearse = Rehearsal(step)
+    def first_run(state, data):
+        if estimator.inner is None:
+            return step(state, data)
+        return run_episode(estimator.inner, state.key, state.meta_params, data)
+
+    rehearse = Rehearsal(first_run)
     run_chunk = chunked(step, chunk, max_skipped)
 
     def run(state, data, n):
