@@ -156,8 +156,10 @@ def uoro(
         )
         _, pull, _ = jax.vjp(lambda m: run(m, state), meta_params, has_aux=True)
         signs = jax.random.rademacher(key, state.shape, state.dtype)
-        (direct,) = pull((jnp.ones_like(slope), jnp.zeros_like(state)))
-        (new,) = pull((jnp.zeros_like(slope), signs))
+        of_loss = (jnp.ones_like(slope), jnp.zeros_like(state))
+        of_state = (jnp.zeros_like(slope), signs)
+        cotangents = jax.tree.map(lambda *x: jnp.stack(x), of_loss, of_state)
+        ((direct, new),) = jax.vmap(pull)(cotangents)
         grad = direct + slope * influence.of_meta_params
 
         # The sum of two outer products as one, in the mean over the signs; any balance will do, and

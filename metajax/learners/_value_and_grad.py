@@ -20,6 +20,7 @@ from jax.extend.core import ClosedJaxpr, jaxpr_as_fun
 
 from metajax._arguments import checked
 from metajax._inner import INNER_GRADIENT
+from metajax._trees import clone_keys
 from metajax.types import Array, Params, PyTree
 
 
@@ -132,13 +133,13 @@ def _differentiated(program: _Program, params: Params) -> tuple[PyTree, Params]:
         found, others = run(params, closed, fixed)
         params, closed = _for_the_last_time((params, closed))
 
-        def forward(moved):
+        def forward(moved, fixed):
             _, change = jax.jvp(
                 lambda p, c: primal(p, c, fixed)[0], (params, closed), moved
             )
             return change
 
-        def backward(cotangents):
+        def backward(cotangents, fixed):
             """The transpose of ``forward``, by one forward derivative of the pull-back."""
             of_values, of_grads = cotangents
 
@@ -150,8 +151,11 @@ def _differentiated(program: _Program, params: Params) -> tuple[PyTree, Params]:
             _, change = jax.jvp(pull, (params, program.ones), (of_grads, of_values))
             return change
 
+        def both(pair, fixed):
+            return backward(pair[1], fixed), forward(pair[0], fixed)
+
         zeros = jax.tree.map(jnp.zeros_like, found)
-        _, change = _self_adjoint(forward, backward, (moved, zeros))
+        _, change = _self_adjoint(both, (moved, zeros), fixed)
         no_change = jax.tree.map(lambda x: np.zeros(x.shape, jax.dtypes.float0), others)
         return (found, others), (change, no_change)
 
@@ -161,8 +165,8 @@ def _differentiated(program: _Program, params: Params) -> tuple[PyTree, Params]:
     return program.result(values, others), grads
 
 
-def _self_adjoint(forward: Callable, backward: Callable, pair: PyTree) -> PyTree:
-    """The linear map ``(u, w) -> (backward w, forward u)``, which is its own transpose.
+def _self_adjoint(f: Callable, pair: PyTree, fixed: list[Array]) -> PyTree:
+    """``f(pair, fixed)``, where ``(u, w) -> (backward w, forward u)`` is its own transpose.
 
     JAX may be told so of a linear solve, and of nothing else that knows `jax.vmap`: this map is the
     "inverse" of the identity. The half that nobody asks for is dead code, and is dropped.
@@ -176,11 +180,14 @@ def _self_adjoint(forward: Callable, backward: Callable, pair: PyTree) -> PyTree
         lambda x: x + jnp.where(False, tie.astype(x.dtype), 0), (left, right)
     )
 
-    def solve(_, pair):
-        u, w = pair
-        return backward(w), forward(u)
-
-    return lax.custom_linear_solve(lambda x: x, linear, solve, symmetric=True)
+    # The same keys in the program itself, here and in the transpose.
+    here, in_transpose = clone_keys(fixed), clone_keys(fixed)
+    return lax.custom_linear_solve(
+        lambda x: x,
+        linear,
+        lambda _, pair: f(pair, here),
+        lambda _, pair: f(pair, in_transpose),
+    )
 
 
 @jax.custom_jvp
