@@ -66,23 +66,19 @@ def standard(x):
     return (x - x.mean()) / np.sqrt(x.var() + 1e-5)
 
 
-def norm(p, x):
-    return p["scale"] * standard(x) + p["offset"]
-
-
 def feed_forward(p, x):
-    h = affine(p["up"], norm(p["norm"], x))
+    h = affine(p["up"], standard(x))
     gelu = h / 2 * (1 + np.tanh(np.sqrt(2 / np.pi) * (h + 0.044715 * h**3)))
     return x + affine(p["down"], gelu)
 
 
 def layers_of(p):
-    depth = len(p["layers"]["norm"]["scale"])
+    depth = len(p["layers"]["out"]["b"])
     return [jax.tree.map(lambda x, i=i: x[i], p["layers"]) for i in range(depth)]
 
 
 def loss_of(p, x, label):
-    return -np.log(softmax(affine(p["out"], norm(p["norm"], x)))[label])
+    return -np.log(softmax(affine(p["out"], standard(x)))[label])
 
 
 def gpicl(p, lag=True):
@@ -103,7 +99,7 @@ def gpicl(p, lag=True):
         parts = [image, last_image, last_label] if lag else [image, last_label]
         x = affine(p["token"], np.concatenate(parts)) + p["position"][len(memories[0])]
         for layer, memory in zip(layers, memories, strict=True):
-            query, key, value = affine(layer["ask"], norm(layer["norm"], x))
+            query, key, value = affine(layer["ask"], standard(x))
             memory.append((key, value))
             found = np.concatenate([attend(query, memory, head) for head in range(2)])
             x = feed_forward(layer["forward"], x + affine(layer["out"], found))
@@ -124,7 +120,7 @@ def delta_rule(p):
     def example(image, label):
         x = affine(p["image"], image)
         for layer, memory in zip(layers, memories, strict=True):
-            h = norm(layer["norm"], x)
+            h = standard(x)
             query, key = affine(layer["ask"], h)
             values = affine(
                 layer["value"], np.concatenate([h, p["label"] @ np.eye(C)[label]])

@@ -16,9 +16,7 @@ from metajax.learners._layers import (
     feed_forward,
     init_affine,
     init_feed_forward,
-    init_norm,
     init_weights,
-    norm,
 )
 from metajax.types import Array, Key, Learner, PyTree
 
@@ -97,7 +95,6 @@ def delta_rule(
             "image": init_affine(k_image, num_inputs, width),
             "label": init_weights(k_label, (width, num_classes)),
             "layers": jax.vmap(layer)(jax.random.split(k_layers, depth)),
-            "norm": init_norm(width),
             "out": init_affine(k_out, width, num_classes),
         }
 
@@ -111,8 +108,7 @@ def delta_rule(
         labels = targets @ params["label"].T
         layer = partial(_layer, labels, mask, chunk)
         x, state = lax.scan(layer, x, (params["layers"], state))
-        x = jax.vmap(norm, (None, 0))(params["norm"], x)
-        logits = jax.vmap(affine, (None, 0))(params["out"], x)
+        logits = jax.vmap(affine, (None, 0))(params["out"], standardise(x))
         return at_least_float32(logits), state
 
     def answer(params, state, images):
@@ -144,7 +140,6 @@ def _init_layer(key: Key, *, width: int, depth: int, heads: tuple[int, int]) -> 
     gates["b"] = gates["b"] + rate_and_forgetting[:, None]
     value = per_head(init_affine(k_value, 2 * width, size))
     return {
-        "norm": init_norm(width),
         "ask": per_head(init_affine(k_ask, width, 2 * size)),
         "value": jax.tree.map(lambda x: x[0], value),
         "gates": gates,
@@ -165,7 +160,7 @@ def _layer(
 
     def ask(x, label):
         """Each field of what is read and written as ``[heads, ...]``."""
-        x = norm(params["norm"], x)
+        x = standardise(x)
         query, key = _unit(jax.nn.silu(affine(params["ask"], x)))
         value = affine(params["value"], jnp.concatenate([x, label]))
         rate, forgetting = affine(params["gates"], x)

@@ -9,15 +9,14 @@ from jax import lax
 
 from metajax._arguments import PositiveInt, checked
 from metajax._losses import at_least_float32
+from metajax._standardise import standardise
 from metajax.learners._in_context import by_pieces
 from metajax.learners._layers import (
     affine,
     feed_forward,
     init_affine,
     init_feed_forward,
-    init_norm,
     init_weights,
-    norm,
 )
 from metajax.types import Array, Key, Learner, PyTree
 
@@ -100,7 +99,6 @@ def gpicl(
             "token": init_affine(k_token, token_size, width),
             "position": 0.1 * init_weights(k_position, (context, width)),
             "layers": jax.vmap(layer)(jax.random.split(k_layers, depth)),
-            "norm": init_norm(width),
             "out": init_affine(k_out, width, num_classes),
         }
 
@@ -133,10 +131,10 @@ def gpicl(
         memory = (params["layers"], state.keys, state.values)
         x, (keys, values) = lax.scan(layer, x, memory)
 
-        x = jax.vmap(norm, (None, 0))(params["norm"], x)
-        logits = at_least_float32(jax.vmap(affine, (None, 0))(params["out"], x))
+        logits = jax.vmap(affine, (None, 0))(params["out"], standardise(x))
         # Positions beyond the context have not been learned.
-        logits = jnp.where(place[:, None] < context, logits, jnp.nan)
+        is_known = place[:, None] < context
+        logits = jnp.where(is_known, at_least_float32(logits), jnp.nan)
         count = state.count + counts.sum(dtype=jnp.int32)
         return logits, GPICLState(keys, values, image, label, count)
 
@@ -162,9 +160,8 @@ def _before(counts: Array, first: Array, values: Array) -> tuple[Array, Array]:
     """
     stream = jnp.concatenate([first[None], values])
     last = lax.cummax(jnp.where(counts, jnp.arange(1, len(stream)), 0))
-    return stream[jnp.concatenate([jnp.zeros_like(last[:1]), last[:-1]])], stream[
-        last[-1]
-    ]
+    before = jnp.concatenate([jnp.zeros_like(last[:1]), last[:-1]])
+    return stream[before], stream[last[-1]]
 
 
 def _init_layer(
@@ -176,7 +173,6 @@ def _init_layer(
     k_ask, k_out, k_forward = jax.random.split(key, 3)
     ask = init_affine(k_ask, width, 3 * size, variance)
     return {
-        "norm": init_norm(width),
         "ask": jax.tree.map(lambda x: x.reshape(3, *attention, *x.shape[1:]), ask),
         "out": init_affine(k_out, size, width, variance),
         "forward": init_feed_forward(k_forward, width, variance),
@@ -193,7 +189,7 @@ def _layer(
     params, keys, values = layer_and_memory
 
     def ask(x):
-        return affine(params["ask"], norm(params["norm"], x))
+        return affine(params["ask"], standardise(x))
 
     def digest(x, found):
         return feed_forward(params["forward"], x + affine(params["out"], found.ravel()))

@@ -48,27 +48,19 @@ def lstm_step(
     return (h, c), h[:, 0]
 
 
-def init_norm(size: int) -> dict[str, Array]:
-    """Parameters of a layer normalisation."""
-    return {"scale": jnp.ones(size), "offset": jnp.zeros(size)}
-
-
-def norm(params: dict[str, Array], x: Array) -> Array:
-    """Layer normalisation (Ba et al. 2016)."""
-    return params["scale"] * standardise(x) + params["offset"]
-
-
 def init_feed_forward(key: Key, width: int, variance: float) -> dict[str, PyTree]:
     """Parameters of the feed-forward half of a layer of a transformer."""
     k_up, k_down = jax.random.split(key)
     return {
-        "norm": init_norm(width),
         "up": init_affine(k_up, width, 4 * width, variance),
         "down": init_affine(k_down, 4 * width, width, variance),
     }
 
 
 def feed_forward(params: dict[str, PyTree], x: Array) -> Array:
-    """``x`` and what a hidden layer makes of it, normalised before (Xiong et al. 2020)."""
-    hidden = jax.nn.gelu(affine(params["up"], norm(params["norm"], x)))
+    """``x`` and what a hidden layer makes of it, normalised before (Xiong et al. 2020).
+
+    A scale and an offset of the normalised would be further parameters of the map that follows.
+    """
+    hidden = jax.nn.gelu(affine(params["up"], standardise(x)))
     return x + affine(params["down"], hidden)

@@ -12,7 +12,8 @@ def finite(tasks: Tasks, number: PositiveInt, seed: NonNegativeInt = 0) -> Tasks
 
     Whether a learner memorises its tasks or learns to learn depends on how many it meets (Kirsch et
     al. 2022, arXiv 2212.04458). A task is what ``tasks`` draw from its number, and is made anew
-    each time: a million take no memory. Another seed gives others, such as are unseen.
+    each time: a million take no memory. Another seed gives others, such as are unseen. It goes
+    around all in which tasks differ, such as `project`.
 
     Args:
       tasks: where tasks and batches come from.
