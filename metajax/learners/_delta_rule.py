@@ -17,6 +17,7 @@ from metajax.learners._layers import (
     init_affine,
     init_feed_forward,
     init_weights,
+    with_outputs,
 )
 from metajax.types import Array, Key, Learner, PyTree
 
@@ -129,19 +130,12 @@ def _init_layer(key: Key, *, width: int, depth: int, heads: tuple[int, int]) -> 
     size = num_heads * head_size
     k_ask, k_value, k_gates, k_out, k_forward = jax.random.split(key, 5)
 
-    def per_head(affine_params):
-        return jax.tree.map(
-            lambda x: x.reshape(-1, *heads, *x.shape[1:]), affine_params
-        )
-
-    gates = init_affine(k_gates, width, 2 * num_heads)
-    gates = jax.tree.map(lambda x: x.reshape(2, num_heads, *x.shape[1:]), gates)
+    gates = with_outputs(init_affine(k_gates, width, 2 * num_heads), 2, num_heads)
     rate_and_forgetting = jnp.array([0.0, _FORGETS])
     gates["b"] = gates["b"] + rate_and_forgetting[:, None]
-    value = per_head(init_affine(k_value, 2 * width, size))
     return {
-        "ask": per_head(init_affine(k_ask, width, 2 * size)),
-        "value": jax.tree.map(lambda x: x[0], value),
+        "ask": with_outputs(init_affine(k_ask, width, 2 * size), 2, *heads),
+        "value": with_outputs(init_affine(k_value, 2 * width, size), *heads),
         "gates": gates,
         "out": init_affine(k_out, size, width, variance),
         "forward": init_feed_forward(k_forward, width, variance),

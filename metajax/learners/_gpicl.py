@@ -17,6 +17,7 @@ from metajax.learners._layers import (
     init_affine,
     init_feed_forward,
     init_weights,
+    with_outputs,
 )
 from metajax.types import Array, Key, Learner, PyTree
 
@@ -173,7 +174,7 @@ def _init_layer(
     k_ask, k_out, k_forward = jax.random.split(key, 3)
     ask = init_affine(k_ask, width, 3 * size, variance)
     return {
-        "ask": jax.tree.map(lambda x: x.reshape(3, *attention, *x.shape[1:]), ask),
+        "ask": with_outputs(ask, 3, *attention),
         "out": init_affine(k_out, size, width, variance),
         "forward": init_feed_forward(k_forward, width, variance),
     }

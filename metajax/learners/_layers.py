@@ -24,6 +24,11 @@ def init_weights(key: Key, shape: tuple[int, ...]) -> Array:
     return draw_flat(key, shape, jax.random.truncated_normal, lower=-2.0, upper=2.0)
 
 
+def with_outputs(params: dict[str, Array], *shape: int) -> dict[str, Array]:
+    """The same affine map, its outputs in that shape."""
+    return {name: x.reshape(*shape, *x.shape[1:]) for name, x in params.items()}
+
+
 def affine(params: dict[str, Array], x: Array) -> Array:
     """``W x + b``."""
     return params["w"] @ x + params["b"]
