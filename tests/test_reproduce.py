@@ -40,6 +40,7 @@ def experiment(run, claims=lambda results, settings: [], settings=None, seeds=1)
 
 # What these do, another experiment of the same system does too.
 LONG = {
+    "gpicl-generalisation",
     "imaml-memory",
     "imaml-mini-imagenet",
     "l2l-cifar",

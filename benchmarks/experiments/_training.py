@@ -40,12 +40,24 @@ def meta_train(
     run: Run,
 ) -> Any:
     """The best meta-parameters of a run."""
+    return mx.sharding.gather(fitted(estimator, tx, key, meta_params, data, run).best)
+
+
+def fitted(
+    estimator: mx.Estimator,
+    tx: optax.GradientTransformation,
+    key: Any,
+    meta_params: Any,
+    data: Any,
+    run: Run,
+) -> mx.Fit:
+    """A run, with the history of its loss."""
     trainer = mx.trainer(estimator, tx, chunk=run.chunk)
     data = placed(data, run.episodes)
     state = placed(trainer.init(key, meta_params, data), run.episodes)
     every = run.chunks_per_checkpoint * run.chunk
     store = mx.checkpoints(run.folder, every=every)
-    fitted = mx.fit(
+    result = mx.fit(
         trainer,
         state,
         data,
@@ -55,7 +67,7 @@ def meta_train(
         progress=run.folder.name,
     )
     store.close()
-    return mx.sharding.gather(fitted.best)
+    return result
 
 
 def clipped_adam(rate: optax.ScalarOrSchedule) -> optax.GradientTransformation:

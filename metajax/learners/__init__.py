@@ -1,8 +1,10 @@
 """Inner algorithms: learned optimizers, learning in activations, few-shot learners."""
 
 from metajax.learners._cloning import clone_backprop
+from metajax.learners._delta_rule import delta_rule
 from metajax.learners._external_memory import external_memory
 from metajax.learners._fast_weights import fast_weight_memory, hebbian
+from metajax.learners._gpicl import gpicl
 from metajax.learners._imaml import imaml, imaml_diagnosed
 from metajax.learners._imitate import imitate
 from metajax.learners._in_context import in_context
@@ -29,10 +31,12 @@ __all__ = [
     "anil",
     "boil",
     "clone_backprop",
+    "delta_rule",
     "external_memory",
     "fast_weight_memory",
     "finetune",
     "fomaml",
+    "gpicl",
     "hebbian",
     "imaml",
     "imaml_diagnosed",

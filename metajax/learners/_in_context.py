@@ -17,6 +17,8 @@ from metajax.types import Array, Key, Learner, MetaParams, State
 
 Predict = Callable[[MetaParams, State, Array], tuple[Array, State]]
 Learn = Callable[[MetaParams, State, Array, Array, Array], State]
+Take = Callable[[MetaParams, State, Array, Array, Array | None], tuple[Array, State]]
+Answer = Callable[[MetaParams, State, Array], Array]
 
 
 @checked
@@ -65,10 +67,6 @@ def in_context(
     """
     num_inputs, num_classes = _checks.positive_ints("sizes", sizes, like=(64, 10))
 
-    def init(key, meta_params, task):
-        del task
-        return start(key, meta_params)
-
     def logits_of(meta_params, state, x):
         logits, state = predict(meta_params, state, x)
         if logits.shape != (num_classes,):
@@ -77,13 +75,10 @@ def in_context(
             )
         return at_least_float32(logits), state
 
-    def step(key, meta_params, state, batch):
-        del key
-
+    def take(meta_params, state, images, targets, mask):
         def one_example(state, example):
-            x, label, counts = example
+            x, target, counts = example
             logits, seen = logits_of(meta_params, state, x)
-            target = jax.nn.one_hot(label, num_classes, dtype=x.dtype)
             error = jax.nn.softmax(logits).astype(x.dtype) - target
             learned = learn(meta_params, seen, x, error, target)
             if counts is not None:  # what does not count leaves no trace
@@ -92,25 +87,61 @@ def in_context(
                 )
             return learned, logits
 
+        state, logits = lax.scan(one_example, state, (images, targets, mask))
+        return logits, state
+
+    def answer(meta_params, state, images):
+        return jax.vmap(lambda x: logits_of(meta_params, state, x)[0])(images)
+
+    return by_pieces(meta, start, take, answer, (num_inputs, num_classes))
+
+
+def by_pieces(
+    meta: Callable[[Key], MetaParams],
+    start: Callable[[Key, MetaParams], State],
+    take: Take,
+    answer: Answer,
+    sizes: tuple[int, int],
+) -> Learner:
+    """As `in_context`, from functions of whole batches, the pieces of a stream.
+
+    Args:
+      meta: ``(key) -> meta_params``.
+      start: ``(key, meta_params) -> state``, before the first example.
+      take: ``(meta_params, state, x [B, F], targets [B, C], mask) -> (logits [B, C], state)``:
+        each example is predicted from those before it, with their one-hot targets; where a mask
+        ``[B]`` is False, it is no part of the stream.
+      answer: ``(meta_params, state, x [B, F]) -> logits [B, C]``, each from the one state.
+      sizes: ``(F, C)``.
+    """
+    num_inputs, num_classes = sizes
+
+    def init(key, meta_params, task):
+        del task
+        return start(key, meta_params)
+
+    def step(key, meta_params, state, batch):
+        del key
         batch = blank_masked(batch, "image", "label")
         images = _flattened(meta_params, batch["image"], num_inputs)
         labels = batch["label"]
         mask = batch.get("mask")
-        state, logits = lax.scan(one_example, state, (images, labels, mask))
+        targets = jax.nn.one_hot(labels, num_classes, dtype=images.dtype)
+        logits, state = take(meta_params, state, images, targets, mask)
         loss, metrics = cross_entropy_and_accuracy(logits, labels, mask)
         return state, loss, metrics
 
-    def predict_all(key, meta_params, state, inputs):
+    def predict(key, meta_params, state, inputs):
         del key
         images = _flattened(meta_params, inputs, num_inputs)
-        return jax.vmap(lambda x: logits_of(meta_params, state, x)[0])(images)
+        return answer(meta_params, state, images)
 
     def test(key, meta_params, state, batch):
         batch = blank_masked(batch, "image", "label")
-        logits = predict_all(key, meta_params, state, batch["image"])
+        logits = predict(key, meta_params, state, batch["image"])
         return cross_entropy_and_accuracy(logits, batch["label"], batch.get("mask"))
 
-    return Learner(init, step, test, predict_all, meta)
+    return Learner(init, step, test, predict, meta)
 
 
 def _flattened(meta_params: MetaParams, images: Array, num_inputs: int) -> Array:

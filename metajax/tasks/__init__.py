@@ -11,6 +11,7 @@ from metajax.tasks._augment import (
     unit_spread,
 )
 from metajax.tasks._episodes import episodes
+from metajax.tasks._finite import finite
 from metajax.tasks._minibatches import minibatches
 from metajax.tasks._signals import signals
 from metajax.tasks._streams import classification, prototypes, random_images, sum_sign
@@ -22,6 +23,7 @@ __all__ = [
     "augment",
     "classification",
     "episodes",
+    "finite",
     "flatten",
     "linear_regressions",
     "minibatches",
