@@ -97,23 +97,43 @@ def _leaf_per_coordinate(factored: Factored, shape: tuple[int, ...]) -> PerCoord
     if axes is None:
         v = factored.row
         # The constants differ in the authors' code too.
-        grad_factor = _safe_rsqrt(v + 1e-9)
+        grad_factor = safe_rsqrt(v + 1e-9)
         momentum_factor = (v + 1e-6) ** -0.5
         fields = (v, v, grad_factor, momentum_factor)
     else:
-        second, longest = axes
-        # The first axis is that of the decays.
-        row = jnp.expand_dims(factored.row, 1 + longest)
-        col = jnp.expand_dims(factored.col, 1 + second)
-        mean = row.mean(1 + second, keepdims=True)
-        relative_row = row / (mean + 1e-9)
-        factor = _safe_rsqrt(relative_row) * _safe_rsqrt(col)
+        row, col, factor = of_matrix(factored, shape)
         fields = (row, col, factor, factor)
 
     num_decays = len(factored.row)
     size = math.prod(shape)
     wide = [jnp.broadcast_to(x, (num_decays, *shape)) for x in fields]
     return PerCoordinate(*[x.reshape(num_decays, size) for x in wide])
+
+
+def of_matrix(
+    factored: Factored,
+    shape: tuple[int, ...],
+) -> tuple[Array, Array, Array]:
+    """Of a leaf with at least two axes: rows, columns, and the inverse root of what they make.
+
+    All are ``[K, ...]`` and broadcast to ``[K, *shape]``, rows and columns with an axis of length
+    1.
+    """
+    axes = _longest_axes(shape)
+    assert axes is not None, shape
+    second, longest = axes
+    # The first axis is that of the decays.
+    row = jnp.expand_dims(factored.row, 1 + longest)
+    col = jnp.expand_dims(factored.col, 1 + second)
+    mean = row.mean(1 + second, keepdims=True)
+    relative_row = row / (mean + 1e-9)
+    factor = safe_rsqrt(relative_row) * safe_rsqrt(col)
+    return row, col, factor
+
+
+def safe_rsqrt(x: Array) -> Array:
+    """The inverse root, as if ``x`` were at least 1e-9."""
+    return lax.rsqrt(jnp.maximum(x, 1e-9))
 
 
 def _longest_axes(shape: tuple[int, ...]) -> tuple[int, int] | None:
@@ -123,7 +143,3 @@ def _longest_axes(shape: tuple[int, ...]) -> tuple[int, int] | None:
     by_length = np.argsort(shape, kind="stable")
     second, longest = by_length[-2:].tolist()
     return second, longest
-
-
-def _safe_rsqrt(x: Array) -> Array:
-    return lax.rsqrt(jnp.maximum(x, 1e-9))

@@ -4,6 +4,8 @@ One network serves all coordinates. What goes through it is feature-major: ``[F,
 each of the ``P`` coordinates.
 """
 
+import functools
+import operator
 from collections.abc import Sequence
 from functools import partial
 from itertools import pairwise
@@ -11,6 +13,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 from metajax._random import draw_flat
@@ -66,6 +69,44 @@ def mlp(layers: list[Layer], x: Array) -> Array:
     for layer in hidden:
         x = jax.nn.relu(linear(layer, x))
     return linear(output, x)
+
+
+def mlp_pointwise(layers: list[Layer], features: Sequence[Array]) -> list[Array]:
+    """A perceptron with ReLU, from features to outputs that are arrays of their own.
+
+    The same as `mlp`, written as sums of products of whole arrays, which a compiler fuses into one
+    pass over the coordinates: features are never joined in memory. Those with an axis of length 1
+    are summed before they are repeated. Worth it for few units and many coordinates.
+    """
+    first, *others = layers
+    units = _first_layer(first, features)
+    for layer in others:
+        units = [jax.nn.relu(x) for x in units]
+        rows = zip(layer["w"], layer["b"], strict=True)
+        units = [_weighted_sum(w, units, b) for w, b in rows]
+    return units
+
+
+def _first_layer(layer: Layer, features: Sequence[Array]) -> list[Array]:
+    """The layer's sums; of its inputs, as many as there are features."""
+    places: dict[tuple[int, ...], list[int]] = {}
+    for i, x in enumerate(features):
+        places.setdefault(x.shape, []).append(i)
+    whole = places.pop(jnp.broadcast_shapes(*places))
+
+    repeated = []
+    for same in places.values():
+        x = jnp.stack([features[i] for i in same])
+        w = layer["w"][:, np.array(same)]
+        repeated.append(jnp.tensordot(w, x, 1, precision="highest"))
+    rows = zip(layer["w"][:, np.array(whole)], layer["b"], *repeated, strict=True)
+    x = [features[i] for i in whole]
+    return [_weighted_sum(w, x, *others) for w, *others in rows]
+
+
+def _weighted_sum(weights: Array, features: list[Array], *others: Array) -> Array:
+    products = map(operator.mul, weights, features)
+    return functools.reduce(operator.add, [*others, *products])
 
 
 class LSTMState(NamedTuple):
