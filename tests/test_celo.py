@@ -364,6 +364,44 @@ def test_it_is_meta_trained_and_stored(name, tmp_path):
     )
 
 
+@pytest.mark.parametrize("name", ["celo", "celo2"])
+@pytest.mark.slow
+def test_meta_gradients_are_those_of_finite_differences(name, x64, key):
+    """Through three steps, along a random direction of the meta-parameters."""
+    k_start, k_direction, k_params, k_matrix = jax.random.split(key, 4)
+    optimizer = OPTIMIZERS[name]
+    like = jax.eval_shape(optimizer.init, key)
+    like = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, float), like)
+    start, direction = (optax.tree.random_like(k, like) for k in (k_start, k_direction))
+    matrix = jax.random.normal(k_matrix, (3, 3), float)
+
+    def loss(params):
+        return ((matrix @ params) ** 2).sum()
+
+    @jax.jit
+    def value_and_slope(size):
+        meta_params = optax.tree.add_scale(start, size, direction)
+        return jax.value_and_grad(end)(meta_params)
+
+    def end(meta_params):
+        tx = optimizer.tx(meta_params)
+        params = jax.random.normal(k_params, (3, 2), float)
+        state = tx.init(params)
+        for _ in range(3):
+            value, grads = jax.value_and_grad(loss)(params)
+            extra = {"value": value} if name == "celo" else {}
+            updates, state = tx.update(grads, state, params, **extra)
+            params = optax.apply_updates(params, updates)
+        return loss(params)
+
+    size = 1e-6
+    above, below = (value_and_slope(x)[0] for x in (size, -size))
+    _, slope = value_and_slope(0.0)
+    want = (above - below) / (2 * size)
+    assert abs(want) > 1e-5
+    np.testing.assert_allclose(optax.tree.vdot(slope, direction), want, rtol=1e-4)
+
+
 def as_numbers(x):
     is_key = jnp.issubdtype(x.dtype, jax.dtypes.prng_key)
     return jax.random.key_data(x) if is_key else x

@@ -11,12 +11,11 @@ from metajax._arguments import PositiveInt, check, checked
 from metajax.optim import _networks
 from metajax.optim._celo_rule import (
     NUM_INPUTS,
-    Moments,
     init_moments,
     inputs,
     move_leaves,
-    normalized,
 )
+from metajax.optim._leaf_moments import Moments, normalized
 from metajax.optim._learned import learned_optimizer
 from metajax.types import Array, LearnedOptimizer, PyTree
 
@@ -150,7 +149,7 @@ def _rule(
     if grad.ndim < 2:
         x += _vector_inputs(moments)
     x = normalized(x, grad.ndim, 1e-5)
-    direction, exponent = _networks.mlp_pointwise(network, x)
+    direction, exponent = _networks.mlp_of_arrays(network, x)
     scale = jnp.sqrt((theta**2).mean() + 1e-9)
     return 0.001 * direction * jnp.exp(0.001 * exponent) * scale
 

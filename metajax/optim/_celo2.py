@@ -13,13 +13,11 @@ from metajax._arguments import NonNegative, PositiveFloat, check, checked
 from metajax.optim import _networks
 from metajax.optim._celo_rule import (
     NUM_INPUTS,
-    Moments,
     init_moments,
     inputs,
-    inverse_size,
     move_leaves,
-    normalized,
 )
+from metajax.optim._leaf_moments import Moments, inverse_size, normalized
 from metajax.optim._learned import learned_optimizer
 from metajax.optim._orthogonalize import orthogonalize
 from metajax.types import Array, LearnedOptimizer, PyTree
@@ -143,7 +141,7 @@ def _learned_direction(
     def direction(moments: Moments, grad: Array, theta: Array) -> Array:
         x = inputs(moments, grad, theta, v_epsilon=1e-8)
         num_axes = min(grad.ndim, 2)
-        [d] = _networks.mlp_pointwise(network, normalized(x, num_axes, 1e-9))
+        [d] = _networks.mlp_of_arrays(network, normalized(x, num_axes, 1e-9))
         d = finish(d)
         return d * inverse_size(d, num_axes, 1e-9)
 

@@ -3,16 +3,14 @@
 This is Adafactor's way (Shazeer & Stern 2018, arXiv 1804.04235).
 """
 
-import math
 from typing import NamedTuple
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
 from metajax.optim import _features, _flat
-from metajax.types import Array, PyTree
+from metajax.types import Array
 
 
 class Factored(NamedTuple):
@@ -27,22 +25,6 @@ class Factored(NamedTuple):
 
     row: Array
     col: Array
-
-
-class PerCoordinate(NamedTuple):
-    """What the factors say about each coordinate of a leaf or of a tree, all ``[K, P]``.
-
-    Attributes:
-      row: the average of its row.
-      col: the average of its column.
-      grad_factor: what its gradient is to be multiplied by.
-      momentum_factor: what its momentum is to be multiplied by.
-    """
-
-    row: Array
-    col: Array
-    grad_factor: Array
-    momentum_factor: Array
 
 
 def init_factors(leaf: Array, num_decays: int) -> Factored:
@@ -81,33 +63,6 @@ def update_factors(
     row = _features.update_averages(row, square.mean(longest), decays)
     col = _features.update_averages(col, square.mean(second), decays)
     return Factored(row, col)
-
-
-def per_coordinate(factored: tuple[Factored, ...], like: PyTree) -> PerCoordinate:
-    """What the factors of the leaves say about all coordinates of a tree ``like`` with leaves."""
-    leaves = jax.tree.leaves(like)
-    shapes = map(jnp.shape, leaves)
-    by_leaf = map(_leaf_per_coordinate, factored, shapes)
-    fields = zip(*by_leaf, strict=True)
-    return PerCoordinate(*[jnp.concatenate(field, axis=-1) for field in fields])
-
-
-def _leaf_per_coordinate(factored: Factored, shape: tuple[int, ...]) -> PerCoordinate:
-    axes = _longest_axes(shape)
-    if axes is None:
-        v = factored.row
-        # The constants differ in the authors' code too.
-        grad_factor = safe_rsqrt(v + 1e-9)
-        momentum_factor = (v + 1e-6) ** -0.5
-        fields = (v, v, grad_factor, momentum_factor)
-    else:
-        row, col, factor = of_matrix(factored, shape)
-        fields = (row, col, factor, factor)
-
-    num_decays = len(factored.row)
-    size = math.prod(shape)
-    wide = [jnp.broadcast_to(x, (num_decays, *shape)) for x in fields]
-    return PerCoordinate(*[x.reshape(num_decays, size) for x in wide])
 
 
 def of_matrix(

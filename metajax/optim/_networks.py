@@ -23,6 +23,9 @@ from metajax.types import Array, PyTree
 
 Layer = dict[str, Array]
 
+# With more weights, products of matrices: sums of products would take long to compile.
+_MOST_PRODUCTS = 500
+
 # With as many coordinates, weights of their own for each episode are faster. Measured: with 160
 # they help, with 40 they cost.
 _COPY_WEIGHTS_FROM = 128
@@ -71,13 +74,19 @@ def mlp(layers: list[Layer], x: Array) -> Array:
     return linear(output, x)
 
 
-def mlp_pointwise(layers: list[Layer], features: Sequence[Array]) -> list[Array]:
+@jax.custom_jvp
+def mlp_of_arrays(layers: list[Layer], features: Sequence[Array]) -> list[Array]:
     """A perceptron with ReLU, from features to outputs that are arrays of their own.
 
-    The same as `mlp`, written as sums of products of whole arrays, which a compiler fuses into one
-    pass over the coordinates: features are never joined in memory. Those with an axis of length 1
-    are summed before they are repeated. Worth it for few units and many coordinates.
+    The same as `mlp` on as many inputs as there are features. With few weights it is written as
+    sums of products of whole arrays, which a compiler fuses into one pass over the coordinates:
+    features are never joined in memory. Those with an axis of length 1 are summed before they are
+    repeated. Derivatives are taken of `mlp`: of so many sums they would take long to compile.
     """
+    num_weights = sum(layer["w"].size for layer in layers)
+    if num_weights > _MOST_PRODUCTS:
+        return _mlp_of_columns(layers, features)
+
     first, *others = layers
     units = _first_layer(first, features)
     for layer in others:
@@ -85,6 +94,20 @@ def mlp_pointwise(layers: list[Layer], features: Sequence[Array]) -> list[Array]
         rows = zip(layer["w"], layer["b"], strict=True)
         units = [_weighted_sum(w, units, b) for w, b in rows]
     return units
+
+
+@mlp_of_arrays.defjvp
+def _derivative(primals: tuple, tangents: tuple) -> tuple[list[Array], list[Array]]:
+    return jax.jvp(_mlp_of_columns, primals, tangents)
+
+
+def _mlp_of_columns(layers: list[Layer], features: Sequence[Array]) -> list[Array]:
+    shape = jnp.broadcast_shapes(*[x.shape for x in features])
+    wide = [jnp.broadcast_to(x, shape).reshape(-1) for x in features]
+    first, *others = layers
+    first = first | {"w": first["w"][:, : len(features)]}
+    outputs = mlp([first, *others], jnp.stack(wide))
+    return [x.reshape(shape) for x in outputs]
 
 
 def _first_layer(layer: Layer, features: Sequence[Array]) -> list[Array]:
