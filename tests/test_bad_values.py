@@ -185,6 +185,7 @@ ARGUMENTS = {
     "nets.conv.w": np.ones((3, 3, 1, 2), np.float32),
     "num_classes": 2,
     "normalisation": ((0.0,), (1.0,)),
+    "pretrained.read.format": "celo",
     "plot.scaling.values": {"ours": [1.0, 2.0]},
     "plot.scaling.x": [1.0, 2.0],
     "plot.state_map.shape": (2, 2),

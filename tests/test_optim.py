@@ -13,6 +13,7 @@ from flax.training.train_state import TrainState
 from systems import IMAGES
 
 import metajax as mx
+from metajax.optim import _networks
 from metajax.optim._ntm_bfgs import Memory, read, write
 
 # What is compiled here runs a few steps: the time goes into optimising the program, and that is
@@ -359,6 +360,29 @@ def test_equals_a_loop_over_coordinates(name):
     )
     np.testing.assert_allclose(got, want, rtol=1e-3, atol=2e-6)
     assert np.ptp(want) > 1e-4, "the updates differ enough to tell right from wrong"
+
+
+@pytest.mark.parametrize("hidden", [(4, 3), (20, 20)])
+def test_a_network_on_arrays_is_that_on_their_columns(hidden, key):
+    """With few weights and with many; features may be repeated, the last may be left out."""
+    k_layers, *keys = jax.random.split(key, 5)
+    layers = _networks.init_mlp(k_layers, (6, *hidden, 2))
+    shapes = [(4, 3), (4, 1), (4, 3), (1, 1)]
+    features = [
+        jax.random.normal(k, shape) for k, shape in zip(keys, shapes, strict=True)
+    ]
+    wide = [jnp.broadcast_to(x, (4, 3)).ravel() for x in features]
+    columns = jnp.stack([*wide, *2 * [jnp.zeros(12)]])
+    want = _networks.mlp(layers, columns).reshape(2, 4, 3)
+    got = jit(_networks.mlp_of_arrays)(layers, features)
+    np.testing.assert_allclose(jnp.stack(got), want, rtol=1e-5, atol=1e-6)
+
+    def total(layers):
+        return sum(x.sum() for x in _networks.mlp_of_arrays(layers, features))
+
+    want = jit(jax.grad(lambda x: _networks.mlp(x, columns).sum()))(layers)
+    got = jit(jax.grad(total))(layers)
+    chex.assert_trees_all_close(got, want, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("name", OPTS)

@@ -289,6 +289,46 @@ def test_scales_are_uniform_in_the_logarithm(key):
     jax.tree.map(np.testing.assert_array_equal, again, scale)
 
 
+@pytest.mark.parametrize(("level", "num_factors"), [("tensor", 4), ("global", 1)])
+def test_what_shares_a_factor(level, num_factors, x64, key):
+    """The first loss is the same; gradients are the old ones, times the factors."""
+    problem = mx.problems.mlp((4, 5, 3))
+    spread = np.log(1e3)
+    scaled, tasks = mx.problems.random_scaling(
+        problem, mx.tasks.minibatches(5), spread, level
+    )
+    task = tasks.sample(key, IMAGES)
+    params, model_state = scaled.init(key, task)
+    old, _ = problem.init(key, task.task)
+    flat = [np.unique(np.round(np.log(x), 5)) for x in jax.tree.leaves(task.own)]
+    assert len(set(np.concatenate(flat))) == num_factors
+    assert np.abs(np.concatenate(flat)).max() <= spread
+
+    batch, scale = tasks.train(key, IMAGES, task)
+    jax.tree.map(np.testing.assert_array_equal, scale, task.own)
+    value_and_grad = jax.value_and_grad(problem.loss, 1, has_aux=True)
+    scaled_value_and_grad = jax.value_and_grad(scaled.loss, 1, has_aux=True)
+    (loss, _), grads = value_and_grad(key, old, model_state, batch)
+    (first, _), got = scaled_value_and_grad(key, params, model_state, (batch, scale))
+    np.testing.assert_allclose(first, loss, rtol=1e-6)
+    for c, g, x in zip(*map(jax.tree.leaves, (task.own, grads, got)), strict=True):
+        np.testing.assert_allclose(x, c * g, rtol=1e-5, atol=1e-7 * c)
+
+
+def test_global_factors_differ_between_tasks(key):
+    """And are spread evenly over the logarithm, from 1e-3 to 1e3."""
+    _, tasks = mx.problems.random_scaling(
+        mx.problems.mlp((4, 3)), mx.tasks.minibatches(5), np.log(1e3), "global"
+    )
+    keys = jax.random.split(key, 2000)
+    own = jax.vmap(lambda k: tasks.sample(k, IMAGES).own)(keys)
+    w, b = (np.log10(x) for x in jax.tree.leaves(own))
+    np.testing.assert_array_equal(w, b)
+    np.testing.assert_allclose(
+        np.quantile(w, [0, 0.1, 0.5, 0.9, 1]), [-3, -2.4, 0, 2.4, 3], atol=0.2
+    )
+
+
 STUDENT = mx.imitate(
     mx.optim.lstm(hidden=(2,)), optax.adam(0.1), mx.problems.quadratic()
 )
@@ -508,6 +548,11 @@ BAD = {
         lambda: mx.problems.random_scaling(QUADRATIC, QUADRATICS, 0.0),
         ValueError,
         "spread",
+    ),
+    "scaling: level": (
+        lambda: mx.problems.random_scaling(QUADRATIC, QUADRATICS, level="leaf"),
+        ValueError,
+        "level must be 'parameter' or 'tensor' or 'global', got 'leaf'",
     ),
     "quadratic: no task": (
         lambda: QUADRATIC.init(jax.random.key(0), ()),

@@ -156,6 +156,8 @@ OPTIMIZERS = {
     "rnnprop": mx.optim.rnnprop(hidden=(3,)),
     "mlp": mx.optim.mlp(hidden=(3,)),
     "adafactor_mlp": mx.optim.adafactor_mlp(),
+    "celo": mx.optim.celo(2),
+    "celo2": mx.optim.celo2(),
     "leafwise": mx.optim.leafwise(mx.optim.mlp(hidden=(3,))),
     "nadam": mx.optim.nadam(),
     "piecewise_schedule": mx.optim.piecewise_schedule(optax.sgd(1.0)),

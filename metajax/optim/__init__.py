@@ -24,6 +24,8 @@ Weight decay after a learned optimizer is `decay_weights`, decoupled as in AdamW
 """
 
 from metajax.optim._adafactor_mlp import adafactor_mlp
+from metajax.optim._celo import celo
+from metajax.optim._celo2 import celo2, celo2_base
 from metajax.optim._decay import decay_weights
 from metajax.optim._differentiable import differentiable
 from metajax.optim._features import time_features
@@ -40,6 +42,9 @@ from metajax.optim._schedules import mlp_schedule, piecewise_schedule
 __all__ = [
     "PRESETS",
     "adafactor_mlp",
+    "celo",
+    "celo2",
+    "celo2_base",
     "decay_weights",
     "differentiable",
     "leafwise",

@@ -1,7 +1,5 @@
 """A tiny network on the features of Adam and Adafactor (Metz et al. 2022, arXiv 2203.11860)."""
 
-from functools import partial
-from itertools import starmap
 from typing import NamedTuple
 
 import jax
@@ -12,14 +10,16 @@ from jax import lax
 from metajax import _checks
 from metajax._arguments import PositiveFloat, checked
 from metajax.optim import _features, _flat, _networks
-from metajax.optim._factored import (
-    Factored,
-    init_factors,
-    per_coordinate,
-    update_factors,
+from metajax.optim._factored import of_matrix, safe_rsqrt
+from metajax.optim._leaf_moments import (
+    Decays,
+    Moments,
+    init_moments,
+    move_leaves,
+    normalized,
 )
 from metajax.optim._learned import learned_optimizer
-from metajax.types import Array, LearnedOptimizer, PyTree
+from metajax.types import Array, LearnedOptimizer
 
 
 class AdafactorState(NamedTuple):
@@ -27,15 +27,11 @@ class AdafactorState(NamedTuple):
 
     Attributes:
       count: int32.
-      m: ``[K, P]``, of the gradient.
-      v: ``[1, P]``, of its square.
-      factored: of its square, for each leaf.
+      moments: for the leaves of each shape.
     """
 
     count: Array
-    m: Array
-    v: Array
-    factored: tuple[Factored, ...]
+    moments: tuple[Moments, ...]
 
 
 @checked
@@ -105,23 +101,21 @@ def adafactor_mlp(
         network = meta_params["network"]
 
         def init_fn(params) -> AdafactorState:
-            _checks.floating("params", params)
-            return _init_state(params, num_decays, state_dtype)
+            moments = init_moments(params, num_decays)
+            if state_dtype is not None:
+                moments = tuple(x._replace(m=x.m.astype(state_dtype)) for x in moments)
+            return AdafactorState(jnp.zeros((), jnp.int32), moments)
 
         def update_fn(updates, state, params=None):
-            size = state.m.shape[-1]
-            _flat.check_trees(size, updates=updates, params=params)
-            if size == 0:
-                # Such a tree may have no leaf, and then no features to join.
-                return updates, state._replace(count=state.count + 1)
+            def move(moments, grad, theta):
+                x = normalized(_inputs(moments, grad, theta), grad.ndim, 1e-5)
+                time = _features.time_features(state.count).astype(grad.dtype)
+                x += list(time.reshape(-1, *[1] * grad.ndim))
+                direction, magnitude = _networks.mlp_of_arrays(network, x)
+                return -scale * direction * jnp.exp(exp_scale * magnitude)
 
-            _, unravel = _flat.ravel(updates)
-            new_state = _update_state(state, updates, decays)
-            x = _make_features(new_state, updates, params)
-            update = _features.update_from_features(
-                network, x, state.count, scale, exp_scale
-            )
-            return unravel(update), optax.tree.cast_like(new_state, state)
+            moves, moments = move_leaves(move, decays, updates, state.moments, params)
+            return moves, AdafactorState(state.count + 1, moments)
 
         return optax.GradientTransformation(init_fn, update_fn)
 
@@ -146,68 +140,42 @@ def _check_decays(
 def _learned_decays(
     initial: dict[str, tuple[float, ...]],
     learned: dict[str, Array],
-) -> dict[str, Array]:
+) -> Decays:
     decays = {}
     for name, values in initial.items():
         factor = jnp.exp(10 * learned[name])
         decays[name] = 1 - (1 - jnp.asarray(values)) * factor
     # The authors leave the decays of momenta free.
-    for name in ("rms", "factored"):
-        decays[name] = jnp.clip(decays[name], 0.0, 1.0)
-    return decays
+    [v_decay] = jnp.clip(decays["rms"], 0.0, 1.0)
+    factored = jnp.clip(decays["factored"], 0.0, 1.0)
+    return Decays(decays["momentum"], v_decay, factored)
 
 
-def _init_state(
-    params: PyTree,
-    num_decays: int,
-    state_dtype: jax.typing.DTypeLike | None,
-) -> AdafactorState:
-    leaves = jax.tree.leaves(params)
-    return AdafactorState(
-        count=jnp.zeros((), jnp.int32),
-        m=_flat.zeros(params, num_decays, state_dtype=state_dtype),
-        v=_flat.zeros(params, 1),
-        factored=tuple(init_factors(leaf, num_decays) for leaf in leaves),
-    )
-
-
-def _update_state(
-    state: AdafactorState,
-    updates: PyTree,
-    decays: dict[str, Array],
-) -> AdafactorState:
-    grad, _ = _flat.ravel(updates)
-    update = partial(update_factors, decays=decays["factored"])
-    leaves = jax.tree.leaves(updates)
-    pairs = zip(state.factored, leaves, strict=True)
-    return AdafactorState(
-        count=state.count + 1,
-        m=_features.update_averages(state.m, grad, decays["momentum"]),
-        v=_features.update_averages(state.v, grad**2, decays["rms"]),
-        factored=tuple(starmap(update, pairs)),
-    )
-
-
-def _make_features(
-    state: AdafactorState,
-    updates: PyTree,
-    params: PyTree,
-) -> Array:
-    # [F, P], without the time.
-    grad, _ = _flat.ravel(updates)
-    theta, _ = _flat.ravel(params)
-    factors = per_coordinate(state.factored, updates)
-    features = [
-        grad[None],
+def _inputs(moments: Moments, grad: Array, theta: Array) -> list[Array]:
+    """Groups of features of a leaf, which broadcast to its shape, without the time."""
+    m, v, factored = moments
+    g = grad[None]
+    v = v[None]
+    inverse_root = lax.rsqrt(v + 1e-6)
+    if grad.ndim < 2:
+        row = col = factored.row
+        # The constants differ in the authors' code too.
+        grad_factor = safe_rsqrt(row + 1e-9)
+        momentum_factor = lax.rsqrt(row + 1e-6)
+    else:
+        row, col, grad_factor = of_matrix(factored, grad.shape)
+        momentum_factor = grad_factor
+    return [
+        g,
         theta[None],
-        state.m,
-        *_features.second_moment_features(state.m, state.v),
-        grad[None] * factors.grad_factor,
-        factors.row,
-        factors.col,
-        lax.rsqrt(factors.row + 1e-8),
-        lax.rsqrt(factors.col + 1e-8),
-        state.m * factors.momentum_factor,
+        m,
+        v,
+        m * inverse_root,
+        inverse_root,
+        g * grad_factor,
+        row,
+        col,
+        lax.rsqrt(row + 1e-8),
+        lax.rsqrt(col + 1e-8),
+        m * momentum_factor,
     ]
-    x = jnp.concatenate(features)
-    return _features.normalize(x, updates)

@@ -3,16 +3,14 @@
 This is Adafactor's way (Shazeer & Stern 2018, arXiv 1804.04235).
 """
 
-import math
 from typing import NamedTuple
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
 from metajax.optim import _features, _flat
-from metajax.types import Array, PyTree
+from metajax.types import Array
 
 
 class Factored(NamedTuple):
@@ -27,22 +25,6 @@ class Factored(NamedTuple):
 
     row: Array
     col: Array
-
-
-class PerCoordinate(NamedTuple):
-    """What the factors say about each coordinate of a leaf or of a tree, all ``[K, P]``.
-
-    Attributes:
-      row: the average of its row.
-      col: the average of its column.
-      grad_factor: what its gradient is to be multiplied by.
-      momentum_factor: what its momentum is to be multiplied by.
-    """
-
-    row: Array
-    col: Array
-    grad_factor: Array
-    momentum_factor: Array
 
 
 def init_factors(leaf: Array, num_decays: int) -> Factored:
@@ -83,37 +65,30 @@ def update_factors(
     return Factored(row, col)
 
 
-def per_coordinate(factored: tuple[Factored, ...], like: PyTree) -> PerCoordinate:
-    """What the factors of the leaves say about all coordinates of a tree ``like`` with leaves."""
-    leaves = jax.tree.leaves(like)
-    shapes = map(jnp.shape, leaves)
-    by_leaf = map(_leaf_per_coordinate, factored, shapes)
-    fields = zip(*by_leaf, strict=True)
-    return PerCoordinate(*[jnp.concatenate(field, axis=-1) for field in fields])
+def of_matrix(
+    factored: Factored,
+    shape: tuple[int, ...],
+) -> tuple[Array, Array, Array]:
+    """Of a leaf with at least two axes: rows, columns, and the inverse root of what they make.
 
-
-def _leaf_per_coordinate(factored: Factored, shape: tuple[int, ...]) -> PerCoordinate:
+    All are ``[K, ...]`` and broadcast to ``[K, *shape]``, rows and columns with an axis of length
+    1.
+    """
     axes = _longest_axes(shape)
-    if axes is None:
-        v = factored.row
-        # The constants differ in the authors' code too.
-        grad_factor = _safe_rsqrt(v + 1e-9)
-        momentum_factor = (v + 1e-6) ** -0.5
-        fields = (v, v, grad_factor, momentum_factor)
-    else:
-        second, longest = axes
-        # The first axis is that of the decays.
-        row = jnp.expand_dims(factored.row, 1 + longest)
-        col = jnp.expand_dims(factored.col, 1 + second)
-        mean = row.mean(1 + second, keepdims=True)
-        relative_row = row / (mean + 1e-9)
-        factor = _safe_rsqrt(relative_row) * _safe_rsqrt(col)
-        fields = (row, col, factor, factor)
+    assert axes is not None, shape
+    second, longest = axes
+    # The first axis is that of the decays.
+    row = jnp.expand_dims(factored.row, 1 + longest)
+    col = jnp.expand_dims(factored.col, 1 + second)
+    mean = row.mean(1 + second, keepdims=True)
+    relative_row = row / (mean + 1e-9)
+    factor = safe_rsqrt(relative_row) * safe_rsqrt(col)
+    return row, col, factor
 
-    num_decays = len(factored.row)
-    size = math.prod(shape)
-    wide = [jnp.broadcast_to(x, (num_decays, *shape)) for x in fields]
-    return PerCoordinate(*[x.reshape(num_decays, size) for x in wide])
+
+def safe_rsqrt(x: Array) -> Array:
+    """The inverse root, as if ``x`` were at least 1e-9."""
+    return lax.rsqrt(jnp.maximum(x, 1e-9))
 
 
 def _longest_axes(shape: tuple[int, ...]) -> tuple[int, int] | None:
@@ -123,7 +98,3 @@ def _longest_axes(shape: tuple[int, ...]) -> tuple[int, int] | None:
     by_length = np.argsort(shape, kind="stable")
     second, longest = by_length[-2:].tolist()
     return second, longest
-
-
-def _safe_rsqrt(x: Array) -> Array:
-    return lax.rsqrt(jnp.maximum(x, 1e-9))

@@ -19,7 +19,7 @@ class LeafwiseState(NamedTuple):
 def leafwise(opt: LearnedOptimizer) -> LearnedOptimizer:
     """Runs ``opt`` on each leaf of the parameters by itself, with the same meta-parameters.
 
-    The optimizers here keep one flat state for the whole tree, which is the faster the more leaves
+    Most optimizers here keep one flat state for the whole tree, which is the faster the more leaves
     there are. Leaf by leaf the states can be placed on devices as the parameters are, and what is
     shared by all coordinates, such as the averaged cells of `lstm` or the memory of `ntm_bfgs`,
     becomes shared by those of a leaf. What treats coordinates or tensors alone anyway (`lstm`

@@ -4,6 +4,8 @@ One network serves all coordinates. What goes through it is feature-major: ``[F,
 each of the ``P`` coordinates.
 """
 
+import functools
+import operator
 from collections.abc import Sequence
 from functools import partial
 from itertools import pairwise
@@ -11,6 +13,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 from metajax._random import draw_flat
@@ -19,6 +22,9 @@ from metajax.optim import _flat
 from metajax.types import Array, PyTree
 
 Layer = dict[str, Array]
+
+# With more weights, products of matrices: sums of products would take long to compile.
+_MOST_PRODUCTS = 500
 
 # With as many coordinates, weights of their own for each episode are faster. Measured: with 160
 # they help, with 40 they cost.
@@ -66,6 +72,64 @@ def mlp(layers: list[Layer], x: Array) -> Array:
     for layer in hidden:
         x = jax.nn.relu(linear(layer, x))
     return linear(output, x)
+
+
+@jax.custom_jvp
+def mlp_of_arrays(layers: list[Layer], features: Sequence[Array]) -> list[Array]:
+    """A perceptron with ReLU, from features to outputs that are arrays of their own.
+
+    The same as `mlp` on as many inputs as there are features. With few weights it is written as
+    sums of products of whole arrays, which a compiler fuses into one pass over the coordinates:
+    features are never joined in memory. Those with an axis of length 1 are summed before they are
+    repeated. Derivatives are taken of `mlp`: of so many sums they would take long to compile.
+    """
+    num_weights = sum(layer["w"].size for layer in layers)
+    if num_weights > _MOST_PRODUCTS:
+        return _mlp_of_columns(layers, features)
+
+    first, *others = layers
+    units = _first_layer(first, features)
+    for layer in others:
+        units = [jax.nn.relu(x) for x in units]
+        rows = zip(layer["w"], layer["b"], strict=True)
+        units = [_weighted_sum(w, units, b) for w, b in rows]
+    return units
+
+
+@mlp_of_arrays.defjvp
+def _derivative(primals: tuple, tangents: tuple) -> tuple[list[Array], list[Array]]:
+    return jax.jvp(_mlp_of_columns, primals, tangents)
+
+
+def _mlp_of_columns(layers: list[Layer], features: Sequence[Array]) -> list[Array]:
+    shape = jnp.broadcast_shapes(*[x.shape for x in features])
+    wide = [jnp.broadcast_to(x, shape).reshape(-1) for x in features]
+    first, *others = layers
+    first = first | {"w": first["w"][:, : len(features)]}
+    outputs = mlp([first, *others], jnp.stack(wide))
+    return [x.reshape(shape) for x in outputs]
+
+
+def _first_layer(layer: Layer, features: Sequence[Array]) -> list[Array]:
+    """The layer's sums; of its inputs, as many as there are features."""
+    places: dict[tuple[int, ...], list[int]] = {}
+    for i, x in enumerate(features):
+        places.setdefault(x.shape, []).append(i)
+    whole = places.pop(jnp.broadcast_shapes(*places))
+
+    repeated = []
+    for same in places.values():
+        x = jnp.stack([features[i] for i in same])
+        w = layer["w"][:, np.array(same)]
+        repeated.append(jnp.tensordot(w, x, 1, precision="highest"))
+    rows = zip(layer["w"][:, np.array(whole)], layer["b"], *repeated, strict=True)
+    x = [features[i] for i in whole]
+    return [_weighted_sum(w, x, *others) for w, *others in rows]
+
+
+def _weighted_sum(weights: Array, features: list[Array], *others: Array) -> Array:
+    products = map(operator.mul, weights, features)
+    return functools.reduce(operator.add, [*others, *products])
 
 
 class LSTMState(NamedTuple):

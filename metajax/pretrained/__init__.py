@@ -4,6 +4,6 @@ No download, no pickle, Apache-2.0. A card says what a set was trained on and ho
 and where it fails.
 """
 
-from metajax.pretrained._sets import card, list, load, params
+from metajax.pretrained._sets import card, list, load, params, read
 
-__all__ = ["card", "list", "load", "params"]
+__all__ = ["card", "list", "load", "params", "read"]

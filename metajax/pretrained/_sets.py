@@ -3,9 +3,10 @@
 To add one: put ``NAME.npz`` (made by `metajax.save`) and ``NAME.md`` here, and a row below.
 """
 
+import os
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
 
@@ -14,6 +15,7 @@ from metajax._arguments import checked
 from metajax.cells import Layer
 from metajax.io import load as load_tree
 from metajax.learners import maml, vsml
+from metajax.pretrained import _celo_file
 from metajax.types import Key, LearnedOptimizer, Learner, MetaParams, PyTree
 
 
@@ -161,6 +163,26 @@ def card(name: str) -> str:
     """
     _check_name(name)
     return _file(name, "md").read_text()
+
+
+@checked
+def read(path: str | os.PathLike, format: Literal["celo", "celo2"]) -> PyTree:
+    """Meta-parameters from a file that others have published.
+
+    ``"celo"`` and ``"celo2"``: the ``theta.state`` of the authors of Celo and of Celo2 (github
+    amoudgl/celo, MIT; model hub, amoudgl/celo2 and amoudgl/celo2-base), for `metajax.optim.celo`,
+    and for `metajax.optim.celo2` or `metajax.optim.celo2_base`. The file is data: nothing of it
+    is run. What has no effect on the rule is left out.
+
+    Raises:
+      FileNotFoundError: there is no such file.
+      ValueError: a damaged file, or weights of another rule, of other shapes, or not finite.
+
+    >>> import metajax as mx
+    >>> def celo(path, num_steps):
+    ...     return mx.optim.celo(num_steps).tx(mx.pretrained.read(path, format="celo"))
+    """
+    return _celo_file.read(Path(path), format)
 
 
 def _set(name: str) -> _Set:

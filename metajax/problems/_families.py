@@ -1,7 +1,7 @@
 """Problems that are a family: each task draws its own scaling, or its own network."""
 
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -16,22 +16,31 @@ from metajax.problems._supervised import cross_entropy, stateless
 from metajax.tasks._paired import paired
 from metajax.types import Array, Problem, PyTree, Tasks
 
+Level = Literal["parameter", "tensor", "global"]
+
 
 @checked
 def random_scaling(
-    problem: Problem, tasks: Tasks, spread: PositiveFloat = 3.0
+    problem: Problem,
+    tasks: Tasks,
+    spread: PositiveFloat = 3.0,
+    level: Level = "parameter",
 ) -> tuple[Problem, Tasks]:
     """The same problem in other units: ``f(c * x)`` from ``x0 / c`` (Lv et al. 2017, 1703.03633).
 
-    Each task draws a factor for every single parameter, ``c = exp(u)`` with ``u`` uniform in
-    [-spread, spread], and keeps it. An optimizer that is meta-trained so cannot come to rely on the
-    scale of one problem.
+    Each task draws factors ``c = exp(u)`` with ``u`` uniform in [-spread, spread], and keeps them:
+    one for every single parameter, one for each tensor, or one for all. An optimizer that is
+    meta-trained so cannot come to rely on the scale of one problem. Factors from 1e-3 to 1e3, one
+    for all, are those of VeLO and Celo (Metz et al. 2022, Moudgil et al. 2025): ``spread=6.91,
+    level="global"``.
 
     Args:
       problem: what is minimised.
       tasks: its tasks; those returned give batches ``(batch, c)``, which only the problem returned
         understands. It predicts from ``(inputs, c)``.
       spread: largest logarithm of a factor; 3 in the paper's code.
+      level: what has a factor of its own, each ``"parameter"``, each ``"tensor"``, or, as
+        ``"global"``, only the whole.
 
     >>> import jax, metajax as mx, optax
     >>> problem, tasks = mx.problems.random_scaling(mx.problems.quadratic(), mx.tasks.quadratics(3))
@@ -43,10 +52,15 @@ def random_scaling(
     def draw(keys, data, task):
         k_init, k_scale = keys
         params, _ = jax.eval_shape(problem.init, k_init, task)
+        if level == "global":
+            u = jax.random.uniform(k_scale, (), minval=-spread, maxval=spread)
+            return jax.tree.map(lambda x: jnp.exp(u).astype(x.dtype), params)
+
         leaves, structure = jax.tree.flatten(params)
         factors = []
         for k, x in zip(jax.random.split(k_scale, len(leaves)), leaves, strict=True):
-            u = jax.random.uniform(k, x.shape, x.dtype, -spread, spread)
+            shape = x.shape if level == "parameter" else ()
+            u = jax.random.uniform(k, shape, x.dtype, -spread, spread)
             factors.append(jnp.exp(u))
         return jax.tree.unflatten(structure, factors)
 
