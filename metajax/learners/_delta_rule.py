@@ -8,8 +8,8 @@ import jax.numpy as jnp
 from jax import lax
 
 from metajax._arguments import PositiveInt, checked
+from metajax._arrays import standardise
 from metajax._losses import at_least_float32
-from metajax._standardise import standardise
 from metajax.learners._in_context import by_pieces
 from metajax.learners._layers import (
     affine,

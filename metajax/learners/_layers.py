@@ -3,8 +3,8 @@
 import jax
 import jax.numpy as jnp
 
+from metajax._arrays import standardise
 from metajax._random import draw_flat
-from metajax._standardise import standardise
 from metajax.optim._networks import lstm_step as step_of_coordinates
 from metajax.types import Array, Key, PyTree
 
