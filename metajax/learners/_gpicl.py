@@ -95,28 +95,22 @@ def gpicl(
 
     def meta(key):
         k_token, k_position, k_layers, k_out = jax.random.split(key, 4)
-        layer = partial(_init_layer, width=width, depth=depth, attention=attention)
         return {
             "token": init_affine(k_token, token_size, width),
             "position": 0.1 * init_weights(k_position, (context, width)),
-            "layers": jax.vmap(layer)(jax.random.split(k_layers, depth)),
+            "layers": _init_layers(k_layers, depth, width, attention),
             "out": init_affine(k_out, width, num_classes),
         }
 
     def start(key, params):
         del key
-        dtype = params["out"]["b"].dtype
-        memory = jnp.zeros((depth, context, *attention), dtype)
-        image = jnp.zeros(num_inputs, dtype)
-        label = jnp.zeros(num_classes, dtype)
-        return GPICLState(memory, memory, image, label, jnp.int32(0))
+        zeros = partial(jnp.zeros, dtype=params["out"]["b"].dtype)
+        memory = zeros((depth, context, *attention))
+        unseen = zeros(num_inputs), zeros(num_classes)
+        return GPICLState(memory, memory, *unseen, jnp.int32(0))
 
     def take(params, state, images, targets, mask):
-        if len(images) > context:
-            raise ValueError(
-                f"context is {context}, but a batch has {len(images)} examples; make it as long "
-                f"as the longest stream"
-            )
+        _check_fits(images, context)
         counts = jnp.ones(len(images), bool) if mask is None else mask
         before, image = _before(counts, state.image, images)
         feedback, label = _before(counts, state.label, targets)
@@ -132,10 +126,7 @@ def gpicl(
         memory = (params["layers"], state.keys, state.values)
         x, (keys, values) = lax.scan(layer, x, memory)
 
-        logits = jax.vmap(affine, (None, 0))(params["out"], standardise(x))
-        # Positions beyond the context have not been learned.
-        is_known = place[:, None] < context
-        logits = jnp.where(is_known, at_least_float32(logits), jnp.nan)
+        logits = _logits(params["out"], x, is_known=place < context)
         count = state.count + counts.sum(dtype=jnp.int32)
         return logits, GPICLState(keys, values, image, label, count)
 
@@ -145,13 +136,26 @@ def gpicl(
         state = state._replace(count=state.count - is_full)
 
         def logits_of(image):
-            logits, _ = take(params, state, image[None], unknown, None)
-            return logits[0]
+            return take(params, state, image[None], unknown, None)[0][0]
 
         # A few at a time: each example has a memory of its own.
         return lax.map(logits_of, images, batch_size=min(len(images), 32))
 
     return by_pieces(meta, start, take, answer, (num_inputs, num_classes))
+
+
+def _check_fits(images: Array, context: int) -> None:
+    if len(images) > context:
+        raise ValueError(
+            f"context is {context}, but a batch has {len(images)} examples; make it as long as the "
+            f"longest stream"
+        )
+
+
+def _logits(params: PyTree, x: Array, is_known: Array) -> Array:
+    logits = jax.vmap(affine, (None, 0))(params, standardise(x))
+    # Positions beyond the context have not been learned.
+    return jnp.where(is_known[:, None], at_least_float32(logits), jnp.nan)
 
 
 def _before(counts: Array, first: Array, values: Array) -> tuple[Array, Array]:
@@ -165,10 +169,18 @@ def _before(counts: Array, first: Array, values: Array) -> tuple[Array, Array]:
     return stream[before], stream[last[-1]]
 
 
-def _init_layer(
-    key: Key, *, width: int, depth: int, attention: tuple[int, int]
+def _init_layers(
+    key: Key, depth: int, width: int, attention: tuple[int, int]
 ) -> PyTree:
+    """Leaves ``[depth, ...]``."""
     variance = 2 / depth  # as the authors' code has it
+    init = partial(_init_layer, width=width, attention=attention, variance=variance)
+    return jax.vmap(init)(jax.random.split(key, depth))
+
+
+def _init_layer(
+    key: Key, *, width: int, attention: tuple[int, int], variance: float
+) -> PyTree:
     heads, head_size = attention
     size = heads * head_size
     k_ask, k_out, k_forward = jax.random.split(key, 3)
