@@ -195,8 +195,18 @@ def test_a_loop_whose_step_is_a_method_can_be_evaluated(key):
     np.testing.assert_array_equal(got.loss, want.loss)
 
 
+@pytest.fixture
+def usual_garbage_collection():
+    ours = gc.get_threshold()
+    gc.set_threshold(700, 10, 10)
+    yield
+    gc.set_threshold(*ours)
+
+
 @pytest.mark.slow
-def test_thirty_trainers_and_loops_take_the_memory_of_one(key):
+def test_thirty_trainers_and_loops_take_the_memory_of_one(
+    key, usual_garbage_collection
+):
     def train_and_evaluate():
         learner = mx.l2l(optax.sgd, mx.problems.mlp((64, 10)))
         loop = mx.inner(learner, mx.tasks.minibatches(4), 2)

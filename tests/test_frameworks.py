@@ -19,6 +19,10 @@ RATE, STEPS = 0.2, 4
 TASKS = mx.tasks.minibatches(5, test_size=7)
 
 
+def flat(images):
+    return images.reshape(len(images), -1)
+
+
 class NNXSpectral(nnx.Module):
     """A linear layer over its largest singular value, which is followed by power iteration."""
 
@@ -101,17 +105,47 @@ ADAPTED = {
     ),
 }
 
+
+class Small(linen.Module):
+    @linen.compact
+    def __call__(self, images, training):
+        x = linen.BatchNorm(use_running_average=not training)(flat(images))
+        return linen.Dense(3)(linen.Dropout(0.3, deterministic=not training)(x))
+
+
+def small_nnx(rngs):
+    return nnx.Sequential(
+        flat,
+        nnx.BatchNorm(4, rngs=rngs),
+        nnx.Dropout(0.3, rngs=rngs),
+        nnx.Linear(4, 3, rngs=rngs),
+    )
+
+
+def small_equinox(key):
+    layers = [
+        eqx.nn.Lambda(jnp.ravel),
+        eqx.nn.BatchNorm(4, "batch", mode="batch"),
+        eqx.nn.Dropout(0.3),
+        eqx.nn.Linear(4, 3, key=key),
+    ]
+    return eqx.nn.Sequential(layers)
+
+
+# For the contract: of layers one with a state, one with a key and a mode, and one that learns.
 LEARNERS = {
-    "nnx": few_shot(mx.maml(ADAPTED["nnx"](0.3), 0.1)),
+    "nnx": few_shot(mx.maml(mx.problems.nnx(small_nnx), 0.1)),
     "linen": few_shot(
         mx.imaml(
-            ADAPTED["linen"](0.3),
+            mx.problems.linen(Small(), (2, 2, 1)),
             mx.implicit.descend(optax.sgd(0.1), 2),
             mx.implicit.cg(2),
             1.0,
         )
     ),
-    "equinox": few_shot(mx.l2l(mx.optim.lstm(hidden=(3,)), ADAPTED["equinox"](0.3))),
+    "equinox": few_shot(
+        mx.l2l(mx.optim.lstm(hidden=(3,)), mx.problems.equinox(small_equinox))
+    ),
 }
 
 
