@@ -23,7 +23,7 @@ test: install lint  ## everything
 	$(BIN)/python -m pytest -n 2 --dist loadgroup -m 'not slow' --durations=10
 	$(BIN)/python -m pytest -n 2 --dist loadgroup -m 'slow and not long' --durations=30
 
-long: install  ## what `make test` leaves out: seven experiments, and pairs of learners and estimators that are only traced
+long: install  ## experiments at their smallest that share their code with those of `make test`
 	$(BIN)/python -m pytest -n 2 --dist loadgroup -m long tests
 
 check: install lint  ## the quick subset

@@ -16,21 +16,11 @@ PREDICTING = [
     name for name in SYSTEMS if SYSTEMS[name].learner.predict is not no_predictions
 ]
 
-
-def marks(learner, pair):
-    """Quick with the smallest of learners; long where no more is done than to trace it."""
-    if learner == "sgd_rate":
-        return []
-    if learner in MEET_ALL or pair in OF_EACH_KIND:
-        return [pytest.mark.slow]
-    return [pytest.mark.slow, pytest.mark.long]
-
-
 PAIRS = [
     pytest.param(
         *(learner, estimator, meta_loss),
         id=f"{learner}-{estimator}-{meta_loss}",
-        marks=marks(learner, (estimator, meta_loss)),
+        marks=[] if learner == "sgd_rate" else pytest.mark.slow,
     )
     for learner in SYSTEMS
     for estimator in MAKERS
