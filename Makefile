@@ -53,7 +53,7 @@ $(VENV)/docs: $(VENV)/installed
 
 oldest:  ## the quick tests with the oldest versions that pyproject.toml allows; needs Python 3.11
 	python3.11 -m venv $(OLDEST)
-	sed -n -e '/^docs = /,/^]/d' -e '/^peers = /,/^]/d' -e 's/.*"\([A-Za-z_-][A-Za-z_-]*\)>=\([0-9.]*\)".*/\1==\2/p' pyproject.toml | sort -u > $(OLDEST)/requirements.txt
+	sed -n -e '/^docs = /,/^]/d' -e '/^peers = /,/^]/d' -e 's/.*"\([A-Za-z_-][A-Za-z_-]*\)>=\([0-9.]*\)[^"]*".*/\1==\2/p' pyproject.toml | sort -u > $(OLDEST)/requirements.txt
 	$(OLDEST)/bin/pip install --quiet --requirement $(OLDEST)/requirements.txt
 	PYTHONPATH=. JAX_COMPILATION_CACHE_DIR=$(OLDEST)/jax $(OLDEST)/bin/python -m pytest -n 2 --dist loadgroup -m 'not slow' tests
 

@@ -12,7 +12,9 @@ from pathlib import Path
 _QUICK = "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
 _JAXLIB = tuple(map(int, importlib.metadata.version("jaxlib").split(".")[:2]))
 if _JAXLIB < (0, 11):  # half the time again; an unknown flag would end the process
-    _QUICK += " --xla_cpu_use_fusion_emitters=false"
+    _QUICK += (
+        " --xla_cpu_use_fusion_emitters=false --xla_cpu_parallel_codegen_split_count=1"
+    )
 os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {_QUICK}".strip()
 
 import jax  # noqa: E402
@@ -20,6 +22,11 @@ import pytest  # noqa: E402
 
 # What JAX has traced and compiled stays: to look through it for garbage again and again takes long.
 gc.set_threshold(50_000, 20, 50)
+
+
+def pytest_collection_finish():
+    """Nor is what has been imported looked through."""
+    gc.freeze()
 
 
 @pytest.fixture

@@ -37,7 +37,7 @@ class System(NamedTuple):
         return mx.inner(self.learner, self.tasks, 4, meta_loss)
 
     def meta_params(self) -> Any:
-        return self.learner.meta(jax.random.key(7))
+        return jax.jit(self.learner.meta)(jax.random.key(7))
 
 
 def learners() -> dict[str, System]:

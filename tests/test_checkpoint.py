@@ -783,7 +783,8 @@ def test_a_folder_without_locks_is_used_with_a_warning(
 @pytest.fixture(scope="module")
 def launch(tmp_path_factory):
     """Starts a run in a process of its own and goes on once its first rows are there."""
-    context = multiprocessing.get_context("spawn")
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["metajax"])  # what takes them long is the import
     cache = str(tmp_path_factory.mktemp("cache"))
 
     @contextlib.contextmanager

@@ -1,5 +1,7 @@
 """What every learner and every estimator must keep, in all combinations."""
 
+import functools
+
 import jax
 import numpy as np
 import optax
@@ -12,15 +14,26 @@ from metajax.testing import _learner as of_learners
 from metajax.types import no_predictions
 
 SYSTEMS, MAKERS = learners(), estimators()
+
+
+def together(learner, *rest, **kwargs):
+    """One worker has all tests of a learner: they share what is compiled."""
+    group = pytest.mark.xdist_group(learner)
+    marks = [group, *kwargs.pop("marks", [pytest.mark.slow])]
+    return pytest.param(learner, *rest, marks=marks, **kwargs)
+
+
 PREDICTING = [
-    name for name in SYSTEMS if SYSTEMS[name].learner.predict is not no_predictions
+    together(name)
+    for name in SYSTEMS
+    if SYSTEMS[name].learner.predict is not no_predictions
 ]
 
 PAIRS = [
-    pytest.param(
+    together(
         *(learner, estimator, meta_loss),
         id=f"{learner}-{estimator}-{meta_loss}",
-        marks=[] if learner == "sgd_rate" else pytest.mark.slow,
+        marks=[] if learner == "sgd_rate" else [pytest.mark.slow],
     )
     for learner in SYSTEMS
     for estimator in MAKERS
@@ -30,6 +43,7 @@ PAIRS = [
 ]
 
 
+@functools.cache
 def started(name, meta_loss="online"):
     system = SYSTEMS[name]
     return system.inner(meta_loss), system.meta_params(), system.data
@@ -48,6 +62,7 @@ def test_contract(learner, estimator, meta_loss, strict):
 
 @pytest.mark.parametrize("estimator", MAKERS)
 @pytest.mark.slow
+@pytest.mark.xdist_group("without jit")  # their operations, too, are compiled once
 def test_what_estimators_keep(estimator):
     inner, meta_params, data = started("sgd_rate")
     trainer = mx.trainer(MAKERS[estimator](inner, meta_params), optax.sgd(1e-2))
@@ -55,29 +70,27 @@ def test_what_estimators_keep(estimator):
     of_estimators.needs_no_jit(trainer, meta_params, data)
 
 
-@pytest.mark.parametrize("learner", MEET_ALL)
-@pytest.mark.slow
+@pytest.mark.parametrize("learner", [together(name) for name in MEET_ALL])
 def test_a_learner_needs_no_jit(learner):
     of_learners.needs_no_jit(*started(learner))
 
 
 @pytest.mark.parametrize("check", ["unrolls_in_parts", "evaluates_as_a_loop"])
-@pytest.mark.parametrize("learner", SYSTEMS)
-@pytest.mark.slow
+@pytest.mark.parametrize("learner", [together(name) for name in SYSTEMS])
 def test_what_learners_keep(learner, check):
     getattr(of_learners, check)(*started(learner))
 
 
 @pytest.mark.parametrize("learner", PREDICTING)
-@pytest.mark.slow
 def test_predictions_are_as_good_as_the_test_says(learner, key):
     """With what `evaluate` gives, for all tasks at once: what was learned is ready to be used."""
-    system, meta_params = SYSTEMS[learner], SYSTEMS[learner].meta_params()
-    curves = mx.evaluate(system.inner(), key, meta_params, system.data, num_tasks=3)
+    system = SYSTEMS[learner]
+    inner, meta_params, data = started(learner)
+    curves = mx.evaluate(inner, key, meta_params, data, num_tasks=3, steps=9)
     k_predict, k_test = jax.random.split(key)
 
     def draw(state):
-        return system.tasks.test(state.key, system.data, state.task)
+        return system.tasks.test(state.key, data, state.task)
 
     def over_tasks(f, k, batches):
         run = jax.jit(jax.vmap(f, (None, None, 0, 0)))

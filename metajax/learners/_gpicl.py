@@ -114,8 +114,7 @@ def gpicl(
         counts = jnp.ones(len(images), bool) if mask is None else mask
         before, image = _before(counts, state.image, images)
         feedback, label = _before(counts, state.label, targets)
-        num_before = jnp.cumsum(counts, dtype=jnp.int32) - counts
-        place = state.count + num_before
+        place = state.count + jnp.cumsum(counts, dtype=jnp.int32) - counts
 
         tokens = jnp.concatenate([images, *[before] * lag, feedback], 1)
         x = jax.vmap(affine, (None, 0))(params["token"], tokens)
@@ -132,8 +131,7 @@ def gpicl(
 
     def answer(params, state, images):
         unknown = jnp.zeros((1, num_classes), images.dtype)
-        is_full = state.count == context
-        state = state._replace(count=state.count - is_full)
+        state = state._replace(count=state.count - (state.count == context))
 
         def logits_of(image):
             return take(params, state, image[None], unknown, None)[0][0]

@@ -5,7 +5,6 @@ import jax.numpy as jnp
 import numpy as np
 
 from metajax import _checks
-from metajax._trees import all_finite
 from metajax.types import PyTree
 
 
@@ -37,7 +36,18 @@ def assert_close(
 
 def assert_finite(what: str, tree: PyTree) -> None:
     """No NaN, no infinity."""
-    assert bool(all_finite(jax.tree.map(jnp.asarray, tree))), f"{what} is not finite"
+    # In NumPy: nothing has to be compiled.
+    for path, x in jax.tree_util.tree_leaves_with_path(tree):
+        x = _numbers(x)
+        if jnp.issubdtype(x.dtype, jnp.inexact):
+            at = what + jax.tree_util.keystr(path)
+            assert np.isfinite(x).all(), f"{at} is not finite"
+
+
+def assert_moved(what: str, got: PyTree, want: PyTree) -> None:
+    """At least one value is another."""
+    moved = any(np.any(x != y) for _, x, y in _leaves(got, want))
+    assert moved, f"{what} moved nothing"
 
 
 def _leaves(got: PyTree, want: PyTree) -> list[tuple[str, np.ndarray, np.ndarray]]:
