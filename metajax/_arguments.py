@@ -54,6 +54,7 @@ Decay = Annotated[float, Range("at least 0 and below 1", lambda x: 0 <= x < 1)]
 
 _LARGEST = 2**31 - 1  # counts are int32
 _MAKERS = {
+    "Batches": "metajax.Batches(batch, num)",
     "Cell": "metajax.cells.lstm or another cell",
     "Checkpoints": "metajax.checkpoints",
     "Estimator": "metajax.bptt or another estimator",

@@ -165,6 +165,8 @@ ARGUMENTS = {
     "strategy": Open_ES(4, solution=META),
     "support": {"image": np.zeros((2, 2, 2, 1)), "label": np.zeros(2, int)},
     "surrogate": ESTIMATOR,
+    "saba.test": mx.Batches(function, 2),
+    "saba.train": mx.Batches(function, 2),
     "tasks": TASKS,
     "teacher": optax.sgd(0.1),
     "trainer": TRAINER,

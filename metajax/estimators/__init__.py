@@ -1,6 +1,7 @@
 """Ways of differentiating an unrolled inner loop."""
 
 from metajax.estimators._ask_tell import ask_tell
+from metajax.estimators._bilevel import Batches, amigo, saba, soba
 from metajax.estimators._bptt import bptt
 from metajax.estimators._dice import dice
 from metajax.estimators._evolution import es, noise_reuse_es, pes
@@ -12,7 +13,9 @@ from metajax.estimators._online import rtrl, uoro
 from metajax.estimators._perturbations import Perturbation, gaussian, low_rank
 
 __all__ = [
+    "Batches",
     "Perturbation",
+    "amigo",
     "ask_tell",
     "bptt",
     "dice",
@@ -26,5 +29,7 @@ __all__ = [
     "noise_reuse_es",
     "pes",
     "rtrl",
+    "saba",
+    "soba",
     "uoro",
 ]
