@@ -49,7 +49,7 @@ def _add_run(commands: Any) -> None:
     parser.add_argument(
         "case",
         nargs="*",
-        choices=[*cases(), []],
+        choices=list(cases()),
         metavar="CASE",
         help="see below",
     )

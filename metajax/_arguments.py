@@ -53,6 +53,7 @@ UnitInterval = Annotated[float, Range("in [0, 1]", lambda x: 0 <= x <= 1)]
 Decay = Annotated[float, Range("at least 0 and below 1", lambda x: 0 <= x < 1)]
 
 _LARGEST = 2**31 - 1  # counts are int32
+_LONGEST = 100  # characters of a value in a message
 _MAKERS = {
     "Batches": "metajax.Batches(batch, num)",
     "Cell": "metajax.cells.lstm or another cell",
@@ -255,4 +256,13 @@ _CHECKS: dict[Any, Check] = {
 
 def shown(value: Any) -> str:
     """A value and its type, for messages."""
-    return f"{value!r} of type {type(value).__name__}"
+    return f"{short(value)} of type {type(value).__name__}"
+
+
+def short(value: Any) -> str:
+    """A value in a line: the shape of an array, the beginning of what is long."""
+    if hasattr(value, "dtype") and hasattr(value, "shape"):
+        return f"{value.dtype}{list(value.shape)}"
+    text = repr(value)
+    is_long = len(text) > _LONGEST or "\n" in text
+    return f"{text[:_LONGEST].splitlines()[0]} ..." if is_long else text

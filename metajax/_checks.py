@@ -4,6 +4,7 @@ What a single argument may be is said by its annotation (``_arguments``); these 
 what functions return, and at several values together.
 """
 
+import inspect
 import re
 import weakref
 from collections.abc import Iterator, Mapping
@@ -14,7 +15,7 @@ import jax.core
 import jax.numpy as jnp
 import numpy as np
 
-from metajax._arguments import PositiveInt, check, shown
+from metajax._arguments import PositiveInt, check, short, shown
 
 
 def positive_ints(
@@ -52,6 +53,8 @@ def entries(name: str, value: Any, wanted: tuple[str, ...], maker: str) -> Any:
     """Returns the dict ``value``, which must have the entries ``wanted``; ``maker`` makes it."""
     if not isinstance(value, Mapping) or not set(wanted) <= set(value):
         got = sorted(value) if isinstance(value, Mapping) else type(value).__name__
+        if not isinstance(value, Mapping) and not wanted:
+            raise ValueError(f"{name} must be a dict as made by {maker}, got {got}")
         raise ValueError(
             f"{name} must be as made by {maker}, with the entries {list(wanted)}, got {got}"
         )
@@ -113,6 +116,20 @@ def integers(name: str, value: Any) -> None:
         raise TypeError(f"{name} must be an array of integers, got {got}")
 
 
+def takes(name: str, function: Any, arguments: str) -> None:
+    """A function of the user's must take these ``arguments``, e.g. ``"key, params, batch"``."""
+    try:
+        signature = inspect.signature(function)
+    except (TypeError, ValueError):
+        return  # of one that is not written in Python nothing is known
+    try:
+        signature.bind(*arguments.split(", "))
+    except TypeError:
+        raise TypeError(
+            f"{name} must take ({arguments}), in this order, got {name}{signature}"
+        ) from None
+
+
 def returned(name: str, value: Any, parts: str) -> None:
     """``name`` must return a tuple of ``parts``, e.g. ``"state, loss, metrics"``."""
     outermost = re.sub(r"\(.*?\)", "", parts)
@@ -145,9 +162,9 @@ def scalar(name: str, value: Any) -> None:
     shape = jnp.shape(value)
     dtype = jnp.result_type(value)
     if shape != () or not jnp.issubdtype(dtype, jnp.floating):
+        remedy = "reduce it, e.g. by .mean()" if shape else "make it e.g. float32"
         raise ValueError(
-            f"{name} must be a floating-point scalar, got {dtype}{list(shape)}; reduce it, e.g. by "
-            f".mean()"
+            f"{name} must be a floating-point scalar, got {dtype}{list(shape)}; {remedy}"
         )
 
 
@@ -220,7 +237,10 @@ def arrays(name: str, tree: Any) -> None:
             "OSUMm"
         )  # objects, texts, dates
         if is_other or not (is_number or dtype is not None):
-            raise TypeError(f"{at} must be an array, got {leaf!r}; leave it out")
+            remedy = "leave it out"
+            if isinstance(leaf, str) and not jax.tree_util.keystr(path):
+                remedy = "of a set by its name, give metajax.data.load(name)"
+            raise TypeError(f"{at} must be an array, got {short(leaf)}; {remedy}")
         if isinstance(leaf, int) and abs(leaf) > 2**31 - 1:
             raise ValueError(f"{at} must fit int32, got {leaf}; make it a float")
 

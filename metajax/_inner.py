@@ -56,6 +56,7 @@ def inner(
     >>> int(state.t), loss.shape
     (10, ())
     """
+    _check_signatures(learner, tasks)
     heldout = meta_loss == "heldout"
     shortest, longest = _lengths(horizon)
     if shortest is not None and heldout:
@@ -107,6 +108,15 @@ def inner(
         return at_least_float32((loss, metrics))
 
     return Inner(init, step, test, heldout, longest, shortest)
+
+
+def _check_signatures(learner: Learner, tasks: Tasks) -> None:
+    _checks.takes("tasks.sample", tasks.sample, "key, data")
+    _checks.takes("tasks.train", tasks.train, "key, data, task")
+    _checks.takes("tasks.test", tasks.test, "key, data, task")
+    _checks.takes("learner.init", learner.init, "key, meta_params, task")
+    _checks.takes("learner.step", learner.step, "key, meta_params, state, batch")
+    _checks.takes("learner.test", learner.test, "key, meta_params, state, batch")
 
 
 def _lengths(horizon: int | tuple[int, int]) -> tuple[int | None, int]:

@@ -28,6 +28,7 @@ def masked_mean(values: Array, mask: Array | None = None) -> Array:
     values = at_least_float32(values)
     if mask is None:
         return values.mean()
+    check_mask(mask, len(values))
     per_example = values.reshape(len(mask), -1).mean(1)
     # Not a product: what does not count may be NaN.
     counted = jnp.where(mask, per_example, 0)
@@ -58,6 +59,8 @@ def check_labels(
     label: Array, num_classes: int, mask: Array | None = None, name: str = "label"
 ) -> None:
     """The labels that count must be in ``0..num_classes - 1``; traced ones pass."""
+    if mask is not None:
+        check_mask(mask, len(label))
     _checks.integers(name, label)
     if isinstance(label, jax.core.Tracer) or isinstance(mask, jax.core.Tracer):
         return
@@ -69,6 +72,16 @@ def check_labels(
         raise ValueError(
             f"{name} must be in 0..{num_classes - 1}, got {wrong.tolist()}; renumber, or give the "
             f"network as many outputs"
+        )
+
+
+def check_mask(mask: Array, num_examples: int) -> None:
+    """A mask says of each example whether it counts."""
+    dtype = jnp.result_type(mask)
+    if dtype != jnp.bool_ or jnp.shape(mask) != (num_examples,):
+        raise ValueError(
+            f"mask must be bool[{num_examples}], one for each example of the batch, got {dtype}"
+            f"{list(jnp.shape(mask))}"
         )
 
 
@@ -87,6 +100,7 @@ def blank_masked(batch: Batch, *names: str) -> Batch:
         return batch
 
     def blank(x):
+        check_mask(batch["mask"], len(x))
         counts = batch["mask"].reshape(-1, *[1] * (x.ndim - 1))
         return jnp.where(counts, x, 0)
 

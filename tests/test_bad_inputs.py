@@ -6,6 +6,7 @@ import numpy as np
 import optax
 import pytest
 from evosax.algorithms import Open_ES, SimpleGA
+from flax import nnx
 
 import metajax as mx
 
@@ -26,6 +27,22 @@ QUADRATIC = mx.inner(
     mx.l2l(optax.sgd, mx.problems.quadratic()), mx.tasks.quadratics(2), 4
 )
 NAN = {"image": np.full((8, 2, 2, 1), np.nan, np.float32), "label": DATA["label"]}
+
+
+class Indexed(nnx.Module):
+    def __init__(self, rngs):
+        self.linear = nnx.Linear(4, 3, rngs=rngs)
+        self.index = jnp.arange(4)
+
+    def __call__(self, x):
+        return self.linear(x.reshape(len(x), -1)[:, self.index])
+
+
+OF_INTEGERS = mx.problems.stateless(
+    lambda key, task: jnp.array([3, -2]),
+    lambda key, params, batch: (jnp.sum(params**2.0), {}),
+)
+LINE_SEARCH = mx.trainer(mx.bptt(INNER, 2), optax.lbfgs())
 
 
 def step(data):
@@ -502,6 +519,95 @@ CASES = {
         ValueError,
         "NaN",
     ),
+    # functions of the user's own
+    "stateless: no key": (
+        lambda: mx.problems.stateless(
+            lambda key, task: jnp.zeros(2), lambda params, batch: (0.0, {})
+        ),
+        TypeError,
+        r"loss must take \(key, params, batch\).*loss\(params, batch\)",
+    ),
+    "supervised: no mode": (
+        lambda: mx.problems.supervised(
+            lambda key: ((), ()),
+            lambda w, x: x,
+            mx.problems.cross_entropy,
+        ),
+        TypeError,
+        r"apply must take \(key, params, model_state, inputs, training\)",
+    ),
+    "inner: tasks without data": (
+        lambda: mx.inner(LEARNER, TASKS._replace(sample=lambda key: ()), 4),
+        TypeError,
+        r"tasks.sample must take \(key, data\)",
+    ),
+    "nnx: a model": (
+        lambda: mx.problems.nnx(nnx.Linear(4, 3, rngs=nnx.Rngs(0))),
+        TypeError,
+        "make must be a function that makes the model",
+    ),
+    "nnx: an array that is no variable": (
+        lambda: mx.problems.nnx(Indexed),
+        TypeError,
+        r"Indexed.index is an array .*nnx.Variable",
+    ),
+    "l2l: nothing to train": (
+        lambda: mx.evaluate(
+            mx.inner(mx.l2l(optax.sgd, OF_INTEGERS), TASKS, 2), KEY, 0.1, DATA
+        ),
+        TypeError,
+        "none of the parameters that problem.init gives is floating-point",
+    ),
+    "trainer: a line search": (
+        lambda: mx.fit(
+            LINE_SEARCH, LINE_SEARCH.init(KEY, META, DATA), DATA, num_steps=1
+        ),
+        TypeError,
+        "tx asks for the loss at other points",
+    ),
+    # what is long is not written out
+    "mlp: a long list": (
+        lambda: mx.problems.mlp([[1] * 10_000]),
+        TypeError,
+        r"^(?=.{0,300}$)sizes must be a Python int, got \[1, 1",
+    ),
+    "tx: a result": (
+        lambda: OPT.tx(STATE),
+        TypeError,
+        "got a metajax.TrainState; give state.meta_params",
+    ),
+    "an optimizer in a chain": (
+        lambda: optax.chain(optax.clip(1.0), OPT).init(PARAMS),
+        TypeError,
+        r"give optimizer.tx\(meta_params\)",
+    ),
+    "data: left out": (
+        lambda: mx.evaluate(INNER, KEY, META),
+        TypeError,
+        "data must be a dict with .*got none",
+    ),
+    "data: a name": (
+        lambda: mx.evaluate(INNER, KEY, META, "digits"),
+        TypeError,
+        r"metajax.data.load\(name\)",
+    ),
+    # masks
+    **{
+        f"mask: {name}": (
+            lambda mask=mask: mx.problems.cross_entropy(
+                jnp.zeros((5, 3)), {"label": jnp.zeros(5, int), "mask": mask}
+            ),
+            ValueError,
+            r"mask must be bool\[5\], one for each example",
+        )
+        for name, mask in {
+            "a column": np.ones((5, 1), bool),
+            "weights": np.full(5, 0.5),
+            "integers": np.array([2, 1, 0, 0, 0]),
+            "of another length": np.ones(3, bool),
+            "a scalar": np.bool_(True),
+        }.items()
+    },
     # comparison and files
     "compare: nothing": (
         lambda: mx.compare({}, MLP, TASKS, KEY, DATA, steps=2),

@@ -163,24 +163,36 @@ def test_evolution_strategies_weigh_the_other_pairs(x64, kind):
         key = jax.random.key(20 + k)
         before = state
         result, state = estimate(key, meta_params, before, MIXED)
-        keys = jax.random.split(jax.random.split(key)[1], NUM_TASKS)
+        k_noise, k_start = jax.random.split(key)
+        keys = jax.random.split(k_start, NUM_TASKS)
+        if kind == "es":  # whole episodes, of which nothing is kept
+            noises = mx.gaussian().sample(k_noise, meta_params, NUM_TASKS)
+            starts = jax.vmap(INNER.init, (0, None, None))(keys, meta_params, MIXED)
+            tasks = starts.task
+        else:
+            noises = state.noise
+            tasks = state.episodes.task
         wanted = []
-        for i in np.flatnonzero(~is_hopeless(state.episodes.task)):
-            weight = episode(state.noise, i)
+        for i in np.flatnonzero(~is_hopeless(tasks)):
+            weight = episode(noises, i)
             noise = weight
             if kind == "pes" and before.episodes.t[i] < HORIZON:
                 noise = optax.tree.sub(weight, episode(before.noise, i))
             losses = []
             for twin, sign in enumerate((1, -1)):
                 moved = optax.tree.add_scale(meta_params, sign * STD, noise)
-                learners = jax.tree.map(
-                    lambda x, j=twin: x[:, j], before.episodes.learner
-                )
-                twins = before.episodes._replace(learner=learners)
-                losses.append(run(moved, begun(keys[i], moved, twins, i, MIXED)))
+                if kind == "es":
+                    begin = INNER.init(keys[i], moved, MIXED)
+                else:
+                    learners = jax.tree.map(
+                        lambda x, j=twin: x[:, j], before.episodes.learner
+                    )
+                    twins = before.episodes._replace(learner=learners)
+                    begin = begun(keys[i], moved, twins, i, MIXED)
+                losses.append(run(moved, begin))
             slope = (losses[0] - losses[1]) / (2 * STD)
             wanted.append((np.mean(losses), optax.tree.scale(slope, weight)))
-        num_lost.append(checked(result, state.episodes.task, wanted))
+        num_lost.append(checked(result, tasks, wanted))
     assert sum(n > 0 for n in num_lost) > 1
 
 

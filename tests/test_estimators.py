@@ -48,7 +48,7 @@ def test_second_order_bptt_equals_finite_differences(x64, meta_loss, remat):
     [
         lambda inner: mx.bptt(inner, 3, 2),
         lambda inner: mx.forward(inner, 3, 2),
-        lambda inner: mx.es(inner, 3, 0.1),
+        lambda inner: mx.pes(inner, 3, 0.1, 2),
     ],
 )
 def test_an_estimate_does_not_see_what_the_episodes_held_before_they_began(estimator):

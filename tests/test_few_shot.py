@@ -548,3 +548,15 @@ def test_bad_input(case):
     call, error, message = BAD[case]
     with pytest.raises(error, match=message):
         call()
+
+
+@pytest.mark.parametrize(
+    ("parts", "message"),
+    [
+        (["train"] * 3, "3 rows, but labels go up to 9: give one row a class"),
+        (["train"] * 9 + ["val"], "part of class 9 .* must be one of .*got 'val'"),
+    ],
+)
+def test_a_list_of_classes_with_a_mistake(parts, message):
+    with pytest.raises(ValueError, match=message):
+        splits.check_parts(parts, num_classes=10)

@@ -87,3 +87,11 @@ def test_every_picture_can_be_saved_small(tmp_path):
     ax = mx.plot.update_rule(opt.tx(opt.init(jax.random.key(0))), steps=2)
     ax.figure.savefig(tmp_path / "a.png", dpi=50)
     assert (tmp_path / "a.png").stat().st_size > 1000
+
+
+def test_an_accuracy_has_no_band_above_one():
+    accuracy = np.ones((20, 10))
+    accuracy[0] = 0
+    ax = mx.plot.curves({"ours": accuracy}, log=False, ylabel="accuracy")
+    [band] = ax.collections
+    assert band.get_paths()[0].vertices[:, 1].max() <= 1

@@ -766,3 +766,18 @@ def test_bad_input(case):
     call, error, message = CASES[case]
     with pytest.raises(error, match=f"(?s){message}"):
         call()
+
+
+def test_warnings_are_about_the_callers_line(key):
+    """And not about one of the package's."""
+
+    def step(key, meta_params, state, batch):
+        return state, jnp.nan * meta_params, {}
+
+    learner = mx.Learner(lambda key, m, task: (), step, lambda *args: (0.0, {}))
+    loop = mx.inner(learner, mx.tasks.quadratics(2), 1)
+    trainer = mx.trainer(mx.bptt(loop, 2), optax.sgd(0.1), chunk=2)
+    state = trainer.init(key, jnp.float32(1))
+    with pytest.warns(RuntimeWarning, match="were skipped") as caught:
+        mx.fit(trainer, state, num_steps=2, progress=None)
+    assert [warning.filename for warning in caught] == [__file__]

@@ -13,8 +13,11 @@ from benchmarks.table import Row, Setting
 def cases() -> dict[str, Callable[[Setting], list[Row]]]:
     """All cases by name."""
     found = {}
-    for info in pkgutil.iter_modules(__path__):
-        module = importlib.import_module(f"{__name__}.{info.name}")
+    modules = (info.name for info in pkgutil.iter_modules(__path__))
+    for name in modules:
+        if name.startswith("_"):
+            continue
+        module = importlib.import_module(f"{__name__}.{name}")
         for case in module.CASES:
             found[case.__name__] = case
     return found

@@ -23,6 +23,12 @@ _AT_LEAST_ZERO = (
     "peak_value",
     "end_value",
     "weight_decay",
+    "eps",
+    "eps_root",
+    "transition_steps",
+    "decay_steps",
+    "warmup_steps",
+    "transition_begin",
 )
 _BELOW_ONE = ("b1", "b2", "decay", "momentum")
 

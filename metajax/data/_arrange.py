@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from metajax import _checks
-from metajax._arguments import PositiveInt, check, checked
+from metajax._arguments import PositiveInt, check, checked, shown
 from metajax.io import Arrays
 
 
@@ -139,7 +139,9 @@ def rotations(data: Arrays) -> Arrays:
 def labelled_images(data: Any) -> None:
     """``data`` must be labelled images, as `metajax.data.load` gives them."""
     if not isinstance(data, dict) or not {"image", "label"} <= data.keys():
-        got = f"keys {sorted(data)}" if isinstance(data, dict) else type(data).__name__
+        got = f"keys {sorted(data)}" if isinstance(data, dict) else shown(data)
+        if isinstance(data, tuple) and not data:
+            got = "none"
         raise TypeError(
             f'data must be a dict with "image" and "label" of metajax.data, got {got}'
         )

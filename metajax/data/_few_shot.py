@@ -1,7 +1,7 @@
 """Sets for few-shot learning: which classes are for training, for validation and for the test."""
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import lru_cache, partial
 from pathlib import Path
 
@@ -138,6 +138,7 @@ def _omniglot_parts(column: str) -> list[str]:
 
 
 def _csv_parts(file: str) -> list[str]:
+    """Of a file with a column ``part``, a row for each class, in the order of the labels."""
     return [row["part"] for row in read_csv(_HERE / file)]
 
 
@@ -156,12 +157,28 @@ def _by_list(
 
     def load_parts(directory, parts):
         data = load_all(directory)
-        is_wanted = np.isin(part_of_class(), parts)
+        part_of = part_of_class()
         label = data["label"]
+        check_parts(part_of, num_classes=int(label.max()) + 1)
+        is_wanted = np.isin(part_of, parts)
         keep = is_wanted[label]
         return {"image": data["image"][keep], "label": label[keep]}
 
     return load_parts
+
+
+def check_parts(part_of_class: Sequence[str], num_classes: int) -> None:
+    """A list of classes must name the part of each."""
+    if len(part_of_class) < num_classes:
+        raise ValueError(
+            f"the list of classes has {len(part_of_class)} rows, but labels go up to "
+            f"{num_classes - 1}: give one row a class, in the order of the labels"
+        )
+    for row, part in enumerate(part_of_class):
+        if part not in PARTS:
+            raise ValueError(
+                f"part of class {row} in the list of classes must be one of {PARTS}, got {part!r}"
+            )
 
 
 def _in_folder(name: str, size: int) -> _LoadParts:

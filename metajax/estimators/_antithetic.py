@@ -105,6 +105,28 @@ class Pairs(NamedTuple):
         run_all = self.inner.vmap(run_pair, (None, 0, 0, None))
         return run_all(meta_params, noise, episodes, data)
 
+    def run_whole(
+        self, key: Key, meta_params: MetaParams, noise: PyTree, data: Data
+    ) -> tuple[Array, Metrics]:
+        """Runs new pairs from beginning to end: losses ``[num_tasks, 2]``, metrics like these."""
+
+        def run_pair(key, meta_params, noise, data):
+            def run(sign):
+                moved = self.moved(meta_params, noise, sign)
+                with _blame_shared_matrices(moved):
+                    start = self.inner.init(key, moved, data)
+                    _refuse_shared_matrices(start)
+                    steps = self.inner.horizon
+                    _, loss, metrics = unroll(self.inner, moved, start, data, steps)
+                return loss, metrics
+
+            return jax.vmap(run)(_signs())
+
+        num_tasks = len(jax.tree.leaves(noise)[0])
+        keys = jax.random.split(key, num_tasks)
+        run_all = self.inner.vmap(run_pair, (0, None, 0, None))
+        return run_all(keys, meta_params, noise, data)
+
     def weigh(
         self, meta_params: MetaParams, weight: PyTree, losses: Array, metrics: Metrics
     ) -> Estimate:

@@ -296,6 +296,8 @@ class _Judged(NamedTuple):
 
 def _inner_level(problem: Problem, objective: Objective) -> Callable[..., _Found]:
     """``(key, meta_params, state, draw) -> _Found``."""
+    arguments = "meta_params, key, params, model_state, batch"
+    _checks.takes("objective", objective, arguments)
 
     def at(key, meta_params, state, draw):
         k_batch, k_loss, k_state = jax.random.split(key, 3)

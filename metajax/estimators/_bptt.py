@@ -55,7 +55,7 @@ def bptt(
         return _episodes.start(inner, key, meta_params, data, num_tasks, stride)
 
     def meta_loss(floating, others, key, state, data):
-        """Of one episode."""
+        """Of one window of one episode."""
         meta_params = _trees.combine(floating, others)
         begin = _episodes.restart(inner, key, meta_params, state, data, window)
         end, loss, metrics = unroll(inner, meta_params, begin, data, window, remat)
@@ -70,8 +70,8 @@ def bptt(
         (losses, (begin, end, metrics)), grads = run(*parts, keys, state, data)
 
         ok = jnp.isfinite(losses) & _trees.all_finite(grads, batch=True)
-        episodes = (grads, losses, metrics)
-        updates, loss, metrics = _episodes.mean_of_finite(ok, episodes)
+        per_task = (grads, losses, metrics)
+        updates, loss, metrics = _episodes.mean_of_finite(ok, per_task)
         metrics = _episodes.with_diverged("bptt", metrics, ok)
         state = _episodes.end_diverged(inner, begin, end, ok)
         return Estimate(updates, loss, metrics), state

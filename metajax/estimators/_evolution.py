@@ -185,6 +185,8 @@ def _pairs(
 ) -> Estimator:
     window = _episodes.window_length(inner, truncation)
     pairs = _antithetic.Pairs(inner, perturbation, std)
+    if window == inner.horizon:
+        return _whole_pairs(pairs, num_tasks)
 
     def init(key, meta_params, data):
         _antithetic.check_precision(meta_params)
@@ -222,3 +224,20 @@ def _pairs(
         return result, PairsState(episodes, weight)
 
     return Estimator(init, estimate, inner)
+
+
+def _whole_pairs(pairs: _antithetic.Pairs, num_tasks: int) -> Estimator:
+    """Episodes that begin and end within an estimate: nothing is carried from one to the next."""
+
+    def init(key, meta_params, data):
+        del key, data
+        _antithetic.check_precision(meta_params)
+        return ()
+
+    def estimate(key, meta_params, state, data):
+        k_noise, k_start = jax.random.split(key)
+        noise = pairs.perturbation.sample(k_noise, meta_params, num_tasks)
+        losses, metrics = pairs.run_whole(k_start, meta_params, noise, data)
+        return pairs.weigh(meta_params, noise, losses, metrics), state
+
+    return Estimator(init, estimate, pairs.inner)

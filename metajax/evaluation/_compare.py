@@ -2,7 +2,6 @@
 
 import contextlib
 import math
-import warnings
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any, NamedTuple
@@ -25,6 +24,7 @@ from metajax.evaluation._evaluate import Curves, evaluate
 from metajax.learners._l2l import l2l
 from metajax.sharding import _hosts as hosts
 from metajax.training._display import make_display, waiting
+from metajax.training._warnings import warn
 from metajax.types import Array, Inner, Problem, PyTree, Tasks
 
 BASELINES: dict[str, Callable[..., optax.GradientTransformation]] = {
@@ -254,7 +254,7 @@ def _best_rate(name: str, rates: Sequence[float], scores: Any) -> float:
     at_the_edge = rate in (min(rates), max(rates))
     if at_the_edge and len(rates) > 1:
         message = f"the best rate of {name}, {rate}, is at the edge of rates: widen it"
-        warnings.warn(message, stacklevel=3)
+        warn(message, UserWarning)
     return rate
 
 
@@ -262,7 +262,7 @@ def _warn_of_divergence(name: str, final: np.ndarray) -> None:
     diverged = np.sum(~np.isfinite(final))
     if diverged:
         message = f"{name} diverged on {diverged} of {len(final)} tasks: its mean is not finite"
-        warnings.warn(message, stacklevel=3)
+        warn(message, UserWarning)
 
 
 def _check_optimizers(optimizers: Any) -> None:

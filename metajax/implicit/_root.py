@@ -48,7 +48,7 @@ def root(
     [1.414, 0.354]
     """
 
-    def solve(init, *args):
+    def run(init, *args):
         def value(phi):
             result = f(phi, *args)
             _checks.same_structure("what f returned", result, phi, "phi")
@@ -60,7 +60,7 @@ def root(
         find = partial(solver, half_square)
         return _root(value, find, linear_solver, init)
 
-    return solve
+    return _compiled_once(run, f)
 
 
 @checked
@@ -89,7 +89,7 @@ def fixed_point(
     [0.739, -0.297]
     """
 
-    def solve(init, *args):
+    def run(init, *args):
         def move(phi):
             result = f(phi, *args)
             _checks.same_structure("what f returned", result, phi, "phi")
@@ -100,7 +100,7 @@ def fixed_point(
 
         return _root(step_left, partial(solver, move), linear_solver, init)
 
-    return solve
+    return _compiled_once(run, f)
 
 
 @checked
@@ -126,6 +126,19 @@ def iterate(steps: PositiveInt, tolerance: NonNegative | None = None) -> Solver:
         return repeat(step, init, steps, tolerance)
 
     return solver
+
+
+def _compiled_once(run: Callable, f: Map) -> Callable:
+    """For all calls; within another program it is a part of that."""
+    compiled = jax.jit(run, inline=True)
+
+    def solve(init, *args):
+        _checks.floating("init", init)
+        # With the arguments themselves: what a function checks of them, a trace does not show.
+        jax.eval_shape(lambda phi: f(phi, *args), init)
+        return compiled(init, *args)
+
+    return solve
 
 
 def _root(

@@ -73,6 +73,11 @@ def descent(
     def init(key, meta_params, task):
         params, model_state = start(key, meta_params, task)
         floating, _ = _trees.partition(params)
+        if jax.tree.leaves(params) and not jax.tree.leaves(floating):
+            raise TypeError(
+                "none of the parameters that problem.init gives is floating-point, so that there "
+                "is nothing to train: make them e.g. float32"
+            )
         opt_state = transformation(make_tx, meta_params).init(floating)
         return DescentState(params, model_state, opt_state)
 

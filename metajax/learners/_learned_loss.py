@@ -56,6 +56,8 @@ def learned_loss(
     >>> sorted(learner.meta(jax.random.key(0)))
     ['learner', 'objective']
     """
+    arguments = "objective_params, key, params, model_state, batch"
+    _checks.takes("objective", objective, arguments)
     judged = make(problem)
     check(Learner, **{"make(problem)": judged})
 

@@ -21,10 +21,17 @@ def learned_optimizer(
     want = _structure_and_shapes(like)
 
     def checked_init(key: Array) -> PyTree:
+        if not hasattr(key, "dtype"):
+            got = type(key).__name__
+            raise TypeError(
+                f"key must be a typed key, e.g. jax.random.key(0), got {got}; where an optax "
+                f"transformation is due, give optimizer.tx(meta_params)"
+            )
         _checks.key(key)
         return init(key)
 
     def tx(meta_params: PyTree) -> optax.GradientTransformation:
+        _check_no_result(meta_params)
         got = _structure_and_shapes(meta_params)
         if got != want:
             raise ValueError(
@@ -35,6 +42,15 @@ def learned_optimizer(
         return make_tx(meta_params)
 
     return LearnedOptimizer(checked_init, tx)
+
+
+def _check_no_result(meta_params: PyTree) -> None:
+    remedies = {"Fit": "give result.best", "TrainState": "give state.meta_params"}
+    kind = type(meta_params).__name__
+    if kind in remedies:
+        raise TypeError(
+            f"meta_params must be those of this optimizer, got a metajax.{kind}; {remedies[kind]}"
+        )
 
 
 def _structure_and_shapes(tree: PyTree) -> tuple[Any, list[tuple[int, ...]]]:

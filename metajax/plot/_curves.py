@@ -61,6 +61,12 @@ def curves(
         high = mean + 2 * error
         # What is never negative, such as an accuracy, has no band below 0.
         low = np.maximum(low, np.fmin.reduce(values, axis=None, initial=0))
+        # Nor one above 1, where nothing is.
+        if (
+            np.fmax.reduce(values, axis=None) <= 1
+            and np.fmin.reduce(values, axis=None) >= 0
+        ):
+            high = np.minimum(high, 1)
         # A logarithmic axis has no place for a band that reaches 0.
         if log:
             low = np.maximum(low, 0.1 * mean)

@@ -55,6 +55,11 @@ def nnx(
     ['mean', 'var']
     """
     nnx = _framework("flax.nnx")
+    if isinstance(make, nnx.Module):
+        raise TypeError(
+            "make must be a function that makes the model, e.g. lambda rngs: Net(rngs=rngs), got a "
+            "model"
+        )
 
     def split(model):
         """The graph, the parameters, the random keys and the state."""
@@ -62,6 +67,8 @@ def nnx(
         return graph, *map(nnx.to_pure_dict, parts)
 
     model = nnx.eval_shape(lambda: make(nnx.Rngs(0)))
+    for _, node in nnx.iter_graph(model):
+        _check_holds_no_array(node)
     model.train()
     train_graph, _, streams, _ = split(model)
     model.eval()
@@ -80,6 +87,15 @@ def nnx(
         return outputs, state
 
     return _problem(init, apply, objective, inputs)
+
+
+def _check_holds_no_array(node: Any) -> None:
+    for name, value in getattr(node, "__dict__", {}).items():
+        if isinstance(value, jax.core.Tracer):
+            raise TypeError(
+                f"{type(node).__name__}.{name} is an array that is made with the model and is "
+                f"neither parameter nor state: make it nnx.Variable({name}), or a NumPy array"
+            )
 
 
 def _fresh(streams: PyTree, key: Key) -> PyTree:

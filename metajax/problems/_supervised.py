@@ -48,6 +48,8 @@ def stateless(
     >>> params, model_state = bowl.init(jax.random.key(0), ())
     >>> loss, metrics = bowl.test(jax.random.key(1), params, model_state, jnp.zeros(3))
     """
+    _checks.takes("init", init, "key, task")
+    _checks.takes("loss", loss, "key, params, batch")
 
     def init_both(key, task):
         return init(key, task), ()
@@ -106,6 +108,9 @@ def supervised(
     >>> round(float(new["mean"][0]), 3)
     0.1
     """
+    _checks.takes("init", init, "key")
+    _checks.takes("apply", apply, "key, params, model_state, inputs, training")
+    _checks.takes("objective", objective, "outputs, batch")
 
     def init_for_task(key, task):
         del task  # networks start alike, whatever they are to learn

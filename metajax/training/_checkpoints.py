@@ -5,7 +5,6 @@ import contextlib
 import operator
 import os
 import re
-import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
@@ -18,6 +17,7 @@ from metajax.sharding import _hosts as hosts
 from metajax.training import _snapshot
 from metajax.training._lock import lock_folder
 from metajax.training._snapshot import Arrays, Snapshot
+from metajax.training._warnings import warn
 from metajax.types import PyTree
 
 _NAME = re.compile(r"(0|[1-9][0-9]*)\.npz")
@@ -241,11 +241,9 @@ class _Store:
     def _set_aside(self, damaged_step: int, reason: str, step: int) -> None:
         name = f"damaged-{damaged_step}.npz"
         os.replace(self._path(damaged_step), self.folder / name)
-        warnings.warn(
+        warn(
             f"the checkpoint of step {damaged_step} in {self.folder} is damaged ({reason}); it was "
-            f"set aside as {name}, and the run goes on from step {step}",
-            RuntimeWarning,
-            stacklevel=3,
+            f"set aside as {name}, and the run goes on from step {step}"
         )
 
 

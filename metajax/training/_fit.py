@@ -1,6 +1,5 @@
 """A run of a trainer to its end, resumed where it was stopped."""
 
-import warnings
 from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple
 
@@ -23,6 +22,7 @@ from metajax.training._validation import (
     restart_if_by_another,
     validate_if_due,
 )
+from metajax.training._warnings import warn
 from metajax.types import PyTree, Trainer, TrainState
 
 _REMEDY = (
@@ -229,22 +229,18 @@ def _give_up_if_hopeless(run: Run, max_skipped: int, saver: Saver) -> None:
 def _warn_if_skipping(run: Run) -> None:
     num_skipped = int(run.state.skipped)
     if num_skipped:
-        warnings.warn(
+        warn(
             f"the last {num_skipped} meta-steps, up to {run.step}, were skipped: their "
-            f"meta-gradients were not finite. {_REMEDY}",
-            RuntimeWarning,
-            stacklevel=3,
+            f"meta-gradients were not finite. {_REMEDY}"
         )
 
 
 def _warn_if_nothing_is_best(run: Run) -> None:
     validations = run.record.validations
     if validations and not np.isfinite(run.record.best_validation()):
-        warnings.warn(
+        warn(
             f"none of the {len(validations)} validations was finite, so that best are the final "
-            f"meta-parameters; look at what validate gives",
-            RuntimeWarning,
-            stacklevel=3,
+            f"meta-parameters; look at what validate gives"
         )
 
 

@@ -5,10 +5,11 @@ import datetime
 import errno
 import os
 import socket
-import warnings
 from pathlib import Path
 
 from filelock import FileLock, Timeout
+
+from metajax.training._warnings import warn
 
 _READ_ONLY = (errno.EACCES, errno.EPERM, errno.EROFS)
 
@@ -34,10 +35,8 @@ def lock_folder(folder: Path) -> FileLock:
     except OSError as e:
         # Where nothing can be written, no other run can write either.
         if e.errno not in _READ_ONLY:
-            warnings.warn(
-                f"two runs in {folder} would not be noticed: its file system has no locks, {e}",
-                RuntimeWarning,
-                stacklevel=2,
+            warn(
+                f"two runs in {folder} would not be noticed: its file system has no locks, {e}"
             )
     _write(owner)
     return lock

@@ -5,7 +5,6 @@ import io
 import json
 import os
 import time
-import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ import numpy as np
 
 from metajax._arguments import checked
 from metajax.training._record import Rows
+from metajax.training._warnings import warn
 
 
 @checked
@@ -80,11 +80,7 @@ class Log:
         except OSError as e:
             # There may be half a line now.
             self._agrees = False
-            warnings.warn(
-                f"log {self.path} could not be written: {e}; the run goes on",
-                RuntimeWarning,
-                stacklevel=2,
-            )
+            warn(f"log {self.path} could not be written: {e}; the run goes on")
 
     def _forget(self) -> None:
         self._agrees = False

@@ -1,6 +1,5 @@
 """Saving a run through its checkpoints, and taking it up again."""
 
-import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -14,6 +13,7 @@ from metajax.training._checkpoints import Checkpoints
 from metajax.training._record import Record
 from metajax.training._run import Run
 from metajax.training._snapshot import Snapshot
+from metajax.training._warnings import warn
 from metajax.types import TrainState
 
 _FULL = "No space left on device"
@@ -130,11 +130,9 @@ class Saver:
         last = f"the last is of meta-step {self.saved}"
         if self.saved is None:
             last = "there is none yet"
-        warnings.warn(
+        warn(
             f"the checkpoint of meta-step {step} was not written to {self.where}: {reason}. "
-            f"The run goes on; {last}",
-            RuntimeWarning,
-            stacklevel=3,
+            f"The run goes on; {last}"
         )
 
 

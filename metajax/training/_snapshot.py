@@ -151,6 +151,8 @@ def unpack(
 
 
 def _copy(name: str, x: Any) -> np.ndarray:
+    if isinstance(x, np.ma.MaskedArray):
+        raise TypeError(f"{name} is a masked array, whose mask would be lost: fill it")
     copy = np.array(x, order="C")
     is_number = jnp.issubdtype(copy.dtype, np.number) or copy.dtype == np.bool_
     if not is_number or not copy.dtype.isnative:

@@ -162,13 +162,21 @@ def _step(
     _checks.unused_names("a run", estimate.metrics, _NAMES_OF_A_RUN)
 
     before, others = _trees.partition(state.meta_params)
-    updates, opt_state = tx.update(
-        estimate.updates,
-        state.opt_state,
-        before,
-        value=estimate.loss,
-        grad=estimate.updates,
-    )
+    try:
+        updates, opt_state = tx.update(
+            estimate.updates,
+            state.opt_state,
+            before,
+            value=estimate.loss,
+            grad=estimate.updates,
+        )
+    except TypeError as e:
+        if "value_fn" not in str(e):
+            raise
+        raise TypeError(
+            "tx asks for the loss at other points (value_fn), as line searches do; an outer loop "
+            "has only estimates of it: take another transformation here, and that one inside"
+        ) from e
     after = optax.apply_updates(before, updates)
 
     finite = _trees.all_finite((estimate.loss, estimate.updates, after))

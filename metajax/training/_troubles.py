@@ -1,11 +1,11 @@
 """What metrics of inner loops tell before the meta-loss does."""
 
-import warnings
 from collections.abc import Mapping
 
 import numpy as np
 
 from metajax.sharding import _hosts as hosts
+from metajax.training._warnings import warn
 
 # For each metric the mean over a chunk from which on it is told of, what it means, and a remedy.
 _TROUBLES = {
@@ -52,8 +52,4 @@ class Troubles:
             mean = values.mean()
             if mean >= limit and hosts.is_first():
                 self._told.add(name)
-                warnings.warn(
-                    f"up to meta-step {step}, {meaning} ({name} {mean:.3g}); {remedy}",
-                    RuntimeWarning,
-                    stacklevel=3,
-                )
+                warn(f"up to meta-step {step}, {meaning} ({name} {mean:.3g}); {remedy}")

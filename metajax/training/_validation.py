@@ -1,6 +1,5 @@
 """Validation on the way: a loss on fresh tasks that chooses the best and may end a run early."""
 
-import warnings
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -12,6 +11,7 @@ from metajax._arguments import PositiveFloat, PositiveInt, checked
 from metajax.sharding import _hosts as hosts
 from metajax.training._record import Record
 from metajax.training._run import Run
+from metajax.training._warnings import warn
 from metajax.types import Array, PyTree
 
 _OTHER_MACHINE = 0.01  # by how much of itself a loss may differ on another
@@ -95,12 +95,10 @@ def restart_if_by_another(run: Run, validation: Validation | None) -> None:
     loss = _loss_of(run.best, validation)
     if np.isclose(loss, recorded, rtol=_OTHER_MACHINE, atol=0):
         return
-    warnings.warn(
+    warn(
         f"validate gives the best meta-parameters so far the loss {loss:.4g}, the run that is "
         f"resumed has {recorded:.4g} for them: it validated by another loss, key or data. Its "
-        f"other validations are left out; to keep them, give another directory for checkpoints",
-        RuntimeWarning,
-        stacklevel=3,
+        f"other validations are left out; to keep them, give another directory for checkpoints"
     )
     run.record.restart_validations(loss)
 
