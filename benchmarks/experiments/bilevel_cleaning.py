@@ -338,7 +338,10 @@ def claims(results: Results, settings: Settings) -> list[Claim]:
 
 def picture(results: Results, settings: Settings, figure: Any) -> None:
     corruptions = settings["corruptions"]
-    axes = np.atleast_1d(figure.subplots(1, len(corruptions), sharex=True))
+    figure.set_size_inches(3 * len(corruptions) + 2.5, 3.6)
+    axes = figure.subplots(1, len(corruptions), sharex=True, sharey=True, squeeze=False)
+    axes = axes[0]
+    ticks = [8, 10, 15, 20, 30, 50]
     first = results[0]
     for ax, corruption in zip(axes, corruptions, strict=True):
         for i, name in enumerate((*SINGLE_LOOP, IMPLICIT, UNROLLED)):
@@ -353,8 +356,10 @@ def picture(results: Results, settings: Settings, figure: Any) -> None:
         for what, style in (("clean labels", "--"), ("all labels", ":")):
             error = np.mean([result[f"{corruption}: {what}"] for result in results])
             ax.axhline(error, color="0.4", linewidth=1, linestyle=style, label=what)
-        ax.set(xscale="log", yscale="log", title=f"{corruption:.0%} drawn at random")
-        ax.set_xlabel("seconds of processor time")
+        ax.set(xscale="log", yscale="log", xlabel="seconds of processor time")
+        ax.set_title(f"{corruption:.0%} of labels random", fontsize=10)
+        ax.set_yticks(ticks, [str(x) for x in ticks])
+        ax.minorticks_off()
         ax.spines[["top", "right"]].set_visible(False)
     axes[0].set_ylabel("test error, %")
     axes[-1].legend(frameon=False, loc="upper left", bbox_to_anchor=(1.0, 1.0))
