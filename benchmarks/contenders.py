@@ -88,6 +88,7 @@ def read_jax(tree: Any) -> list[np.ndarray]:
 def by_jaxopt(work: Workload) -> Callable[..., Any]:
     """MAML by unrolling, iMAML by implicit differentiation."""
     import jaxopt
+    from jaxopt.linear_solve import solve_cg
 
     is_implicit = work.kind == "imaml"
 
@@ -109,9 +110,7 @@ def by_jaxopt(work: Workload) -> Callable[..., Any]:
         acceleration=False,
         unroll=not is_implicit,
         implicit_diff=is_implicit,
-        implicit_diff_solve=partial(
-            jaxopt.linear_solve.solve_cg, maxiter=work.cg, tol=0.0
-        ),
+        implicit_diff_solve=partial(solve_cg, maxiter=work.cg, tol=0.0),
     )
 
     def meta_gradient(params, *batches):
