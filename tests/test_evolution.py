@@ -17,6 +17,7 @@ import optax
 import pytest
 
 import metajax as mx
+from metajax.estimators import _antithetic
 
 RHO, CUBIC, HORIZON, WINDOW, STD = 0.8, 0.3, 6, 2, 0.5
 THETA = jnp.array([0.5, -0.3])
@@ -163,7 +164,39 @@ def test_truncated_bptt_shows_its_bias_and_pes_does_not():
     assert deviates(estimates(mx.forward(inner, 2, WINDOW), num, WINDOWS), want)
 
 
-@pytest.mark.parametrize("kind", ["es", "pes", "noise_reuse_es"])
+@pytest.mark.slow
+def test_whole_episodes_equal_a_loop(x64):
+    """Each pair simulated by itself in NumPy; its noise and its task come from the keys alone."""
+    theta = THETA.astype(float)
+    inner = toy()
+    estimator = mx.es(inner, 3, STD)
+    state = estimator.init(jax.random.key(0), theta, ())
+    seen = []
+    for i in range(2):
+        key = jax.random.key(i)
+        result, state = estimator.estimate(key, theta, state, ())
+        k_noise, k_start = jax.random.split(key)
+        noise = STD * np.asarray(mx.gaussian().sample(k_noise, theta, 3))
+        starts = [inner.init(k, theta, ()) for k in jax.random.split(k_start, 3)]
+        tasks = np.stack([start.task for start in starts])
+        seen.append((noise, tasks))
+
+        moved = np.stack([theta + noise, theta - noise], 1)  # [pairs, 2, n]
+        x = moved / 2
+        losses = np.zeros((3, 2))
+        for t in range(HORIZON):
+            aims = tasks[:, None] + np.sin(t)
+            losses += (CUBIC * x**3 + (x - aims) ** 2).sum(-1) / HORIZON
+            x = RHO * x + moved
+        slopes = (losses[:, 0] - losses[:, 1])[:, None] / (2 * STD**2)
+        np.testing.assert_allclose(result.updates, (slopes * noise).mean(0), rtol=1e-9)
+        np.testing.assert_allclose(result.loss, losses.mean(), rtol=1e-9)
+        assert result.metrics["diverged"] == 0
+    for before, after in zip(*seen, strict=True):
+        assert not (before == after).any(), "a new estimate has new noise and new tasks"
+
+
+@pytest.mark.parametrize("kind", ["pes", "noise_reuse_es"])
 @pytest.mark.slow
 def test_windows_equal_a_loop(x64, kind):
     """Each pair simulated by itself in NumPy over two episodes; its noise is read off the
@@ -171,13 +204,12 @@ def test_windows_equal_a_loop(x64, kind):
     """
     theta, inner = THETA.astype(float), toy()
     estimator = {
-        "es": lambda: mx.es(inner, 3, STD),
         "pes": lambda: mx.pes(inner, 3, STD, WINDOW),
         "noise_reuse_es": lambda: mx.noise_reuse_es(
             inner, 3, STD, WINDOW, stagger=False
         ),
     }[kind]()
-    length = HORIZON if kind == "es" else WINDOW
+    length = WINDOW
     state, estimate = (
         estimator.init(jax.random.key(0), theta, ()),
         jax.jit(estimator.estimate),
@@ -265,18 +297,25 @@ def test_twins_share_all_randomness(kind):
     tasks = TASKS._replace(
         train=lambda key, data, task: jax.random.normal(key) + task[0]
     )
+    loop = mx.inner(learner, tasks, HORIZON)
     estimator = {
         "es": lambda i: mx.es(i, 5, STD),
         "pes": lambda i: mx.pes(i, 5, STD, WINDOW),
         "noise_reuse_es": lambda i: mx.noise_reuse_es(i, 5, STD, WINDOW),
-    }[kind](mx.inner(learner, tasks, HORIZON))
+    }[kind](loop)
     state = estimator.init(jax.random.key(0), THETA, ())
     for i in range(3):
         result, state = estimator.estimate(jax.random.key(i), THETA, state, ())
         np.testing.assert_array_equal(result.updates, 0)
-        assert len(np.unique(state.episodes.learner)) == 5, (
-            "other pairs meet other tasks"
-        )
+        if kind == "es":  # of whose episodes nothing is kept
+            pairs = _antithetic.Pairs(loop, mx.gaussian(), STD)
+            noise = mx.gaussian().sample(jax.random.key(9), THETA, 5)
+            losses, _ = pairs.run_whole(jax.random.key(i), THETA, noise, ())
+            np.testing.assert_array_equal(losses[:, 0], losses[:, 1])
+            found = losses[:, 0]
+        else:
+            found = state.episodes.learner
+        assert len(np.unique(found)) == 5, "other pairs meet other tasks"
 
 
 @pytest.mark.slow
