@@ -66,12 +66,7 @@ def inner(
             "meta_loss='online'"
         )
 
-    if learner.steps is not None and (shortest, longest) != (None, learner.steps):
-        raise ValueError(
-            f"horizon must be {learner.steps}, the steps that learner is made for (its weights or "
-            f"rates are one a step), got {horizon}; make the learner for another number, or give "
-            f"evaluate other steps"
-        )
+    _check_steps(learner, horizon)
 
     def init(key, meta_params, data):
         _checks.key(key)
@@ -108,6 +103,15 @@ def inner(
         return at_least_float32((loss, metrics))
 
     return Inner(init, step, test, heldout, longest, shortest)
+
+
+def _check_steps(learner: Learner, horizon: int | tuple[int, int]) -> None:
+    if learner.steps is not None and horizon != learner.steps:
+        raise ValueError(
+            f"horizon must be {learner.steps}, the steps that learner is made for (its weights or "
+            f"rates are one a step), got {horizon}; make the learner for another number, or give "
+            f"evaluate other steps"
+        )
 
 
 def _check_signatures(learner: Learner, tasks: Tasks) -> None:
