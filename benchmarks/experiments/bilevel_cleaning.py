@@ -302,7 +302,7 @@ def time_to(result: Result, corruption: float, name: str, error: float) -> float
 def claims(results: Results, settings: Settings) -> list[Claim]:
     made = []
     for corruption in settings["corruptions"]:
-        bound = settings["bounds"].get(corruption)
+        bound = settings["bounds"].get(str(corruption))
         for name in ("SOBA", "SABA"):
             behind = [
                 final(result, corruption, name) - result[f"{corruption}: clean labels"]
@@ -372,7 +372,7 @@ _COMMON = {
     "batch_size": 64,
     "solver_steps": 20,
     "cg": 10,
-    "bounds": {0.5: 0.5},
+    "bounds": {"0.5": 0.5},
 }
 _SMALL = {
     **_COMMON,
