@@ -210,12 +210,12 @@ def test_thirty_trainers_and_loops_take_the_memory_of_one(
     key, usual_garbage_collection
 ):
     def train_and_evaluate():
-        learner = mx.l2l(optax.sgd, mx.problems.quadratic())
-        loop = mx.inner(learner, mx.tasks.quadratics(2), 2)
+        learner = mx.l2l(optax.sgd, mx.problems.mlp((64, 10)))
+        loop = mx.inner(learner, mx.tasks.minibatches(4), 2)
         trainer = mx.trainer(mx.bptt(loop, 2), optax.adam(1e-3))
-        state = trainer.init(key, np.float32(0.1))
-        result = mx.fit(trainer, state, num_steps=2, progress=None)
-        mx.evaluate(loop, key, result.best, num_tasks=2)
+        state = trainer.init(key, np.float32(0.1), DIGITS)
+        result = mx.fit(trainer, state, DIGITS, num_steps=2, progress=None)
+        mx.evaluate(loop, key, result.best, DIGITS, num_tasks=2)
 
     for _ in range(10):
         train_and_evaluate()
@@ -225,6 +225,9 @@ def test_thirty_trainers_and_loops_take_the_memory_of_one(
         train_and_evaluate()
     gc.collect()
     assert resident() < before + 30 * 1e6, "less than a megabyte each"
+
+
+DIGITS = mx.data.load("digits")
 
 
 def resident():

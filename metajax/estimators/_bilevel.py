@@ -120,7 +120,7 @@ def soba(
         new = _refine(adjoint_rate, new, found.product, judged.gradient)
         return _finish(state, new, found, judged, found.cross)
 
-    return Estimator(_start(problem, tasks, tx), estimate)
+    return Estimator(_start(problem, tasks.sample, tx), estimate)
 
 
 @checked
@@ -183,7 +183,7 @@ def amigo(
         found = inner(k_end, meta_params, new, train)
         return _finish(state, new, found, judged, found.cross)
 
-    return Estimator(_start(problem, tasks, tx), estimate)
+    return Estimator(_start(problem, tasks.sample, tx), estimate)
 
 
 @checked
@@ -231,10 +231,10 @@ def saba(
     """
     check(PositiveInt, **{"train.num": train.num, "test.num": test.num})
     inner, outer = _inner_level(problem, objective), _outer_level(problem)
-    tasks = _as_tasks(train, test)
+    start = _start(problem, lambda key, data: (), tx)
 
     def init(key, meta_params, data):
-        state = _start(problem, tasks, tx)(key, meta_params, data)
+        state = start(key, meta_params, data)
         floating, _ = _trees.partition(meta_params)
         of_inner = (state.adjoint, state.adjoint, floating)
         memory = _empty(train.num, of_inner), _empty(test.num, state.adjoint)
@@ -351,12 +351,14 @@ def _outer_level(problem: Problem) -> Callable[..., _Judged]:
 
 
 def _start(
-    problem: Problem, tasks: Tasks, tx: optax.GradientTransformation
+    problem: Problem,
+    sample: Callable[[Key, Data], PyTree],
+    tx: optax.GradientTransformation,
 ) -> Callable:
     def init(key, meta_params, data):
         del meta_params
         k_task, k_params = jax.random.split(key)
-        task = tasks.sample(k_task, data)
+        task = sample(k_task, data)
         params, model_state = problem.init(k_params, task)
         floating, _ = _trees.partition(params)
         adjoint = optax.tree.zeros_like(floating)
@@ -367,15 +369,6 @@ def _start(
 
 def _draw(draw: Callable, data: Data, state: BilevelState, key: Key) -> Batch:
     return draw(key, data, state.task)
-
-
-def _as_tasks(train: Batches, test: Batches) -> Tasks:
-    """The first batches, for what is drawn only to be looked at."""
-    return Tasks(
-        sample=lambda key, data: (),
-        train=lambda key, data, task: train.batch(data, jnp.int32(0)),
-        test=lambda key, data, task: test.batch(data, jnp.int32(0)),
-    )
 
 
 def _descend(
