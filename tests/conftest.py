@@ -20,6 +20,10 @@ os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {_QUICK}".strip()
 import jax  # noqa: E402
 import pytest  # noqa: E402
 
+# To cut JAX's own frames out of the traceback of each error that a test expects takes longer than
+# to find the error.
+jax.config.update("jax_traceback_filtering", "off")
+
 # What JAX has traced and compiled stays: to look through it for garbage again and again takes long.
 gc.set_threshold(50_000, 20, 50)
 

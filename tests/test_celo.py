@@ -24,19 +24,22 @@ def meta_params_of_vectors():
     first = np.concatenate([x[f"w0__{i}"] for i in range(14)])
     weights = (first.T, x["w1"].T, x["w2"].T[:1])
     biases = (x["b0"], x["b1"], x["b2"][:1])
-    return [
-        {"w": jnp.asarray(w), "b": jnp.asarray(b)}
-        for w, b in zip(weights, biases, strict=True)
-    ]
+    return [{"w": w, "b": b} for w, b in zip(weights, biases, strict=True)]
 
 
 def run(tx, params, grads):
     """The parameters after each step."""
-    update, state, after = jax.jit(tx.update), tx.init(params), []
+
+    @jax.jit
+    def step(params, state, grad):
+        updates, state = tx.update(grad, state, params)
+        return optax.apply_updates(params, updates), state
+
+    state = jax.jit(tx.init)(params)
+    after = []
     for grad in grads:
-        updates, state = update(grad, state, params)
-        params = optax.apply_updates(params, updates)
-        after.append(params)
+        params, state = step(params, state, grad)
+        after.append(jax.tree.map(np.asarray, params))
     return after
 
 
@@ -129,7 +132,7 @@ def test_rows_and_columns_may_be_permuted_and_turned(name, x64, key):
     """Also: steps have the length of the rate, and a leaf does not see the others."""
     rate, rows, columns = 1e-3, np.array([2, 0, 1, 3]), np.array([1, 2, 0])
     tx = RULES[name](rate).tx(meta_params_of_vectors())
-    w, *grads = jax.random.normal(key, (4, 4, 3), float)
+    w, *grads = np.asarray(jax.random.normal(key, (4, 4, 3), float))
 
     def tree(x):
         permuted = x[rows][:, columns]
@@ -245,14 +248,15 @@ def test_celo_is_its_loops(num_steps, x64, key):
         updates, state = tx.update(grads, state, params, value=loss)
         return optax.apply_updates(params, updates), state
 
-    random = partial(optax.tree.random_like, target_tree=shapes)
+    random = jax.jit(partial(optax.tree.random_like, target_tree=shapes))
     start = random(key)
     keys = jax.random.split(key, len(losses))
-    grads = [jax.tree.map(lambda x: x**3, random(k)) for k in keys]
+    grads = [jax.tree.map(lambda x: np.asarray(x) ** 3, random(k)) for k in keys]
     factors = list(celo_schedule(numpy_params["schedule"], losses, num_steps))
     assert np.ptp(factors) > 0.01
 
-    params, state = start, mx.optim.celo(num_steps).tx(meta_params).init(start)
+    params = start
+    state = jax.jit(mx.optim.celo(num_steps).tx(meta_params).init)(start)
     want = {
         name: celo_steps(
             numpy_params["rule"],
@@ -275,8 +279,12 @@ def wide_celo_params(key):
     """Meta-parameters in float64, none of them 0, with which steps differ."""
     like = jax.eval_shape(mx.optim.celo(1).init, key)
     wide = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, float), like)
-    noise = optax.tree.random_like(key, wide)
-    return optax.tree.scale(0.3, noise)
+
+    @jax.jit
+    def draw(key):
+        return optax.tree.scale(0.3, optax.tree.random_like(key, wide))
+
+    return draw(key)
 
 
 # Both in the company of the package.
@@ -288,23 +296,27 @@ OPTIMIZERS = {
 }
 
 
+def made(name, key):
+    return jax.jit(OPTIMIZERS[name].init)(key)
+
+
 @pytest.mark.parametrize("name", OPTIMIZERS)
 def test_bfloat16_is_computed_in_float32(name, key):
     """As from the same numbers in float32, whose update is rounded at its end; so for the state."""
-    tx = OPTIMIZERS[name].tx(OPTIMIZERS[name].init(key))
-    params = {"w": jax.random.normal(key, (5, 4)), "b": jnp.ones(3)}
-    narrow = optax.tree.cast(params, jnp.bfloat16)
-    wide = optax.tree.cast(narrow, jnp.float32)
-    update = jax.jit(tx.update)
+    tx = OPTIMIZERS[name].tx(made(name, key))
+    params = {"w": np.asarray(jax.random.normal(key, (5, 4))), "b": np.ones(3)}
+    narrow = jax.tree.map(lambda x: x.astype(jnp.bfloat16), params)
+    wide = jax.tree.map(lambda x: x.astype(np.float32), narrow)
 
+    @jax.jit
     def step(params):
-        return update(params, tx.init(params), params, **loss_of(name))
+        return tx.update(params, tx.init(params), params, **loss_of(name))
 
     got, got_state = step(narrow)
     want, want_state = step(wide)
     for x, y in zip(jax.tree.leaves(got), jax.tree.leaves(want), strict=True):
         assert x.dtype == jnp.bfloat16
-        np.testing.assert_array_equal(x, y.astype(jnp.bfloat16))
+        np.testing.assert_array_equal(x, np.asarray(y).astype(jnp.bfloat16))
     for x, y in zip(
         jax.tree.leaves(got_state), jax.tree.leaves(want_state), strict=True
     ):
@@ -319,7 +331,7 @@ def loss_of(name):
 @pytest.mark.parametrize("name", OPTIMIZERS)
 def test_leaves_of_one_shape_are_one_program(name, key):
     """Five matrices need as many roots and products as one."""
-    tx = OPTIMIZERS[name].tx(OPTIMIZERS[name].init(key))
+    tx = OPTIMIZERS[name].OPTIMIZERS[name].tx(jax.jit(OPTIMIZERS[name].init)(key))
 
     def count(num_leaves):
         params = [jnp.ones((3, 2))] * num_leaves
@@ -333,7 +345,7 @@ def test_leaves_of_one_shape_are_one_program(name, key):
 
 @pytest.mark.parametrize("name", OPTIMIZERS)
 def test_the_state_is_four_numbers_a_coordinate(name, key):
-    tx = OPTIMIZERS[name].tx(OPTIMIZERS[name].init(key))
+    tx = OPTIMIZERS[name].tx(made(name, key))
     rows, columns = 30, 20
     state = tx.init({"w": jnp.ones((rows, columns)), "none": jnp.ones((0, 3))})
     own = 0 if name != "celo" else 1 + 2 * 10 + 2 * 64

@@ -61,27 +61,37 @@ def test_the_ideal_cell_has_no_loss_and_another_rate_has_one(x64):
 @pytest.mark.slow
 def test_a_grid_of_ideal_cells_is_a_network_under_gradient_descent(sizes):
     net = mx.vsml(sizes, with_weights(ideal_cell()), backward_pass=True)
-    state = net.init(jax.random.key(0), (), ())
-    params = [tuple(x[0, 0] for x in recall(cells)) for cells in state.cells]
+
+    @jax.jit
+    def weights(state):
+        return [tuple(x[0, 0] for x in recall(cells)) for cells in state.cells]
+
 
     def loss(params, x, y):
         for w, b in params:
             x = jnp.tanh(x) @ w + b.sum(0)
         return optax.softmax_cross_entropy_with_integer_labels(x, y), x
 
+    @jax.jit
+    def descend(params, x, y):
+        (value, _), grads = jax.value_and_grad(loss, has_aux=True)(params, x, y)
+        return value, jax.tree.map(lambda p, g: p - RATE * g, params, grads)
+
+    step = jax.jit(net.step)
     key = jax.random.key(1)
+    state = jax.jit(net.init)(jax.random.key(0), (), ())
+    params = weights(state)
     for i in range(6):
         x = jax.random.normal(jax.random.fold_in(key, i), (sizes[0],))
         y = jnp.int32(i % sizes[-1])
-        (want, _), grads = jax.value_and_grad(loss, has_aux=True)(params, x, y)
-        state, got, _ = net.step(key, (), state, {"image": x[None], "label": y[None]})
+        want, params = descend(params, x, y)
+        state, got, _ = step(key, (), state, {"image": x[None], "label": y[None]})
         np.testing.assert_allclose(
             got, want, rtol=1e-3
         )  # squashing at 100 changes logits in the fourth digit
-        params = jax.tree.map(lambda p, g: p - RATE * g, params, grads)
-        for cells, (w, b) in zip(state.cells, params, strict=True):
-            np.testing.assert_allclose(recall(cells)[0][0, 0], w, atol=1e-4)
-            np.testing.assert_allclose(recall(cells)[1][0, 0], b, atol=1e-4)
+        for got, want in zip(weights(state), params, strict=True):
+            np.testing.assert_allclose(got[0], want[0], atol=1e-4)
+            np.testing.assert_allclose(got[1], want[1], atol=1e-4)
 
 
 def test_weights_are_put_in_and_taken_out():
