@@ -201,6 +201,7 @@ def test_training_comes_to_the_minimum(name, x64):
 def test_contract(name, strict):
     data = jax.tree.map(np.float32, SUMS)
     trainer = mx.trainer(ALL[name](data), optax.adam(1e-2))
+    trainer = of_estimators.compiled(trainer)
     lam = jnp.asarray(LAM, jnp.float32)
     of_estimators.fits_a_scan(trainer, lam, data)
     of_estimators.steps_alike(trainer, lam, data)
@@ -211,6 +212,7 @@ def test_contract(name, strict):
 def test_loops_and_scans(name):
     data = jax.tree.map(np.float32, SUMS)
     trainer = mx.trainer(ALL[name](data), optax.sgd(1e-2))
+    trainer = of_estimators.compiled(trainer)
     lam = jnp.asarray(LAM, jnp.float32)
     of_estimators.scans_as_it_loops(trainer, lam, data)
     of_estimators.needs_no_jit(trainer, lam, data)

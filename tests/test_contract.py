@@ -52,7 +52,9 @@ def started(name, meta_loss="online"):
 @pytest.mark.parametrize(("learner", "estimator", "meta_loss"), PAIRS)
 def test_contract(learner, estimator, meta_loss, strict):
     inner, meta_params, data = started(learner, meta_loss)
-    trainer = mx.trainer(MAKERS[estimator](inner, meta_params), optax.adam(1e-2))
+    trainer = of_estimators.compiled(
+        mx.trainer(MAKERS[estimator](inner, meta_params), optax.adam(1e-2))
+    )
     of_estimators.fits_a_scan(trainer, meta_params, data)
     pair = (estimator, meta_loss)
     is_run = pair in OF_EACH_KIND or (learner in MEET_ALL and pair in RUN)
@@ -65,7 +67,9 @@ def test_contract(learner, estimator, meta_loss, strict):
 @pytest.mark.xdist_group("without jit")  # their operations, too, are compiled once
 def test_what_estimators_keep(estimator):
     inner, meta_params, data = started("sgd_rate")
-    trainer = mx.trainer(MAKERS[estimator](inner, meta_params), optax.sgd(1e-2))
+    trainer = of_estimators.compiled(
+        mx.trainer(MAKERS[estimator](inner, meta_params), optax.sgd(1e-2))
+    )
     of_estimators.scans_as_it_loops(trainer, meta_params, data)
     of_estimators.needs_no_jit(trainer, meta_params, data)
 

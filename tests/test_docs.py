@@ -65,7 +65,7 @@ def test_the_parts_of_the_guide_keep_the_contract(strict):
     loop = mx.inner(learner, mx.tasks.minibatches(4, test_size=4), 4)
     meta_params = learner.meta(jax.random.key(0))
     for estimator in (mx.bptt(loop, 2), guide["spsa"](loop, 2, 1e-3)):
-        trainer = mx.trainer(estimator, optax.adam(1e-2))
+        trainer = of_estimators.compiled(mx.trainer(estimator, optax.adam(1e-2)))
         of_estimators.fits_a_scan(trainer, meta_params, digits)
         of_estimators.steps_alike(trainer, meta_params, digits)
 

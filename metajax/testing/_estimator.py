@@ -44,9 +44,14 @@ def check_estimator(make: Callable[[Inner, MetaParams], Estimator]) -> None:
     """
     meta_params = jnp.float32(0.01)
     loop = inner(l2l(optax.sgd, quadratic()), quadratics(2), horizon=4)
-    trainer = make_trainer(make(loop, meta_params), optax.adam(1e-2))
+    trainer = compiled(make_trainer(make(loop, meta_params), optax.adam(1e-2)))
     for check in (fits_a_scan, steps_alike, scans_as_it_loops, needs_no_jit):
         check(trainer, meta_params, ())
+
+
+def compiled(trainer: Trainer) -> Trainer:
+    """Checks of one trainer share what is traced and compiled."""
+    return trainer._replace(init=jax.jit(trainer.init), step=jax.jit(trainer.step))
 
 
 def fits_a_scan(trainer: Trainer, meta_params: MetaParams, data: Data) -> None:
@@ -68,7 +73,7 @@ def steps_alike(trainer: Trainer, meta_params: MetaParams, data: Data) -> None:
         traces.append(None)
         return trainer.step(state, data)
 
-    state = first = jax.jit(trainer.init)(jax.random.key(0), meta_params, data)
+    state = first = trainer.init(jax.random.key(0), meta_params, data)
     for _ in range(_STEPS):
         state, metrics = step(state, data)
         assert_alike("the trainer's state after a step", state, first)
@@ -82,9 +87,8 @@ def steps_alike(trainer: Trainer, meta_params: MetaParams, data: Data) -> None:
 def scans_as_it_loops(trainer: Trainer, meta_params: MetaParams, data: Data) -> None:
     """Steps in a scan come to the same as steps in a loop."""
     state = start = trainer.init(jax.random.key(0), meta_params, data)
-    step = jax.jit(trainer.step)
     for _ in range(_STEPS):
-        state, _ = step(state, data)
+        state, _ = trainer.step(state, data)
     scanned, _ = jax.jit(_scan(trainer))(start, data)
     what = "state.meta_params of a scan, beside those of a loop,"
     assert_close(what, scanned.meta_params, state.meta_params, rtol=1e-5)
@@ -95,12 +99,11 @@ def needs_no_jit(trainer: Trainer, meta_params: MetaParams, data: Data) -> None:
     state = trainer.init(jax.random.key(0), meta_params, data)
     with jax.disable_jit():
         plain, _ = trainer.step(state, data)
-    step = jax.jit(trainer.step)
-    compiled, _ = step(state, data)
-    again, _ = step(state, data)
+    after, _ = trainer.step(state, data)
+    again, _ = trainer.step(state, data)
     what = "state.meta_params without jit, beside those with it,"
-    assert_close(what, plain.meta_params, compiled.meta_params, rtol=1e-4)
-    assert_equal("the state of a step that is run again", again, compiled)
+    assert_close(what, plain.meta_params, after.meta_params, rtol=1e-4)
+    assert_equal("the state of a step that is run again", again, after)
 
 
 def _scan(trainer: Trainer) -> Callable:

@@ -11,7 +11,7 @@ from metajax._inner import unroll
 from metajax.estimators import bptt
 from metajax.evaluation import evaluate
 from metajax.testing._compare import assert_close, assert_equal, assert_finite
-from metajax.testing._estimator import fits_a_scan, steps_alike
+from metajax.testing._estimator import compiled, fits_a_scan, steps_alike
 from metajax.training import trainer as make_trainer
 from metajax.types import Data, Inner, Learner, MetaParams, Tasks
 
@@ -49,7 +49,7 @@ def check_learner(
     _checks.finite("data", data)
     for meta_loss in ("online", "heldout"):
         loop = make_inner(learner, tasks, 4, meta_loss)
-        trainer = make_trainer(bptt(loop, num_tasks=2), optax.adam(1e-2))
+        trainer = compiled(make_trainer(bptt(loop, num_tasks=2), optax.adam(1e-2)))
         fits_a_scan(trainer, meta_params, data)
     steps_alike(trainer, meta_params, data)
     for check in (needs_no_jit, unrolls_in_parts, evaluates_as_a_loop):
@@ -61,10 +61,10 @@ def needs_no_jit(inner: Inner, meta_params: MetaParams, data: Data) -> None:
     state = inner.init(jax.random.key(0), meta_params, data)
     with jax.disable_jit():
         plain, (loss, _) = inner.step(meta_params, state, data)
-    compiled, (same, _) = jax.jit(inner.step)(meta_params, state, data)
+    after, (same, _) = jax.jit(inner.step)(meta_params, state, data)
     what = "the learner's state and loss without jit, beside those with it,"
     assert_close(
-        what, (plain.learner, loss), (compiled.learner, same), rtol=1e-4, atol=1e-6
+        what, (plain.learner, loss), (after.learner, same), rtol=1e-4, atol=1e-6
     )
 
 
