@@ -66,7 +66,6 @@ def test_a_grid_of_ideal_cells_is_a_network_under_gradient_descent(sizes):
     def weights(state):
         return [tuple(x[0, 0] for x in recall(cells)) for cells in state.cells]
 
-
     def loss(params, x, y):
         for w, b in params:
             x = jnp.tanh(x) @ w + b.sum(0)

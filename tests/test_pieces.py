@@ -379,6 +379,23 @@ def test_tasks_are_those_of_their_numbers_and_examples_are_drawn_anew():
     assert not np.isclose(one, other).any()
 
 
+def test_one_task_comes_more_often_and_what_goes_around_it_does_not():
+    inner = mx.tasks.prototypes(3, (2, 2), batch_size=5)
+    tasks = mx.tasks.project(mx.tasks.biased(inner, 0.3, seed=4), 4)
+    drawn = draws(tasks, 400)
+    usual = np.asarray(inner.sample(jax.random.key(4), ())["prototype"])
+    is_usual = np.isclose(drawn.task["prototype"], usual).all((1, 2, 3))
+    assert abs(is_usual.mean() - 0.3) < 4 * np.sqrt(0.3 * 0.7 / 400)
+    assert len({x.tobytes() for x in drawn.task["prototype"]}) == 1 + (~is_usual).sum()
+    assert len({x.tobytes() for x in drawn.own}) == 400
+
+
+@pytest.mark.parametrize(("probability", "number"), [(0, 200), (1, 1)])
+def test_a_bias_of_none_and_of_all(probability, number):
+    drawn = draws(mx.tasks.biased(ENDLESS, probability), 200)
+    assert len({x.tobytes() for x in drawn.own}) == number
+
+
 def test_a_million_tasks():
     drawn = draws(mx.tasks.finite(ENDLESS, 2**20), 200)
     assert len(distinct(drawn)) > 190

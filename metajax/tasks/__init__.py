@@ -10,6 +10,7 @@ from metajax.tasks._augment import (
     standardize,
     unit_spread,
 )
+from metajax.tasks._biased import biased
 from metajax.tasks._episodes import episodes
 from metajax.tasks._finite import finite
 from metajax.tasks._minibatches import minibatches
@@ -21,6 +22,7 @@ from metajax.tasks._with_query import with_query
 
 __all__ = [
     "augment",
+    "biased",
     "classification",
     "episodes",
     "finite",
