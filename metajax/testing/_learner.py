@@ -47,7 +47,8 @@ def check_learner(
         meta_params = learner.meta(jax.random.key(7))
     _checks.finite("meta_params", meta_params)
     _checks.finite("data", data)
-    for meta_loss in ("online", "heldout"):
+    meta_losses = ("online", "heldout")
+    for meta_loss in [learner.meta_loss] if learner.meta_loss else meta_losses:
         loop = make_inner(learner, tasks, 4, meta_loss)
         trainer = make_trainer(bptt(loop, num_tasks=2), optax.adam(1e-2))
         fits_a_scan(trainer, meta_params, data)
