@@ -61,20 +61,6 @@ def entries(name: str, value: Any, wanted: tuple[str, ...], maker: str) -> Any:
     return value
 
 
-def key(value: Any) -> None:
-    """``key`` must be one typed key, as made by `jax.random.key`."""
-    dtype = getattr(value, "dtype", None)
-    if dtype is None or not jnp.issubdtype(dtype, jax.dtypes.prng_key):
-        raise TypeError(
-            f"key must be a typed key as made by jax.random.key(seed), got {describe(value)}; "
-            f"wrap an old-style key with jax.random.wrap_key_data"
-        )
-    if value.shape != ():
-        raise ValueError(
-            f"key must be a single key, got an array of keys of shape {value.shape}; use jax.vmap"
-        )
-
-
 def floating(name: str, tree: Any) -> None:
     """All leaves must be floating-point arrays."""
     for path, leaf in jax.tree_util.tree_leaves_with_path(tree):

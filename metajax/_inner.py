@@ -70,7 +70,6 @@ def inner(
     _check_meta_loss(learner, meta_loss)
 
     def init(key, meta_params, data):
-        _checks.key(key)
         k_task, k_init, key = jax.random.split(key, 3)
         task = tasks.sample(k_task, data)
         state = learner.init(k_init, meta_params, task)
