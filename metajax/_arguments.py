@@ -141,7 +141,7 @@ def _with_checked_keys(made: Any) -> Any:
     parts = tuple(map(_with_checked_keys, made))
     if all(map(operator.is_, parts, made)):
         return made
-    return made._make(parts) if hasattr(made, "_make") else parts
+    return parts if type(made) is tuple else made._make(parts)
 
 
 def _takes_key(value: Any) -> bool:
@@ -159,7 +159,7 @@ def _with_checked_key(f: Callable[..., Any]) -> Callable[..., Any]:
         check_key(key)
         return f(key, *args, **kwargs)
 
-    call.checks_key = True  # pyright: ignore[reportFunctionMemberAccess]
+    call.checks_key = True  # pyright: ignore[reportAttributeAccessIssue]
     return call
 
 

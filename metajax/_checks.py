@@ -51,6 +51,11 @@ def increasing_pair(name: str, values: Any, like: tuple[int, int]) -> tuple[int,
 
 def entries(name: str, value: Any, wanted: tuple[str, ...], maker: str) -> Any:
     """Returns the dict ``value``, which must have the entries ``wanted``; ``maker`` makes it."""
+    if _is_pair_of_dicts(value):
+        raise ValueError(
+            f"{name} must be a dict, got a pair of them, as metajax.tasks.with_query(tasks) gives "
+            f"it to learners that are judged on the way; give this one the tasks themselves"
+        )
     if not isinstance(value, Mapping) or not set(wanted) <= set(value):
         got = sorted(value) if isinstance(value, Mapping) else type(value).__name__
         if not isinstance(value, Mapping) and not wanted:
@@ -59,6 +64,11 @@ def entries(name: str, value: Any, wanted: tuple[str, ...], maker: str) -> Any:
             f"{name} must be as made by {maker}, with the entries {list(wanted)}, got {got}"
         )
     return value
+
+
+def _is_pair_of_dicts(value: Any) -> bool:
+    is_pair = isinstance(value, tuple) and len(value) == 2
+    return is_pair and all(isinstance(part, Mapping) for part in value)
 
 
 def floating(name: str, tree: Any) -> None:

@@ -5,7 +5,7 @@ Argument order is the same everywhere: ``key``, ``meta_params``, state, ``data``
 """
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
 
@@ -125,7 +125,7 @@ class Learner(NamedTuple):
     predict: Callable[[Key, MetaParams, State, Inputs], PyTree] = no_predictions
     meta: Callable[[Key], MetaParams] = no_meta
     steps: int | None = None
-    meta_loss: str | None = None
+    meta_loss: Literal["online", "heldout"] | None = None
 
 
 class InnerState(NamedTuple):

@@ -25,7 +25,7 @@ import pytest
 from evosax.algorithms import Open_ES
 from flax import linen, nnx
 from public import FUNCTIONS
-from systems import estimators, learners
+from systems import System, estimators, learners
 
 import metajax as mx
 
@@ -437,6 +437,32 @@ def test_bad_batches_are_refused(name):
             batch = (batch, batch)
         with pytest.raises((TypeError, ValueError), match=r"\b(batch|label)"):
             jax.eval_shape(lambda batch=batch: step(batch))
+
+
+PLAIN = learners() | {
+    "clone_backprop": System(
+        mx.clone_backprop(mx.cells.lstm(2, slots=1, reduce="sum"), 0.1),
+        mx.tasks.signals(4),
+    )
+}
+
+
+@pytest.mark.parametrize("name", PLAIN)
+def test_batches_with_queries_and_without_are_told_apart(name):
+    system = PLAIN[name]
+    is_judged_on_the_way = name == "maml_plus_plus"
+    tasks = TASKS if is_judged_on_the_way else mx.tasks.with_query(system.tasks)
+    loop = mx.inner(system.learner, tasks, 4)
+
+    def step():
+        meta_params = system.learner.meta(KEY)
+        state = loop.init(KEY, meta_params, system.data)
+        return loop.step(meta_params, state, system.data)[1]
+
+    with pytest.raises(
+        (TypeError, ValueError), match=r"batch.*give.*tasks.with_query|with_query.*give"
+    ):
+        jax.eval_shape(step)
 
 
 DATA = {

@@ -47,8 +47,9 @@ def check_learner(
         meta_params = learner.meta(jax.random.key(7))
     _checks.finite("meta_params", meta_params)
     _checks.finite("data", data)
-    meta_losses = ("online", "heldout")
-    for meta_loss in [learner.meta_loss] if learner.meta_loss else meta_losses:
+    for meta_loss in ("online", "heldout"):
+        if learner.meta_loss not in (None, meta_loss):
+            continue
         loop = make_inner(learner, tasks, 4, meta_loss)
         trainer = make_trainer(bptt(loop, num_tasks=2), optax.adam(1e-2))
         fits_a_scan(trainer, meta_params, data)
