@@ -136,12 +136,11 @@ def is_transformation(value: Any) -> bool:
 
 def _with_checked_keys(made: Any) -> Any:
     """``made``; if it is a tuple of functions of a ``key``, with those that check it."""
-    if type(made) is not tuple and not hasattr(made, "_make"):
+    make = tuple if type(made) is tuple else getattr(made, "_make", None)
+    if make is None:
         return _with_checked_key(made) if _takes_key(made) else made
-    parts = tuple(map(_with_checked_keys, made))
-    if all(map(operator.is_, parts, made)):
-        return made
-    return parts if type(made) is tuple else made._make(parts)
+    parts = make(map(_with_checked_keys, made))
+    return made if all(map(operator.is_, parts, made)) else parts
 
 
 def _takes_key(value: Any) -> bool:
