@@ -136,8 +136,11 @@ def is_transformation(value: Any) -> bool:
 
 def _with_checked_keys(made: Any) -> Any:
     """``made``; if it is a tuple of functions of a ``key``, with those that check it."""
-    make = tuple if type(made) is tuple else getattr(made, "_make", None)
-    if make is None:
+    if type(made) is tuple:
+        make = tuple
+    elif hasattr(made, "_make"):
+        make = made._make
+    else:
         return _with_checked_key(made) if _takes_key(made) else made
     parts = make(map(_with_checked_keys, made))
     return made if all(map(operator.is_, parts, made)) else parts

@@ -233,7 +233,7 @@ def arrays(name: str, tree: Any) -> None:
             "OSUMm"
         )  # objects, texts, dates
         if is_other or not (is_number or dtype is not None):
-            remedy = "leave it out"
+            remedy = "give what it returns" if callable(leaf) else "leave it out"
             if isinstance(leaf, str) and not jax.tree_util.keystr(path):
                 remedy = "of a set by its name, give metajax.data.load(name)"
             raise TypeError(f"{at} must be an array, got {short(leaf)}; {remedy}")
@@ -270,7 +270,8 @@ def finite(name: str, tree: Any) -> None:
 def is_iterable_of_data(x: Any) -> bool:
     """Whether ``x``, a leaf, is a generator, a loader of batches or the like."""
     is_array = hasattr(x, "dtype") or isinstance(x, jax.core.Tracer)
-    return hasattr(x, "__iter__") and not is_array and not isinstance(x, (str, bytes))
+    is_other = is_array or isinstance(x, (str, bytes, type))
+    return hasattr(x, "__iter__") and not is_other
 
 
 # Large arrays of JAX, which cannot change, that were found to be finite, by their ids.

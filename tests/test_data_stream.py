@@ -88,6 +88,16 @@ def test_items_that_are_not_what_they_should_be(tmp_path):
         TRAINER.init(KEY, jnp.float32(0), numbers())
 
 
+def test_what_is_no_iterable_yet():
+    with pytest.raises(TypeError, match=r"data must be .*give what it returns"):
+        losses(numbers, 4)
+    with pytest.raises(TypeError, match=r"data must be .*give what it returns"):
+        losses(itertools.cycle, 4)
+    tasks = mx.tasks.minibatches(2)
+    with pytest.raises(TypeError, match=r"of several, one a chunk, .*fit iter\(data\)"):
+        tasks.train(KEY, [{"image": np.ones((2, 3)), "label": np.zeros(2, int)}], ())
+
+
 # Waiting.
 
 
