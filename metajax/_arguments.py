@@ -91,8 +91,9 @@ def checked(f: Callable[P, R]) -> Callable[P, R]:
     def call(*args: P.args, **kwargs: P.kwargs) -> R:
         try:
             arguments = signature.bind(*args, **kwargs).arguments
-        except TypeError:
-            return f(*args, **kwargs)  # which Python refuses in its own words
+        except TypeError as error:
+            names = ", ".join(signature.parameters) or "no arguments"
+            raise TypeError(f"{f.__name__}() {error}; it takes {names}") from None
         for name, check in checks.items():
             if name in arguments:
                 check(name, arguments[name])
