@@ -18,6 +18,7 @@ import collections.abc
 import functools
 import inspect
 import math
+import operator
 import os
 import types
 import typing
@@ -77,7 +78,8 @@ def checked(f: Callable[P, R]) -> Callable[P, R]:
 
     What can be checked is a number, also in a `Range`, a flag, a string, a path, a choice, a
     function, an array, a mapping, an optax transformation and a metajax type, each also ``| None``
-    or in a ``Sequence``; other annotations pass.
+    or in a ``Sequence``; other annotations pass. Where ``f`` makes functions of a ``key``, such as
+    those of a learner, they check it.
     """
     signature = inspect.signature(f)
     checks = {}
@@ -89,12 +91,13 @@ def checked(f: Callable[P, R]) -> Callable[P, R]:
     def call(*args: P.args, **kwargs: P.kwargs) -> R:
         try:
             arguments = signature.bind(*args, **kwargs).arguments
-        except TypeError:
-            return f(*args, **kwargs)  # which Python refuses in its own words
+        except TypeError as error:
+            names = ", ".join(signature.parameters) or "no arguments"
+            raise TypeError(f"{f.__name__}() {error}; it takes {names}") from None
         for name, check in checks.items():
             if name in arguments:
                 check(name, arguments[name])
-        return f(*args, **kwargs)
+        return _with_checked_keys(f(*args, **kwargs))
 
     return call
 
@@ -107,6 +110,21 @@ def check(annotation: Any, **values: Any) -> None:
         check(name, value)
 
 
+def check_key(key: Any) -> None:
+    """``key`` must be one typed key."""
+    dtype = getattr(key, "dtype", None)
+    if dtype is None or not jnp.issubdtype(dtype, jax.dtypes.prng_key):
+        raise TypeError(
+            f"key must be a typed key, e.g. jax.random.key(0), got {shown(key)}; wrap an old-style "
+            f"key with jax.random.wrap_key_data"
+        )
+    if key.shape != ():
+        raise ValueError(
+            f"key must be a single key, e.g. jax.random.key(0), got an array of keys of shape "
+            f"{key.shape}; use jax.vmap"
+        )
+
+
 def can_check(annotation: Any) -> bool:
     """Whether there is anything to check about arguments of this annotation."""
     return _check(annotation) is not None
@@ -115,6 +133,37 @@ def can_check(annotation: Any) -> bool:
 def is_transformation(value: Any) -> bool:
     """Whether ``value`` is an optax transformation."""
     return hasattr(value, "init") and hasattr(value, "update")
+
+
+def _with_checked_keys(made: Any) -> Any:
+    """``made``; if it is a tuple of functions of a ``key``, with those that check it."""
+    if type(made) is tuple:
+        make = tuple
+    elif hasattr(made, "_make"):
+        make = made._make
+    else:
+        return _with_checked_key(made) if _takes_key(made) else made
+    parts = make(map(_with_checked_keys, made))
+    return made if all(map(operator.is_, parts, made)) else parts
+
+
+def _takes_key(value: Any) -> bool:
+    if not callable(value) or hasattr(value, "checks_key"):
+        return False
+    try:
+        return next(iter(inspect.signature(value).parameters), None) == "key"
+    except (TypeError, ValueError):
+        return False  # of what is not written in Python nothing is known
+
+
+def _with_checked_key(f: Callable[..., Any]) -> Callable[..., Any]:
+    @functools.wraps(f)
+    def call(key, *args, **kwargs):
+        check_key(key)
+        return f(key, *args, **kwargs)
+
+    call.checks_key = True  # pyright: ignore[reportAttributeAccessIssue]
+    return call
 
 
 def _check(annotation: Any) -> Check | None:
@@ -215,7 +264,7 @@ def _check_mapping(name: str, value: Any) -> None:
 
 def _check_array(name: str, value: Any) -> None:
     if name == "key":
-        return  # for `_checks.key`
+        return check_key(value)
     dtype = getattr(value, "dtype", None)
     is_number = dtype is not None and jnp.issubdtype(dtype, np.number)
     if not (is_number or dtype == np.bool_) or not hasattr(value, "shape"):

@@ -51,6 +51,11 @@ def increasing_pair(name: str, values: Any, like: tuple[int, int]) -> tuple[int,
 
 def entries(name: str, value: Any, wanted: tuple[str, ...], maker: str) -> Any:
     """Returns the dict ``value``, which must have the entries ``wanted``; ``maker`` makes it."""
+    if _is_pair_of_dicts(value):
+        raise ValueError(
+            f"{name} must be a dict, got a pair of them, as metajax.tasks.with_query(tasks) gives "
+            f"it to learners that are judged on the way; give this one the tasks themselves"
+        )
     if not isinstance(value, Mapping) or not set(wanted) <= set(value):
         got = sorted(value) if isinstance(value, Mapping) else type(value).__name__
         if not isinstance(value, Mapping) and not wanted:
@@ -61,18 +66,9 @@ def entries(name: str, value: Any, wanted: tuple[str, ...], maker: str) -> Any:
     return value
 
 
-def key(value: Any) -> None:
-    """``key`` must be one typed key, as made by `jax.random.key`."""
-    dtype = getattr(value, "dtype", None)
-    if dtype is None or not jnp.issubdtype(dtype, jax.dtypes.prng_key):
-        raise TypeError(
-            f"key must be a typed key as made by jax.random.key(seed), got {describe(value)}; "
-            f"wrap an old-style key with jax.random.wrap_key_data"
-        )
-    if value.shape != ():
-        raise ValueError(
-            f"key must be a single key, got an array of keys of shape {value.shape}; use jax.vmap"
-        )
+def _is_pair_of_dicts(value: Any) -> bool:
+    is_pair = isinstance(value, tuple) and len(value) == 2
+    return is_pair and all(isinstance(part, Mapping) for part in value)
 
 
 def floating(name: str, tree: Any) -> None:
@@ -237,7 +233,7 @@ def arrays(name: str, tree: Any) -> None:
             "OSUMm"
         )  # objects, texts, dates
         if is_other or not (is_number or dtype is not None):
-            remedy = "leave it out"
+            remedy = "give what it returns" if callable(leaf) else "leave it out"
             if isinstance(leaf, str) and not jax.tree_util.keystr(path):
                 remedy = "of a set by its name, give metajax.data.load(name)"
             raise TypeError(f"{at} must be an array, got {short(leaf)}; {remedy}")
@@ -274,7 +270,8 @@ def finite(name: str, tree: Any) -> None:
 def is_iterable_of_data(x: Any) -> bool:
     """Whether ``x``, a leaf, is a generator, a loader of batches or the like."""
     is_array = hasattr(x, "dtype") or isinstance(x, jax.core.Tracer)
-    return hasattr(x, "__iter__") and not is_array and not isinstance(x, (str, bytes))
+    is_other = is_array or isinstance(x, (str, bytes, type))
+    return hasattr(x, "__iter__") and not is_other
 
 
 # Large arrays of JAX, which cannot change, that were found to be finite, by their ids.

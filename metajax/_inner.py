@@ -46,7 +46,7 @@ def inner(
 
     Raises:
       ValueError: lengths out of order, a pair of them with a held-out meta-loss, or another length
-        than a learner is made for.
+        or meta-loss than a learner is made for.
 
     >>> import jax, metajax as mx, optax
     >>> learner = mx.l2l(optax.sgd, mx.problems.quadratic())
@@ -67,9 +67,9 @@ def inner(
         )
 
     _check_steps(learner, horizon)
+    _check_meta_loss(learner, meta_loss)
 
     def init(key, meta_params, data):
-        _checks.key(key)
         k_task, k_init, key = jax.random.split(key, 3)
         task = tasks.sample(k_task, data)
         state = learner.init(k_init, meta_params, task)
@@ -111,6 +111,15 @@ def _check_steps(learner: Learner, horizon: int | tuple[int, int]) -> None:
             f"horizon must be {learner.steps}, the steps that learner is made for (its weights or "
             f"rates are one a step), got {horizon}; make the learner for another number, or give "
             f"evaluate other steps"
+        )
+
+
+def _check_meta_loss(learner: Learner, meta_loss: str) -> None:
+    if learner.meta_loss not in (None, meta_loss):
+        raise ValueError(
+            f"meta_loss must be {learner.meta_loss!r}, which learner is made for, got "
+            f"{meta_loss!r}; one that weighs its steps is judged by the last alone with the "
+            f"weights metajax.step_weights(steps, 1.0)"
         )
 
 

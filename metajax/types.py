@@ -5,7 +5,7 @@ Argument order is the same everywhere: ``key``, ``meta_params``, state, ``data``
 """
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
 
@@ -115,6 +115,8 @@ class Learner(NamedTuple):
       meta: ``(key) -> meta_params``, where meta-training begins.
       steps: the number of inner steps that it is made for, None if any will do; the ``horizon`` of
         `metajax.inner` must be the same.
+      meta_loss: the meta-loss that it is made for, None if either will do; so must that of
+        `metajax.inner`.
     """
 
     init: Callable[[Key, MetaParams, Task], State]
@@ -123,6 +125,7 @@ class Learner(NamedTuple):
     predict: Callable[[Key, MetaParams, State, Inputs], PyTree] = no_predictions
     meta: Callable[[Key], MetaParams] = no_meta
     steps: int | None = None
+    meta_loss: Literal["online", "heldout"] | None = None
 
 
 class InnerState(NamedTuple):

@@ -25,7 +25,7 @@ import pytest
 from evosax.algorithms import Open_ES
 from flax import linen, nnx
 from public import FUNCTIONS
-from systems import learners
+from systems import System, estimators, learners
 
 import metajax as mx
 
@@ -439,6 +439,32 @@ def test_bad_batches_are_refused(name):
             jax.eval_shape(lambda batch=batch: step(batch))
 
 
+PLAIN = learners() | {
+    "clone_backprop": System(
+        mx.clone_backprop(mx.cells.lstm(2, slots=1, reduce="sum"), 0.1),
+        mx.tasks.signals(4),
+    )
+}
+
+
+@pytest.mark.parametrize("name", PLAIN)
+def test_batches_with_queries_and_without_are_told_apart(name):
+    system = PLAIN[name]
+    is_judged_on_the_way = name == "maml_plus_plus"
+    tasks = TASKS if is_judged_on_the_way else mx.tasks.with_query(system.tasks)
+    loop = mx.inner(system.learner, tasks, 4)
+
+    def step():
+        meta_params = system.learner.meta(KEY)
+        state = loop.init(KEY, meta_params, system.data)
+        return loop.step(meta_params, state, system.data)[1]
+
+    with pytest.raises(
+        (TypeError, ValueError), match=r"batch.*give.*tasks.with_query|with_query.*give"
+    ):
+        jax.eval_shape(step)
+
+
 DATA = {
     "none": None,
     "a pair": (IMAGES["image"], IMAGES["label"]),
@@ -475,6 +501,40 @@ def test_bad_data_are_refused(kind):
     for data in bad:
         with pytest.raises((TypeError, ValueError), match=r"^data"):
             jax.eval_shape(lambda data=data: draw(data))
+
+
+KEYED = {
+    "problem": mx.problems.mlp((4, 3)),
+    "problem of flax": mx.problems.linen(linen.Dense(3), (4,)),
+    "tasks": TASKS,
+    "episodes": mx.tasks.episodes(2, 1),
+    "quadratics": mx.tasks.quadratics(2),
+    "tasks with queries": mx.tasks.with_query(TASKS),
+    "learner": LEARNER,
+    "protonet": SYSTEMS["protonet"].learner,
+    "vsml": SYSTEMS["vsml"].learner,
+    "inner": INNER,
+    "trainer": TRAINER,
+    "optimizer": mx.optim.lstm(),
+    "cell": mx.cells.lstm(2, 2),
+    "net": NET,
+    "gaussian": mx.gaussian(),
+    "low_rank": mx.low_rank(1),
+} | {name: make(INNER, META) for name, make in estimators().items()}
+
+
+@pytest.mark.parametrize("value", ["None", "0", "old key", "keys"])
+@pytest.mark.parametrize("name", KEYED)
+def test_what_is_no_key_is_refused(name, value):
+    parts = [part for part in KEYED[name] if callable(part)]
+    arguments = [list(inspect.signature(part).parameters) for part in parts]
+    assert any(names[0] == "key" for names in arguments)
+    for part, names in zip(parts, arguments, strict=True):
+        if names[0] == "key":
+            with pytest.raises(
+                (TypeError, ValueError), match=r"key must.*random.key.0"
+            ):
+                part(POOL[value], *names[1:])
 
 
 def test_symbols_out_of_range():

@@ -1,6 +1,7 @@
 """The command line: what it writes, what it says of a mistake, and its exit codes."""
 
 import csv
+import re
 import signal
 import subprocess
 import sys
@@ -626,6 +627,26 @@ def test_demo_and_data_get_their_arguments(monkeypatch):
         Path("out/demo"),
     )
     assert (data.name, data.data_dir) == ("mnist", Path("x"))
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["train", "a.toml", "--out", "a\0b"],
+        ["train", "a\0b"],
+        ["evaluate", "a\0b"],
+        ["evaluate", "a.toml", "--plot", "a\0b.png"],
+        ["pretrained", "export", "l2l-digits", "a\0b.npz"],
+        ["demo", "--out", "a\0b"],
+        ["data", "prepare", "mnist", "--data_dir", "a\0b"],
+    ],
+)
+def test_a_path_with_nul_is_told_by_its_argument(arguments, capsys):
+    with pytest.raises(SystemExit) as e:
+        main(arguments)
+    assert e.value.code == 2
+    said = capsys.readouterr().err
+    assert re.search(r"argument \S+: must not hold the character NUL, got 'a", said)
 
 
 def test_data_that_cannot_be_prepared(monkeypatch, tmp_path, capsys):

@@ -38,6 +38,7 @@ PAIRS = [
     for learner in SYSTEMS
     for estimator in MAKERS
     for meta_loss in ("online", "heldout")
+    if SYSTEMS[learner].learner.meta_loss in (None, meta_loss)
     if meta_loss == "online" or estimator in HELDOUT
     if learner in MEET_ALL or (estimator, meta_loss) in OF_EACH_KIND | RUN
 ]

@@ -24,7 +24,7 @@ def adding(chunk=2):
     """A trainer whose loss at each meta-step is the number that it is given."""
 
     def estimate(key, meta_params, state, data):
-        return mx.Estimate(jnp.zeros_like(meta_params), data["x"][0], {}), state
+        return mx.Estimate(jnp.ones_like(meta_params), data["x"][0], {}), state
 
     estimator = mx.Estimator(lambda key, meta_params, data: (), estimate)
     return mx.trainer(estimator, optax.sgd(0.1), chunk=chunk)
@@ -86,6 +86,16 @@ def test_items_that_are_not_what_they_should_be(tmp_path):
         TypeError, match=r"generator, which is an iterable; only metajax.fit"
     ):
         TRAINER.init(KEY, jnp.float32(0), numbers())
+
+
+def test_what_is_no_iterable_yet():
+    with pytest.raises(TypeError, match=r"data must be .*give what it returns"):
+        losses(numbers, 4)
+    with pytest.raises(TypeError, match=r"data must be .*give what it returns"):
+        losses(itertools.cycle, 4)
+    tasks = mx.tasks.minibatches(2)
+    with pytest.raises(TypeError, match=r"of several, one a chunk, .*fit iter\(data\)"):
+        tasks.train(KEY, [{"image": np.ones((2, 3)), "label": np.zeros(2, int)}], ())
 
 
 # Waiting.

@@ -355,3 +355,31 @@ def test_a_class_in_the_place_of_a_module():
         TypeError, match=r"module must be a flax.linen.Module, e.g. Net"
     ):
         mx.problems.linen(LinenNet, (2, 2, 1))
+
+
+class LinenOfMode(linen.Module):
+    def __call__(self, images, mode, *, training):
+        return images
+
+
+class NNXOfMode(nnx.Module):
+    def __call__(self, images, mode):
+        return images
+
+
+class EquinoxOfMode(eqx.Module):
+    def __call__(self, image, mode, *, key):
+        return image
+
+
+MODES = {
+    "linen": lambda: mx.problems.linen(LinenOfMode(), (2,)),
+    "nnx": lambda: mx.problems.nnx(lambda rngs: NNXOfMode()),
+    "equinox": lambda: mx.problems.equinox(lambda key: EquinoxOfMode()),
+}
+
+
+@pytest.mark.parametrize("library", MODES)
+def test_a_model_that_must_be_told_what_nobody_knows(library):
+    with pytest.raises(TypeError, match=r"OfMode.__call__ .*got mode; give it a"):
+        MODES[library]()

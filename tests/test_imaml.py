@@ -185,26 +185,35 @@ def test_fit_warns_once_of_inner_solves_that_diverge(capsys):
     assert "inner_diverged" not in capsys.readouterr().err
 
 
+# Around its maximum, where the solver starts and stays, ``cos`` has curvature -1.
+HILL = mx.problems.stateless(
+    lambda key, task: jnp.zeros(2),
+    lambda key, params, batch: (jnp.sum(jnp.cos(params - batch)), {}),
+)
+AT_THE_TOP = mx.Tasks(
+    lambda key, data: (), lambda key, data, task: 0.0, lambda key, data, task: 1.0
+)
+
+
 def test_fit_warns_once_of_curvature_and_of_residuals():
-    """Around its maximum, where the solver starts and stays, ``cos`` has curvature -1."""
-    hill = mx.problems.stateless(
-        lambda key, task: jnp.zeros(2),
-        lambda key, params, batch: (jnp.sum(jnp.cos(params - batch)), {}),
-    )
-    near = mx.Tasks(
-        lambda key, data: (), lambda key, data, task: 0.0, lambda key, data, task: 1.0
-    )
-    near = mx.tasks.with_query(near)
+    near = mx.tasks.with_query(AT_THE_TOP)
 
     def learner(lam):
         descent = descend(optax.sgd(0.1), 2)
-        return mx.imaml_diagnosed(hill, descent, cg(2), lam)
+        return mx.imaml_diagnosed(HILL, descent, cg(2), lam)
 
     with pytest.warns(RuntimeWarning) as warned:
         fit(learner(0.5), jnp.zeros(2), near, progress=None)
     told = sorted(str(w.message).split("(")[1].split()[0] for w in warned)
-    assert told == ["negative_curvature", "residual"]  # at 1: nothing was solved
+    # At 1: nothing was solved, and the meta-gradient is 0.
+    assert told == ["negative_curvature", "residual", "update_norm"]
     fit(learner(4.0), jnp.zeros(2), near, progress=None)  # warns of nothing
+
+
+def test_fit_warns_of_imaml_that_solves_nothing():
+    learner = mx.imaml(HILL, descend(optax.sgd(0.1), 2), cg(2), 0.5)
+    with pytest.warns(RuntimeWarning, match="exactly 0.*imaml_diagnosed tells"):
+        fit(learner, jnp.zeros(2), AT_THE_TOP, progress=None)
 
 
 def test_one_lam_a_layer_learned(x64):

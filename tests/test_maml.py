@@ -337,6 +337,41 @@ def test_a_learner_made_for_so_many_steps_is_joined_for_so_many(horizon):
             mx.inner(learner, mx.tasks.with_query(TASKS), horizon)
 
 
+def test_a_learner_that_weighs_its_steps_is_judged_by_all_of_them():
+    made = {
+        "maml_plus_plus": mx.maml_plus_plus(PROBLEM, WEIGHTS, RATE),
+        "multi_step": mx.multi_step(mx.maml(PROBLEM, RATE), WEIGHTS),
+        "with a learned loss": mx.learned_loss(
+            lambda problem: mx.maml_plus_plus(problem, WEIGHTS, RATE),
+            PROBLEM,
+            lambda own, *args: PROBLEM.loss(*args)[0],
+            meta=lambda key: (),
+        ),
+    }
+    for learner in made.values():
+        with pytest.raises(ValueError, match=r"(?s)'online'.*step_weights\(steps, 1.0"):
+            mx.inner(learner, mx.tasks.with_query(TASKS), STEPS, "heldout")
+
+
+def test_windows_add_up_to_the_weighted_sum(x64):
+    learner = mx.maml_plus_plus(PROBLEM, WEIGHTS, RATE)
+    loop = mx.inner(learner, mx.tasks.with_query(TASKS), STEPS)
+    meta_params = {"params": PARAMS, "rates": STEP_RATES}
+    estimator = mx.bptt(loop, NUM_TASKS, truncation=1)
+    run = jax.jit(estimator.estimate)
+    state = estimator.init(jax.random.key(0), meta_params, ())
+    losses = []
+    for key in jax.random.split(jax.random.key(1), STEPS):
+        found, state = run(key, meta_params, state, ())
+        losses.append(found.loss)
+    tasks = [
+        jax.tree.map(lambda x, i=i: np.asarray(x[i]), state.task)
+        for i in range(NUM_TASKS)
+    ]
+    want = np.mean([on_the_way(meta_params, task) for task in tasks])
+    np.testing.assert_allclose(np.mean(losses), want, rtol=1e-10)
+
+
 def test_weights_and_rates_for_other_numbers_of_steps_do_not_go_together():
     five = mx.maml_plus_plus(PROBLEM, mx.step_weights(5, 0.0), RATE)
     with pytest.raises(ValueError, match="made for 5 steps, got 3"):

@@ -176,12 +176,16 @@ BAD = {
         "size",
     ),
     "protonet: embeddings of another size": (
-        lambda: SEVEN.step(None, NET, SEVEN.init(None, NET, ()), BATCH),
+        lambda: SEVEN.step(
+            jax.random.key(0), NET, SEVEN.init(jax.random.key(0), NET, ()), BATCH
+        ),
         ValueError,
         r"net must give \[batch, size\] = \[2, 7\], got \[2, 4\]",
     ),
     "ridge: plain parameters": (
-        lambda: RIDGE.step(None, NET, RIDGE.init(None, NET, ()), BATCH),
+        lambda: RIDGE.step(
+            jax.random.key(0), NET, RIDGE.init(jax.random.key(0), NET, ()), BATCH
+        ),
         ValueError,
         r"metajax.ridge\(...\).meta\(key\)",
     ),

@@ -5,6 +5,7 @@ import json
 import re
 import sys
 import types
+import warnings
 import weakref
 
 import chex
@@ -766,6 +767,33 @@ def test_bad_input(case):
     call, error, message = CASES[case]
     with pytest.raises(error, match=f"(?s){message}"):
         call()
+
+
+LSTM = mx.l2l(mx.optim.lstm(hidden=(2,)), mx.problems.quadratic())
+
+
+@pytest.mark.parametrize(
+    ("horizon", "meta_loss", "truncation", "is_seen"),
+    [
+        (1, "online", None, False),
+        (2, "online", 1, False),
+        (2, "online", 2, True),
+        (1, "heldout", None, True),
+    ],
+)
+def test_a_meta_gradient_of_nothing_is_told_once(
+    key, horizon, meta_loss, truncation, is_seen
+):
+    loop = mx.inner(LSTM, mx.tasks.quadratics(2), horizon, meta_loss)
+    trainer = mx.trainer(mx.bptt(loop, 2, truncation), optax.sgd(0.1), chunk=2)
+    state = trainer.init(key, LSTM.meta(key))
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        result = mx.fit(trainer, state, num_steps=4, progress=None)
+    assert (result.history["update_norm"] != 0).all() == is_seen
+    told = [str(warning.message) for warning in caught]
+    assert len(told) == (not is_seen)
+    assert all("exactly 0" in text and "meta_loss='heldout'" in text for text in told)
 
 
 def test_warnings_are_about_the_callers_line(key):

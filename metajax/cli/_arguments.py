@@ -20,11 +20,18 @@ def whole_number(least: int) -> Callable[[str], int]:
     return number
 
 
+def path(text: str) -> Path:
+    """A file or a folder, which need not be there."""
+    if "\0" in text:
+        raise ArgumentTypeError(f"must not hold the character NUL, got {text!r}")
+    return Path(text)
+
+
 def folder(text: str) -> Path:
     """A folder, which need not be there."""
     if not text.strip():
         raise ArgumentTypeError("must be the name of a folder, got an empty one")
-    return Path(text)
+    return path(text)
 
 
 def file_ending_in(*suffixes: str) -> Callable[[str], Path]:
@@ -33,6 +40,6 @@ def file_ending_in(*suffixes: str) -> Callable[[str], Path]:
     def file(text: str) -> Path:
         if Path(text).suffix not in suffixes:
             raise ArgumentTypeError(f"must end in {' or '.join(suffixes)}, got {text}")
-        return Path(text)
+        return path(text)
 
     return file

@@ -1,8 +1,8 @@
 """Download and prepare data sets: metajax data prepare NAME."""
 
 import argparse
-from pathlib import Path
 
+from metajax.cli import _arguments
 from metajax.data import NAMES
 from metajax.data._prepared import builder_of, tfds_directory
 
@@ -21,7 +21,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     prepare.add_argument(
         "--data_dir",
-        type=Path,
+        type=_arguments.path,
         help="default: $TFDS_DATA_DIR, else ~/tensorflow_datasets",
     )
 

@@ -24,7 +24,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds what the command takes."""
     parser.add_argument(
         "source",
-        type=Path,
+        type=_arguments.path,
         metavar="CONFIG.toml|FOLDER",
         help="a config, or the folder of a run",
     )

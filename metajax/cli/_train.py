@@ -30,7 +30,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.epilog = _what_a_config_may_say()
     parser.add_argument(
         "source",
-        type=Path,
+        type=_arguments.path,
         metavar="CONFIG.toml|FOLDER",
         help="a config, or the folder of a run",
     )

@@ -142,6 +142,8 @@ def labelled_images(data: Any) -> None:
         got = f"keys {sorted(data)}" if isinstance(data, dict) else shown(data)
         if isinstance(data, tuple) and not data:
             got = "none"
+        elif isinstance(data, (tuple, list)):
+            got += "; of several, one a chunk, give metajax.fit iter(data)"
         raise TypeError(
             f'data must be a dict with "image" and "label" of metajax.data, got {got}'
         )

@@ -8,10 +8,11 @@ import jax.numpy as jnp
 import optax
 
 from metajax import _trees
-from metajax._arguments import Finite, check
+from metajax._arguments import Finite, check, checked
 from metajax.types import Data, Estimate, Estimator
 
 
+@checked
 def mix(
     estimators: Sequence[Estimator] | Mapping[str, Estimator],
     weights: Sequence[float] | Mapping[str, float] | None = None,

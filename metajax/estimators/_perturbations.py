@@ -71,6 +71,7 @@ class MovedMatrix:
         return self.w + self.a @ self.b.T
 
 
+@checked
 def gaussian() -> Perturbation:
     """Independent standard normal noise.
 

@@ -147,7 +147,6 @@ def compare(
     """
     _check_optimizers(optimizers)
     _check_search(search)
-    _checks.key(key)
     _checks.finite("data", data)
     search_key, report_key = jax.random.split(key)
     result = Comparison({}, {}, {}, {})

@@ -197,7 +197,6 @@ def mean_gradient(
 def _check_inputs(
     estimator: Estimator, key: Array, meta_params: PyTree, data: PyTree
 ) -> None:
-    _checks.key(key)
     _checks.learnable("meta_params", meta_params)
     _checks.finite("meta_params", meta_params)
     _checks.finite("data", data)

@@ -76,7 +76,6 @@ def evaluate(
     """
     if steps is None:
         steps = inner.horizon
-    _checks.key(key)
     _checks.finite("meta_params", meta_params)
     _checks.finite("data", data)
 

@@ -58,13 +58,14 @@ def load(path: str | os.PathLike, like: PyTree) -> PyTree:
     """Reads what `save` wrote into a tree like ``like`` (arrays, or `jax.eval_shape` of them).
 
     Numbers take the dtypes of ``like``, and keys its kind of key. Floats may be rounded by that,
-    e.g. from float32 to bfloat16; nothing else may get lost.
+    e.g. from float32 to bfloat16, the smallest beside larger ones to 0; nothing else may get lost.
 
     Raises:
       FileNotFoundError: no such file.
       ValueError: a file that cannot be read; one whose names or shapes differ from ``like``; or an
         array that holds NaN or infinity, or that its dtype in ``like`` cannot hold: a fraction in
-        an int, 300 in a uint8, a complex number in a float. The message names the leaf.
+        an int, 300 in a uint8, a complex number in a float, 1e-8 in a float16. The message names
+        the leaf.
 
     >>> import jax, metajax as mx, tempfile, os
     >>> path = os.path.join(tempfile.mkdtemp(), "rate.npz")
@@ -138,11 +139,16 @@ def _cast_floats(name: str, value: np.ndarray, dtype: np.dtype) -> Array:
             f"{name} holds NaN or infinity; take an earlier file of the run"
         )
 
-    with np.errstate(over="ignore"):
+    with np.errstate(over="ignore", under="ignore"):
         cast = value.astype(dtype)
     if not np.isfinite(cast).all():
         raise ValueError(
             f"{name} is {value.dtype} and too large for {dtype}, which like has"
+        )
+    if value.any() and not cast.any():
+        raise ValueError(
+            f"{name} is {value.dtype} and too small for {dtype}, which like has: only zeros would "
+            f"be left"
         )
     return jnp.asarray(cast)
 

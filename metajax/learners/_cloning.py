@@ -13,6 +13,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from metajax import _checks
 from metajax._arguments import PositiveFloat, checked
 from metajax.cells import Cell, recall, store
 from metajax.types import Array, Learner, PyTree
@@ -69,6 +70,7 @@ def clone_backprop(cell: Cell, rate: PositiveFloat) -> Learner:
         return CloneState(store(blank, task["w"], task["b"]), task["w"], task["b"])
 
     def step(key, meta_params, state, batch):
+        _checks.entries("batch", batch, ("x", "e"), "metajax.tasks.signals")
         x = batch["x"]
         e = batch["e"]
 

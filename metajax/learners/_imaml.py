@@ -61,8 +61,9 @@ def imaml(
 
     The metrics are those of the problem on the support batch before the solve, and of
     `metajax.implicit.argmin`: ``inner_grad_norm`` says how far the solve got, ``inner_diverged``
-    whether it went the wrong way. How good the linear solve is depends on the gradient of the query
-    loss and is told by `imaml_diagnosed`.
+    whether it went the wrong way. The linear solve runs in the backward pass, from where no metric
+    comes: whether it met negative curvature, and what it left unsolved, is told by
+    `imaml_diagnosed`, with which one looks at the same meta-parameters now and then.
 
     Args:
       problem: what is minimised.

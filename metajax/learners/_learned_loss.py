@@ -92,4 +92,4 @@ def learned_loss(
     def both(key):
         return {"learner": judged.meta(key), "objective": meta(key)}
 
-    return Learner(init, step, test, predict, both, judged.steps)
+    return judged._replace(init=init, step=step, test=test, predict=predict, meta=both)

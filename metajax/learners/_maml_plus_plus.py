@@ -29,7 +29,8 @@ def multi_step(learner: Learner, weights: Sequence[float]) -> Learner:
     For batches of `metajax.tasks.with_query` and the meta-loss ``"online"`` over as many steps as
     there are weights: it learns from the support batch and its loss is then that of the query
     batch, times the weight and the number of steps, so that the mean over the steps is the weighted
-    sum. Metrics of the query batch are named ``test_<name>``.
+    sum. So is the mean over the windows of a truncated estimator, which differentiates each as it
+    does for any learner. Metrics of the query batch are named ``test_<name>``.
 
     Args:
       learner: what is judged.
@@ -74,7 +75,7 @@ def multi_step(learner: Learner, weights: Sequence[float]) -> Learner:
     def predict(key, meta_params, state, inputs):
         return learner.predict(key, meta_params, state.learner, inputs)
 
-    return Learner(init, step, test, predict, learner.meta, by_step.size)
+    return Learner(init, step, test, predict, learner.meta, by_step.size, "online")
 
 
 def _vector(weights: Sequence[float]) -> np.ndarray:

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import optax
 
 from metajax import _checks
+from metajax._arguments import check_key
 from metajax.types import Array, LearnedOptimizer, PyTree
 
 
@@ -27,8 +28,10 @@ def learned_optimizer(
                 f"key must be a typed key, e.g. jax.random.key(0), got {got}; where an optax "
                 f"transformation is due, give optimizer.tx(meta_params)"
             )
-        _checks.key(key)
+        check_key(key)
         return init(key)
+
+    checked_init.checks_key = True  # in words of its own
 
     def tx(meta_params: PyTree) -> optax.GradientTransformation:
         _check_no_result(meta_params)

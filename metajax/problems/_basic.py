@@ -40,6 +40,7 @@ def quadratic() -> Problem:
 
     def loss(key, params, batch):
         del key
+        _checks.entries("batch", batch, ("W", "y"), "metajax.tasks.quadratics")
         return jnp.sum((predict(params, batch["W"]) - batch["y"]) ** 2), {}
 
     def predict(params, w):

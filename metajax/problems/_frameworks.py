@@ -18,6 +18,10 @@ from metajax.nets import for_vmap
 from metajax.problems._supervised import Apply, Objective, cross_entropy, supervised
 from metajax.types import Key, Problem, PyTree
 
+# Arguments of a linen module that say whether it is training, and those that say the opposite.
+_TRAINING = ("training", "train", "is_training")
+_EVALUATION = ("deterministic", "use_running_average")
+
 
 @checked
 def nnx(
@@ -68,6 +72,7 @@ def nnx(
         return graph, *map(nnx.to_pure_dict, parts)
 
     model = nnx.eval_shape(lambda: make(nnx.Rngs(0)))
+    _check_call(model, ())
     for _, node in nnx.iter_graph(model):
         _check_holds_no_array(node)
     model.train()
@@ -153,10 +158,11 @@ def linen(
         raise TypeError(f"module must be a flax.linen.Module, e.g. Net(), got {got}")
     shape = _checks.positive_ints("shape", shape, like=(28, 28, 1), any_length=True)
     told = inspect.signature(type(module).__call__).parameters
+    _check_call(module, (*_TRAINING, *_EVALUATION))
 
     def mode(training):
-        flags = dict.fromkeys(("training", "train", "is_training"), training)
-        flags |= dict.fromkeys(("deterministic", "use_running_average"), not training)
+        flags = dict.fromkeys(_TRAINING, training)
+        flags |= dict.fromkeys(_EVALUATION, not training)
         return {name: flag for name, flag in flags.items() if name in told}
 
     def rngs(key):  # the stream "params" stands for all that have no name of their own
@@ -229,6 +235,7 @@ def equinox(
     structures = [jax.tree.structure(part) for part in (*arrays, stateful)]
     is_stateful = bool(jax.tree.leaves(stateful))
     takes_key = "key" in inspect.signature(type(model).__call__).parameters
+    _check_call(model, ("key",), num_inputs=1 + is_stateful)
 
     def init(key):
         model, stateful = make_both(key)
@@ -254,6 +261,24 @@ def equinox(
         return outputs, (state[0], jax.tree.leaves(stateful))
 
     return _problem(init, apply, objective, inputs)
+
+
+def _check_call(model: Any, named: Sequence[str], num_inputs: int = 1) -> None:
+    """After its inputs, what a call of the model must be given may only be what is ``named``."""
+    signature = inspect.signature(type(model).__call__)
+    _, *parameters = signature.parameters.values()
+    for parameter in parameters[num_inputs:]:
+        is_variadic = parameter.kind in (
+            parameter.VAR_POSITIONAL,
+            parameter.VAR_KEYWORD,
+        )
+        is_needed = parameter.default is parameter.empty and not is_variadic
+        if is_needed and parameter.name not in named:
+            known = f" or is named {', '.join(named)}" if named else ""
+            raise TypeError(
+                f"after its inputs {type(model).__name__}.__call__ may only need what has a "
+                f"default{known}, got {parameter.name}; give it a default"
+            )
 
 
 def _is_array(x: Any) -> bool:

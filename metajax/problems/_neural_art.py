@@ -233,6 +233,12 @@ def neural_art(
 
     def loss(key, params, batch):
         del key
+        _checks.entries(
+            "batch",
+            batch,
+            ("features", "gram"),
+            "metajax.problems.neural_art",
+        )
         found = features(params)
         image = at_least_float32(params)
         across = jnp.diff(image, axis=1)

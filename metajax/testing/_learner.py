@@ -48,6 +48,8 @@ def check_learner(
     _checks.finite("meta_params", meta_params)
     _checks.finite("data", data)
     for meta_loss in ("online", "heldout"):
+        if learner.meta_loss not in (None, meta_loss):
+            continue
         loop = make_inner(learner, tasks, 4, meta_loss)
         trainer = compiled(make_trainer(bptt(loop, num_tasks=2), optax.adam(1e-2)))
         fits_a_scan(trainer, meta_params, data)

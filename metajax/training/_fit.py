@@ -82,7 +82,7 @@ def fit(
       step.
     - Metrics of inner loops that say that an implicit gradient is not to be trusted are warned of,
       once each: ``inner_diverged``, ``negative_curvature``, ``residual`` and those of
-      `metajax.implicit.newton`.
+      `metajax.implicit.newton`. So are meta-gradients that are exactly 0.
 
     Args:
       trainer: from `metajax.trainer`.

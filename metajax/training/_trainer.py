@@ -62,7 +62,6 @@ def trainer(
     tx = optax.with_extra_args_support(tx)
 
     def init(key, meta_params, data=()):
-        _checks.key(key)
         _checks.learnable("meta_params", meta_params)
         _checks.finite("meta_params", meta_params)
         _checks.finite("data", data)

@@ -53,3 +53,17 @@ class Troubles:
             if mean >= limit and hosts.is_first():
                 self._told.add(name)
                 warn(f"up to meta-step {step}, {meaning} ({name} {mean:.3g}); {remedy}")
+        self._look_for_zeros(metrics.get("update_norm", np.empty(0)), step)
+
+    def _look_for_zeros(self, norms: np.ndarray, step: int) -> None:
+        is_known = "update_norm" in self._told or not hosts.is_first()
+        if is_known or not norms.size or norms.any():
+            return
+        self._told.add("update_norm")
+        warn(
+            f"up to meta-step {step}, meta-gradients were exactly 0 (update_norm 0). Online, the "
+            f"loss of a step is that before its update, so that one step, as a horizon or a "
+            f"window, says nothing of it: make inner with a longer horizon or "
+            f"meta_loss='heldout', or give the estimator a longer truncation. Of implicit "
+            f"gradients metajax.imaml_diagnosed tells whether anything was solved"
+        )

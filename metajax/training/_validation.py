@@ -68,7 +68,6 @@ def validation(
     >>> result.validation["step"]
     array([ 0, 10, 20])
     """
-    _checks.key(key)
     _checks.finite("data", data)
     return Validation(loss, key, data, every, patience, min_delta)
 
