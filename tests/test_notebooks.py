@@ -37,7 +37,7 @@ def test_notebook_runs(notebook, tmp_path):
 
 
 def test_there_is_something_to_reduce():
-    assert len(NOTEBOOKS) == 7
+    assert len(NOTEBOOKS) == 8
     for notebook in NOTEBOOKS:
         text = notebook.read_text()
         assert reduced(text) != text, notebook.name
