@@ -140,12 +140,9 @@ def amigo(
     ``tx``, then on one test batch ``adjoint_steps`` of gradient descent on the linear system, then
     the implicit gradient; each on a training batch of its own.
 
+    The other arguments are those of `soba`.
+
     Args:
-      problem: what makes the parameters, and whose ``test`` is the outer loss.
-      objective: ``(meta_params, key, params, model_state, batch) -> scalar``, the inner one.
-      tasks: ``train`` draws batches for the objective and ``test`` those for the outer loss.
-      tx: the inner optimizer.
-      adjoint_rate: below two over the largest eigenvalue of the objective's Hessian.
       inner_steps: of ``tx``.
       adjoint_steps: products with the Hessian.
 
@@ -203,14 +200,12 @@ def saba(
     memory, in the state, holds for each training batch twice the parameters and once the
     meta-parameters, and for each test batch once the parameters.
 
+    The other arguments are those of `soba`; the mean of ``objective`` over the training batches is
+    minimised.
+
     Args:
-      problem: what makes the parameters, and whose ``test`` is the outer loss.
-      objective: ``(meta_params, key, params, model_state, batch) -> scalar``, the inner one, whose
-        mean over the training batches is minimised.
       train: batches for the objective.
       test: batches for the outer loss.
-      tx: the inner optimizer.
-      adjoint_rate: below two over the largest eigenvalue of the objective's Hessian.
 
     >>> import jax, jax.numpy as jnp, metajax as mx, optax
     >>> problem = mx.problems.mlp((64, 10))
