@@ -138,13 +138,7 @@ def amigo(
 
     As `soba`, but one after another and from where the last meta-step left them: ``inner_steps`` of
     ``tx``, then on one test batch ``adjoint_steps`` of gradient descent on the linear system, then
-    the implicit gradient; each on a training batch of its own.
-
-    The other arguments are those of `soba`.
-
-    Args:
-      inner_steps: of ``tx``.
-      adjoint_steps: products with the Hessian.
+    the implicit gradient; each on a training batch of its own. Other arguments are those of `soba`.
 
     >>> import jax, jax.numpy as jnp, metajax as mx, optax
     >>> problem = mx.problems.regressor(lambda key: jnp.zeros((4, 1)), lambda w, x: x @ w)
@@ -200,12 +194,8 @@ def saba(
     memory, in the state, holds for each training batch twice the parameters and once the
     meta-parameters, and for each test batch once the parameters.
 
-    The other arguments are those of `soba`; the mean of ``objective`` over the training batches is
-    minimised.
-
-    Args:
-      train: batches for the objective.
-      test: batches for the outer loss.
+    The objective's mean over the batches of ``train`` is minimised, and ``test`` are those of the
+    outer loss. Other arguments are those of `soba`.
 
     >>> import jax, jax.numpy as jnp, metajax as mx, optax
     >>> problem = mx.problems.mlp((64, 10))

@@ -7,7 +7,12 @@ import jax
 
 from metajax._arguments import PositiveInt, check, checked, shown
 from metajax.estimators._bptt import bptt
-from metajax.evaluation._diagnose import Diagnosis, diagnose, mean_gradient
+from metajax.evaluation._diagnose import (
+    Diagnosis,
+    diagnose,
+    mean_gradient,
+    step_seconds,
+)
 from metajax.types import Array, Estimator, Inner, PyTree
 
 _REFERENCE_TASKS = 64
@@ -87,25 +92,27 @@ def compare_estimators(
     _check_estimators(estimators)
     windows = {} if windows is None else windows
     _check_windows(windows, estimators)
-    reference_key, sample_key = jax.random.split(key)
+    reference_key, step_key, sample_key = jax.random.split(key, 3)
     if reference is None:
         exact = bptt(inner, _REFERENCE_TASKS)
         reference = mean_gradient(
             exact, reference_key, meta_params, data, samples=samples
         )
 
+    # One step for all, so that costs compare as times do.
+    step = step_seconds(inner, step_key, meta_params, data)
     diagnoses = {}
     for name, estimator in estimators.items():
-        diagnoses[name] = diagnose(
+        found = diagnose(
             estimator,
             jax.random.clone(sample_key),
             meta_params,
             data,
             reference=reference,
-            inner=inner,
             samples=samples,
             windows=windows.get(name, 1),
         )
+        diagnoses[name] = found._replace(inner_steps=found.seconds / step)
     return EstimatorComparison(diagnoses, reference)
 
 
