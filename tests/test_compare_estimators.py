@@ -67,7 +67,7 @@ EXACT = ("bptt", "forward", "rtrl", "bptt, truncated", "forward, truncated")
 
 
 @pytest.fixture(scope="module")
-def found():
+def comparison():
     return mx.compare_estimators(
         UNBIASED | UNBIASED_BY_WINDOWS | TRUNCATED,
         LOOP,
@@ -78,13 +78,13 @@ def found():
     )
 
 
-def test_the_reference_is_the_gradient_through_the_whole_episode(found):
-    np.testing.assert_allclose(found.reference, gradient(HORIZON), rtol=1e-5)
+def test_the_reference_is_the_gradient_through_the_whole_episode(comparison):
+    np.testing.assert_allclose(comparison.reference, gradient(HORIZON), rtol=1e-5)
 
 
 @pytest.mark.parametrize("name", UNBIASED | UNBIASED_BY_WINDOWS)
-def test_what_is_unbiased_has_no_bias(found, name):
-    diagnosis = found.diagnoses[name]
+def test_what_is_unbiased_has_no_bias(comparison, name):
+    diagnosis = comparison.diagnoses[name]
     if name in EXACT:
         assert diagnosis.bias < 1e-5
     else:
@@ -92,10 +92,10 @@ def test_what_is_unbiased_has_no_bias(found, name):
 
 
 @pytest.mark.parametrize("name", TRUNCATED)
-def test_what_is_truncated_has_the_bias_of_what_it_leaves_out(found, name):
+def test_what_is_truncated_has_the_bias_of_what_it_leaves_out(comparison, name):
     exact = gradient(HORIZON)
     want = np.linalg.norm(gradient(WINDOW) - exact) / np.linalg.norm(exact)
-    diagnosis = found.diagnoses[name]
+    diagnosis = comparison.diagnoses[name]
     assert want > 0.3
     np.testing.assert_allclose(
         diagnosis.bias, want, rtol=1e-4, atol=3 * diagnosis.bias_error
@@ -103,23 +103,23 @@ def test_what_is_truncated_has_the_bias_of_what_it_leaves_out(found, name):
 
 
 @pytest.mark.parametrize("name", UNBIASED | UNBIASED_BY_WINDOWS | TRUNCATED)
-def test_what_is_exact_has_no_variance_and_the_rest_has(found, name):
-    variance = found.diagnoses[name].variance
+def test_what_is_exact_has_no_variance_and_the_rest_has(comparison, name):
+    variance = comparison.diagnoses[name].variance
     assert variance < 1e-9 if name in EXACT else variance > 1e-3
 
 
-def test_one_direction_has_the_variance_of_a_normal(found):
+def test_one_direction_has_the_variance_of_a_normal(comparison):
     """Of ``v v'g`` with d entries it is ``(d + 1) |g|^2``; here is the mean of two."""
     squared = np.sum(gradient(HORIZON) ** 2)
     want = (np.prod(SHAPE) + 1) * squared / 2
-    variance = found.diagnoses["forward_gradient"].variance
+    variance = comparison.diagnoses["forward_gradient"].variance
     np.testing.assert_allclose(variance, want, rtol=0.2)
 
 
-def test_the_table_has_a_row_for_each_in_order(found):
-    _, *rows = str(found).splitlines()
-    assert len(rows) == len(found.diagnoses)
-    for row, (name, diagnosis) in zip(rows, found.diagnoses.items(), strict=True):
+def test_the_table_has_a_row_for_each_in_order(comparison):
+    _, *rows = str(comparison).splitlines()
+    assert len(rows) == len(comparison.diagnoses)
+    for row, (name, diagnosis) in zip(rows, comparison.diagnoses.items(), strict=True):
         assert row.startswith(f"{name} ")
         assert f" {diagnosis.bias:.3f} ± {diagnosis.bias_error:.3f} " in row
 

@@ -94,10 +94,10 @@ def _rows(what: str, contests: Sequence[_Contest], ours: str) -> list[Row]:
     for num, found in contests:
         ordered = {ours: found[ours], other: found[other]} | dict(found)
         text = f"{what}, {num:,} meta-parameters, {ours}"
-        times = [Target("ratio", ">=", 3.0)] if num == largest else []
-        bytes = [Target("ratio", ">=", 10.0)] if num == largest else []
-        rows.append(compared("es_low_rank", text, ordered, targets=times))
-        rows.append(memory("es_low_rank", text, ordered, bytes))
+        of_time = [Target("ratio", ">=", 3.0)] if num == largest else []
+        of_memory = [Target("ratio", ">=", 10.0)] if num == largest else []
+        rows.append(compared("es_low_rank", text, ordered, targets=of_time))
+        rows.append(memory("es_low_rank", text, ordered, of_memory))
     return rows
 
 
