@@ -2,7 +2,7 @@
 # # Swap the estimator: one inner loop, all estimators
 #
 # The meta-gradient of an unrolled inner loop can be had in many ways, which differ in bias,
-# variance, memory and time. `mx.diagnose` measures all four.
+# variance, memory and time. `mx.compare_estimators` measures all four.
 
 # %%
 # %matplotlib inline
@@ -32,20 +32,18 @@ state = trainer.init(jax.random.key(0), learner.meta(jax.random.key(1)))
 meta_params = mx.fit(trainer, state, num_steps=60, progress=None).state.meta_params
 
 # %% [markdown]
-# The exact gradient, by a long average of full backpropagation; then each estimator against it.
+# All of them at that point, those that run a whole episode in one estimate and those that go by
+# windows. `mx.compare_estimators` holds them against a long average of full backpropagation.
 
 # %%
-exact = mx.mean_gradient(
-    mx.bptt(loop, 64),
-    jax.random.key(2),
-    meta_params,
-    samples=SAMPLES,
-)
 whole_episodes = {
-    "bptt, whole episode": mx.bptt(loop, TASKS),
-    "forward mode": mx.forward(loop, TASKS),
+    "bptt": mx.bptt(loop, TASKS),
+    "bptt, remat nested": mx.bptt(loop, TASKS, remat="nested"),
+    "forward": mx.forward(loop, TASKS),
+    "forward_gradient": mx.forward_gradient(loop, TASKS),
     "es": mx.es(loop, TASKS, STD),
-    "guided es": mx.guided_es(
+    "es, low rank": mx.es(loop, TASKS, STD, mx.low_rank()),
+    "guided_es": mx.guided_es(
         loop,
         TASKS,
         STD,
@@ -54,29 +52,32 @@ whole_episodes = {
 }
 by_windows = {
     "bptt, windows": mx.bptt(loop, TASKS, WINDOW),
+    "rtrl, windows": mx.rtrl(loop, TASKS, WINDOW),
+    "uoro, windows": mx.uoro(loop, TASKS, WINDOW),
     "pes, windows": mx.pes(loop, TASKS, STD, WINDOW),
-    "noise-reuse es, windows": mx.noise_reuse_es(
+    "noise_reuse_es, windows": mx.noise_reuse_es(
         loop, TASKS, STD, WINDOW, stagger=False
     ),
 }
-found = {}
-for estimators, windows in [(whole_episodes, 1), (by_windows, HORIZON // WINDOW)]:
-    for name, estimator in estimators.items():
-        found[name] = mx.diagnose(
-            estimator,
-            jax.random.key(3),
-            meta_params,
-            reference=exact,
-            inner=loop,
-            samples=SAMPLES,
-            windows=windows,
-        )
-mx.plot.estimators(found)[0].figure
+found = mx.compare_estimators(
+    whole_episodes | by_windows,
+    loop,
+    jax.random.key(2),
+    meta_params,
+    windows=dict.fromkeys(by_windows, HORIZON // WINDOW),
+    samples=SAMPLES,
+)
+print(found)
+mx.plot.estimators(found.diagnoses)[0].figure
 
 # %% [markdown]
-# Truncation makes backpropagation cheap in memory and *biased*. Evolution strategies are unbiased
-# (up to smoothing by `std`) and noisy; persistent ones keep that with windows. Forward mode is
-# exact and costs a pass for each meta-parameter: right when there are few.
+# Truncation makes backpropagation cheap in memory and *biased*. `rtrl` carries what truncation
+# leaves out, exactly, and costs a pass for each meta-parameter, as forward mode does: right when
+# there are few. `uoro` and `forward_gradient` stay cheap and pay in variance. Evolution strategies
+# are unbiased (up to smoothing by `std`) and noisy; persistent ones keep that with windows.
+#
+# An implicit gradient is that of a learner, `mx.imaml`, under any of these:
+# [notebook 4](04_imaml.ipynb).
 #
 # ## Any strategy of evosax
 #

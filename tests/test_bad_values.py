@@ -101,6 +101,7 @@ ARGUMENTS = {
     "callbacks": [],
     "cell": mx.cells.lstm(2, 2),
     "cells": jnp.ones((2, 3)),
+    "compare_estimators.estimators": {"bptt": ESTIMATOR},
     "check_for_nan": False,
     "checkpoint": None,
     "content": ["conv1_1"],
@@ -233,6 +234,7 @@ ALSO = {
     "axes": {"None"},
     "ask_tell.params": {"None"},
     "cells.recall.cells": {"floats", "nans"},
+    "compare_estimators.windows": {"None", "{}"},
     "fit.callbacks": {"[]"},
     "bptt.remat": {"True", "False"},
     "optim.decay_weights.mask": {"None", "True", "False", "function"},
@@ -269,6 +271,7 @@ ALSO = {
 # What runs long, or touches files: called only with what it must refuse.
 RUNS = {
     "compare",
+    "compare_estimators",
     "diagnose",
     "evaluate",
     "fit",

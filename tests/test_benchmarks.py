@@ -303,7 +303,7 @@ def test_smoke(name, tmp_path, monkeypatch, capsys):
     if name in ("maml", "imaml"):
         assert peers.PACKAGES.keys() <= {row["against"] for row in result["rows"]}
     if name == "estimators":
-        assert len(result["rows"]) == 8
+        assert len(result["rows"]) == 13
         assert all(np.isfinite(row["detail"]["bias"]) for row in result["rows"])
         assert (tmp_path / "estimators.png").stat().st_size > 10_000
     printed = capsys.readouterr().out

@@ -11,6 +11,7 @@ import metajax as mx
 
 ESTIMATORS = {"es_low_rank": lambda inner, _: mx.es(inner, 3, 1e-3, mx.low_rank())}
 NUM = 200_000
+STD = 0.1
 
 
 def matrices(rank, shape, num=NUM):
@@ -64,40 +65,94 @@ def test_moments(rank):
     np.testing.assert_allclose(found, want, atol=12 * error * want.max())
 
 
-def linear(shape, slope):
-    """A meta-loss with a constant gradient."""
+def episode_of(meta_loss):
+    """An inner loop of one step, which is judged by a function of the meta-parameters."""
     learner = mx.Learner(
         init=lambda key, m, task: (),
-        step=lambda key, m, state, batch: (state, jnp.sum(slope * m), {}),
-        test=lambda key, m, state, batch: (jnp.sum(slope * m), {}),
+        step=lambda key, m, state, batch: (state, meta_loss(m), {}),
+        test=lambda key, m, state, batch: (meta_loss(m), {}),
     )
     nothing = mx.Tasks(lambda key, data: (), *[lambda key, data, task: ()] * 2)
     return mx.inner(learner, nothing, 1)
 
 
-def updates(loop, perturbation, shape, num):
-    """Independent estimates, of one pair each, ``[num, ...]``."""
-    estimator = mx.es(loop, 1, 0.1, perturbation)
+def updates(meta_loss, rank, meta_params, num):
+    """Independent estimates, of one pair each, ``[num, ...]``; without a rank by full noise."""
+    perturbation = mx.low_rank(rank) if rank else mx.gaussian()
+    estimator = mx.es(episode_of(meta_loss), 1, STD, perturbation)
 
     def one(key):
-        meta_params = jnp.zeros(shape)
-        state = estimator.init(key, meta_params, ())
-        return estimator.estimate(key, meta_params, state, ())[0].updates
+        return estimator.estimate(key, meta_params, (), ())[0].updates
 
     return np.asarray(jax.jit(jax.vmap(one))(jax.random.split(jax.random.key(0), num)))
 
 
-@pytest.mark.parametrize(("shape", "rank"), [((4, 3), 1), ((6, 5), 1), ((6, 5), 2)])
+def deviation(found, want):
+    """Of the mean over the leading axis, in standard errors."""
+    return np.abs(found.mean(0) - want) / (found.std(0) / len(found) ** 0.5)
+
+
+@pytest.mark.parametrize(
+    ("shape", "rank"), [((4, 3), 1), ((6, 5), 1), ((6, 5), 2), ((6, 5), None)]
+)
 def test_a_linear_loss_has_its_gradient_and_the_variance_that_was_derived(shape, rank):
     slope = np.random.default_rng(0).normal(size=shape).astype(np.float32)
-    found = updates(linear(shape, slope), mx.low_rank(rank), shape, 100_000)
-    error = found.std(0) / len(found) ** 0.5
-    assert (np.abs(found.mean(0) - slope) / error).max() < 4
+    found = updates(lambda w: jnp.sum(slope * w), rank, jnp.zeros(shape), NUM)
+    assert deviation(found, slope).max() < 4
 
     m, n = shape
-    factor = m * n + 2 + (2 * m + 2 * n + 2) / rank
-    second_moment = np.sum(found**2, (1, 2)).mean()
-    np.testing.assert_allclose(second_moment, factor * np.sum(slope**2), rtol=0.05)
+    full = m * n + 2
+    factor = full + (2 * m + 2 * n + 2) / rank if rank else full
+    moments = np.sum(found**2, (1, 2)) / np.sum(slope**2)
+    assert deviation(moments, factor) < 4
+    if rank:
+        assert deviation(moments, full) > 20
+
+
+@pytest.mark.parametrize("rank", [None, 1, 2, 4])
+def test_a_cubic_is_biased_by_the_fourth_moments(rank):
+    """All of the estimate is bias: the gradient is 0 there."""
+    shape = (10, 8)  # the smallest that factors of rank 4 make smaller
+    third = np.random.default_rng(0).normal(size=(4, 4, 4)).astype(np.float32)
+
+    def cubic(w):
+        x = w[:2, :2].ravel()
+        return jnp.einsum("abc,a,b,c", third, x, x, x) / 6
+
+    found = updates(cubic, rank, jnp.zeros(shape), NUM)
+
+    def expected(rank):
+        moments = fourth_moments((2, 2), rank)
+        of_block = STD**2 / 6 * np.einsum("abcd,bcd->a", moments, third)
+        want = np.zeros(shape)
+        want[:2, :2] = of_block.reshape(2, 2)
+        return want
+
+    assert deviation(found, expected(rank or np.inf)).max() < 4.5
+    if rank:
+        assert deviation(found, expected(np.inf)).max() > 10
+
+
+@pytest.mark.parametrize("rank", [None, 1, 2, 4])
+def test_the_bias_on_a_quartic_falls_to_that_of_full_noise_as_the_rank_grows(rank):
+    """Of ``tr (W'W)^2 / 4`` the third order is ``tr W'E E'E``: the moments have a closed form."""
+    m, n = 10, 8
+    w = np.random.default_rng(0).normal(size=(m, n)).astype(np.float32) / 10
+
+    def quartic(w):
+        return jnp.sum((w.T @ w) ** 2) / 4
+
+    found = updates(quartic, rank, jnp.asarray(w), NUM)
+
+    def expected(rank):
+        gradient = w @ w.T @ w
+        alike = m + n + 1
+        crossed = m * n + m + n + 3
+        return gradient + STD**2 * (alike + crossed / rank) * w
+
+    assert deviation(found, expected(rank or np.inf)).max() < 4.5
+    if rank:
+        assert deviation(found, expected(np.inf)).max() > 10
 
 
 def test_the_sum_over_members_is_that_of_their_matrices(key):

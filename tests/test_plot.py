@@ -47,13 +47,16 @@ def test_the_update_rule_of_momentum():
 def test_estimators_are_bars_of_their_figures():
     row = mx.Diagnosis(0.1, 0.02, 1.0, 1.0, 0.9, 1.0, 320.0, 0.1, 1.0, 10)
     axes = mx.plot.estimators(
-        {"a": row, "b": row._replace(bias=0.5, cosine=0.2, inner_steps=40.0)}
+        {"a": row, "b": row._replace(bias=0.5, snr=0.04, cosine=0.2, inner_steps=40.0)}
     )
     widths = [[bar.get_width() for bar in ax.patches] for ax in axes]
-    np.testing.assert_allclose(widths, [[0.1, 0.5], [0.9, 0.2], [320, 40]])
+    np.testing.assert_allclose(widths, [[0.1, 0.5], [1, 5], [0.9, 0.2], [320, 40]])
+    assert [ax.get_xscale() for ax in axes] == ["linear", "log", "linear", "log"]
     assert [t.get_text() for t in axes[0].get_yticklabels()] == ["a", "b"]
-    without = mx.plot.estimators({"a": row._replace(inner_steps=float("nan"))})
-    assert without[2].get_xscale() == "linear"
+    without = mx.plot.estimators(
+        {"a": row._replace(snr=float("inf"), inner_steps=float("nan"))}
+    )
+    assert {ax.get_xscale() for ax in without} == {"linear"}
 
 
 def test_state_maps_have_an_image_for_each_output():

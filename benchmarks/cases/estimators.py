@@ -21,35 +21,23 @@ STD = 0.02
 
 
 def estimators(setting: Setting) -> list[Row]:
-    """Bias, variance, direction and cost of all: prints a table, draws a picture."""
+    """Bias, variance, direction and cost of all, with a picture."""
     samples = 8 if setting.smoke else 4096
     optimizer = mx.optim.lstm(hidden=(4,), p=None)
     learner = mx.l2l(optimizer, mx.problems.quadratic(), second_order=True)
     loop = mx.inner(learner, mx.tasks.quadratics(8), HORIZON)
     meta_params = descending_point(loop, learner, 4 if setting.smoke else 60)
-    whole_episodes = mx.bptt(loop, 64)
-    exact = mx.mean_gradient(
-        whole_episodes,
+    truncated = by_windows(loop)
+    found = mx.compare_estimators(
+        whole_episodes(loop, meta_params) | truncated,
+        loop,
         jax.random.key(2),
         meta_params,
+        windows=dict.fromkeys(truncated, HORIZON // WINDOW),
         samples=samples,
     )
-
-    print(_line("estimator", "bias", "± error", "snr", "cosine", "steps", "ms", "MiB"))
-    found = {}
-    for name, (estimator, windows) in contenders(loop, meta_params).items():
-        diagnosis = mx.diagnose(
-            estimator,
-            jax.random.key(3),
-            meta_params,
-            reference=exact,
-            inner=loop,
-            samples=samples,
-            windows=windows,
-        )
-        found[name] = diagnosis
-        print(_diagnosis_line(name, diagnosis), flush=True)
-    axes = mx.plot.estimators(found)
+    print(found)
+    axes = mx.plot.estimators(found.diagnoses)
     axes[0].figure.savefig(setting.out / "estimators.png", dpi=130)
 
     problem = {
@@ -60,7 +48,7 @@ def estimators(setting: Setting) -> list[Row]:
         "samples": samples,
     }
     rows = []
-    for name, diagnosis in found.items():
+    for name, diagnosis in found.diagnoses.items():
         milliseconds = 1e3 * diagnosis.seconds
         detail = {"problem": problem, **diagnosis._asdict()}
         rows.append(Row("estimators", name, "ms a sample", milliseconds, detail=detail))
@@ -80,20 +68,29 @@ def descending_point(loop: mx.Inner, learner: mx.Learner, steps: int) -> Any:
     return fitted.state.meta_params
 
 
-def contenders(loop: mx.Inner, meta_params: Any) -> dict[str, tuple[mx.Estimator, int]]:
-    """The estimators by name, each with how often it must be asked for a whole episode."""
-    windows = HORIZON // WINDOW
-    by_windows = mx.bptt(loop, TASKS, WINDOW)
-    noise_reuse = mx.noise_reuse_es(loop, TASKS, STD, WINDOW, stagger=False)
+def whole_episodes(loop: mx.Inner, meta_params: Any) -> dict[str, mx.Estimator]:
+    """Those that run an episode in one estimate."""
+    surrogate = mx.bptt(loop, TASKS, WINDOW)
     return {
-        "bptt, full": (mx.bptt(loop, TASKS), 1),
-        "bptt, window 10": (by_windows, windows),
-        "forward, full": (mx.forward(loop, TASKS), 1),
-        "es": (mx.es(loop, TASKS, STD), 1),
-        "pes, window 10": (mx.pes(loop, TASKS, STD, WINDOW), windows),
-        "nres, window 10": (noise_reuse, windows),
-        "guided es": (mx.guided_es(loop, TASKS, STD, surrogate=by_windows), 1),
-        "Open_ES of evosax": (mx.ask_tell(loop, open_es(meta_params), 1), 1),
+        "bptt, full": mx.bptt(loop, TASKS),
+        "bptt, full, nested": mx.bptt(loop, TASKS, remat="nested"),
+        "forward, full": mx.forward(loop, TASKS),
+        "forward gradient, full": mx.forward_gradient(loop, TASKS),
+        "es": mx.es(loop, TASKS, STD),
+        "es, rank 1": mx.es(loop, TASKS, STD, mx.low_rank()),
+        "guided es": mx.guided_es(loop, TASKS, STD, surrogate=surrogate),
+        "Open_ES of evosax": mx.ask_tell(loop, open_es(meta_params), 1),
+    }
+
+
+def by_windows(loop: mx.Inner) -> dict[str, mx.Estimator]:
+    """Those that are asked for window after window."""
+    return {
+        "bptt, window 10": mx.bptt(loop, TASKS, WINDOW),
+        "rtrl, window 10": mx.rtrl(loop, TASKS, WINDOW),
+        "uoro, window 10": mx.uoro(loop, TASKS, WINDOW),
+        "pes, window 10": mx.pes(loop, TASKS, STD, WINDOW),
+        "nres, window 10": mx.noise_reuse_es(loop, TASKS, STD, WINDOW, stagger=False),
     }
 
 
@@ -110,25 +107,6 @@ def open_es(meta_params: Any) -> Any:
         std_schedule=optax.constant_schedule(STD),
         fitness_shaping_fn=identity_fitness_shaping_fn,
     )
-
-
-def _diagnosis_line(name: str, diagnosis: mx.Diagnosis) -> str:
-    return _line(
-        name,
-        f"{diagnosis.bias:.3f}",
-        f"{diagnosis.bias_error:.3f}",
-        f"{diagnosis.snr:.3g}",
-        f"{diagnosis.cosine:.3f}",
-        f"{diagnosis.inner_steps:.0f}",
-        f"{1e3 * diagnosis.seconds:.2f}",
-        f"{diagnosis.temporary_bytes / 2**20:.2f}",
-    )
-
-
-def _line(name: str, *cells: str) -> str:
-    widths = (8, 9, 10, 8, 8, 8, 7)
-    columns = [cell.rjust(width) for cell, width in zip(cells, widths, strict=True)]
-    return name.ljust(20) + "".join(columns)
 
 
 CASES = (estimators,)

@@ -8,7 +8,7 @@ from jax.flatten_util import ravel_pytree
 
 import metajax as mx
 from benchmarks.measure import Program, contest
-from benchmarks.table import Row, Setting, Target, compared, memory
+from benchmarks.table import Row, Setting, Target, compared
 
 STD = 0.01
 
@@ -33,36 +33,6 @@ def es_population(setting: Setting) -> list[Row]:
 def pes(setting: Setting) -> list[Row]:
     """A window of persistent evolution strategies, half an episode."""
     return [_antithetic(setting, "pes", 2 if setting.smoke else 10)]
-
-
-def es_low_rank(setting: Setting) -> list[Row]:
-    """An initialisation for MAML of a million parameters, by noise of rank one, pair after pair.
-
-    Against full noise, all pairs at once.
-    """
-    pairs = 2 if setting.smoke else 128
-    sizes = (64, 5, 10) if setting.smoke else (64, 2000, 400, 100, 10)
-    learner = mx.maml(mx.problems.mlp(sizes), 0.1)
-    tasks = mx.tasks.minibatches(5, test_size=5)
-    loop = mx.inner(learner, tasks, 1, meta_loss="heldout")
-    meta_params = learner.meta(jax.random.key(0))
-    population = Population(loop, pairs, meta_params, mx.data.load("digits"))
-
-    std = 1e-4  # the losses are then those of the mean, whatever the noise
-    in_turns = mx.sharding.in_turns(loop, 1)
-    ours = mx.es(in_turns, pairs, std, mx.low_rank())
-    full = mx.es(loop, pairs, std)
-    programs = {
-        "ours": _estimate(ours, population, ()),
-        "full noise": _estimate(full, population, ()),
-    }
-    found = contest(programs, setting.limits, rtol=1e-2, rounds=setting.rounds)
-    num = sum(x.size for x in jax.tree.leaves(meta_params))
-    what = f"{2 * pairs} members, {num:,} meta-parameters"
-    return [
-        compared("es_low_rank", what, found, targets=[Target("ratio", ">=", 3.0)]),
-        memory("es_low_rank", what, found, [Target("ratio", ">=", 10.0)]),
-    ]
 
 
 def _population(smoke: bool) -> Population:
@@ -100,7 +70,7 @@ def _antithetic(setting: Setting, case: str, truncation: int | None) -> Row:
         return jax.vmap(meta_loss)(members, keys)
 
     what = f"{pairs} pairs x {window} steps, {flat.size:,} meta-parameters"
-    ours = _estimate(estimator, population, state)
+    ours = estimate_of(estimator, population, state)
     alone = Program(bare, (members, keys, data), jnp.mean)
     return _against_inner_loops(setting, case, what, ours, alone)
 
@@ -138,12 +108,14 @@ def _open_es(setting: Setting, case: str) -> Row:
         return jax.vmap(meta_loss)(members)
 
     what = f"Open_ES, {2 * pairs} members x {loop.horizon} steps, {mean.size:,} meta-parameters"
-    ours = _estimate(estimator, population, state)
+    ours = estimate_of(estimator, population, state)
     alone = Program(bare, (members, task_key, data), jnp.mean)
     return _against_inner_loops(setting, case, what, ours, alone)
 
 
-def _estimate(estimator: mx.Estimator, population: Population, state: Any) -> Program:
+def estimate_of(estimator: mx.Estimator, population: Population, state: Any) -> Program:
+    """An estimate from ``state``; its loss is what is compared."""
+
     def loss_and_updates(key, meta_params, state, data):
         estimate, _ = estimator.estimate(key, meta_params, state, data)
         return estimate.loss, estimate.updates
@@ -174,4 +146,4 @@ def _against_inner_loops(
     )
 
 
-CASES = (es_population, es_low_rank, pes)
+CASES = (es_population, pes)

@@ -138,16 +138,7 @@ def amigo(
 
     As `soba`, but one after another and from where the last meta-step left them: ``inner_steps`` of
     ``tx``, then on one test batch ``adjoint_steps`` of gradient descent on the linear system, then
-    the implicit gradient; each on a training batch of its own.
-
-    Args:
-      problem: what makes the parameters, and whose ``test`` is the outer loss.
-      objective: ``(meta_params, key, params, model_state, batch) -> scalar``, the inner one.
-      tasks: ``train`` draws batches for the objective and ``test`` those for the outer loss.
-      tx: the inner optimizer.
-      adjoint_rate: below two over the largest eigenvalue of the objective's Hessian.
-      inner_steps: of ``tx``.
-      adjoint_steps: products with the Hessian.
+    the implicit gradient; each on a training batch of its own. Other arguments are those of `soba`.
 
     >>> import jax, jax.numpy as jnp, metajax as mx, optax
     >>> problem = mx.problems.regressor(lambda key: jnp.zeros((4, 1)), lambda w, x: x @ w)
@@ -203,14 +194,8 @@ def saba(
     memory, in the state, holds for each training batch twice the parameters and once the
     meta-parameters, and for each test batch once the parameters.
 
-    Args:
-      problem: what makes the parameters, and whose ``test`` is the outer loss.
-      objective: ``(meta_params, key, params, model_state, batch) -> scalar``, the inner one, whose
-        mean over the training batches is minimised.
-      train: batches for the objective.
-      test: batches for the outer loss.
-      tx: the inner optimizer.
-      adjoint_rate: below two over the largest eigenvalue of the objective's Hessian.
+    The objective's mean over the batches of ``train`` is minimised, and ``test`` are those of the
+    outer loss. Other arguments are those of `soba`.
 
     >>> import jax, jax.numpy as jnp, metajax as mx, optax
     >>> problem = mx.problems.mlp((64, 10))

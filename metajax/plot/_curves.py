@@ -88,13 +88,14 @@ def _standard_error(values: np.ndarray) -> np.ndarray:
 
 @checked
 def estimators(diagnoses: Mapping[str, Any], axes: Any = None) -> Any:
-    """How good estimators are and what they cost: bias, cosine and inner steps.
+    """How good estimators are and what they cost: bias, noise, cosine and inner steps.
 
-    The bias comes with two standard errors.
+    The bias comes with two standard errors; the noise is the standard deviation of a sample over
+    the length of the mean, the root of ``1 / snr``.
 
     Args:
       diagnoses: name -> `metajax.Diagnosis`, as `metajax.diagnose` gives it.
-      axes: three axes to draw on; new ones by default.
+      axes: four axes to draw on; new ones by default.
 
     >>> import jax, metajax as mx, optax
     >>> learner = mx.l2l(optax.sgd, mx.problems.quadratic())
@@ -102,7 +103,7 @@ def estimators(diagnoses: Mapping[str, Any], axes: Any = None) -> Any:
     >>> rate, key = jax.numpy.float32(0.01), jax.random.key(0)
     >>> diagnosis = mx.diagnose(mx.bptt(loop, 2), key, rate, inner=loop, samples=4)
     >>> [ax.get_xlabel() for ax in mx.plot.estimators({"bptt": diagnosis})]
-    ['relative bias', 'cosine to the exact gradient', 'cost (forward inner steps)']
+    ['relative bias', 'deviation over mean', 'cosine', 'cost (inner steps)']
     """
     names = list(diagnoses)
     rows = list(diagnoses.values())
@@ -112,29 +113,39 @@ def estimators(diagnoses: Mapping[str, Any], axes: Any = None) -> Any:
         )
     if axes is None:
         height = 0.3 * len(names) + 1
-        figure = new_figure((7, height))
-        axes = figure.subplots(1, 3, sharey=True)
-    if not isinstance(axes, (Sequence, np.ndarray)) or len(axes) != 3:
-        raise TypeError(f"axes must be three axes to draw on, got {shown(axes)}")
+        figure = new_figure((8, height))
+        axes = figure.subplots(1, 4, sharey=True)
+    if not isinstance(axes, (Sequence, np.ndarray)) or len(axes) != 4:
+        raise TypeError(f"axes must be four axes to draw on, got {shown(axes)}")
     for i, ax in enumerate(axes):
         check_axes(f"axes[{i}]", ax)
-    bias_axes, cosine_axes, cost_axes = axes
+    bias_axes, noise_axes, cosine_axes, cost_axes = axes
 
     biases = [row.bias for row in rows]
     errors = [2 * row.bias_error for row in rows]
     _bars(bias_axes, names, biases, "relative bias", errors)
 
+    noises = [row.snr**-0.5 if row.snr else np.inf for row in rows]
+    _bars(noise_axes, names, noises, "deviation over mean")
+    _log_axis(noise_axes, noises)
+
     cosines = [row.cosine for row in rows]
-    _bars(cosine_axes, names, cosines, "cosine to the exact gradient")
+    _bars(cosine_axes, names, cosines, "cosine")
 
     costs = [row.inner_steps for row in rows]
-    _bars(cost_axes, names, costs, "cost (forward inner steps)")
-    if np.isfinite(costs).all():
-        power = np.floor(np.log10(min(costs)))
-        cost_axes.set_xscale("log")
-        cost_axes.set_xlim(left=10.0**power)
-        cost_axes.xaxis.set_minor_formatter(lambda *_: "")
+    _bars(cost_axes, names, costs, "cost (inner steps)")
+    _log_axis(cost_axes, costs)
     return axes
+
+
+def _log_axis(ax: Any, values: list[float]) -> None:
+    """A logarithmic axis that begins at a power of ten, where all values have a place on it."""
+    if not np.isfinite(values).all() or min(values) <= 0:
+        return
+    power = np.floor(np.log10(min(values)))
+    ax.set_xscale("log")
+    ax.set_xlim(left=10.0**power)
+    ax.xaxis.set_minor_formatter(lambda *_: "")
 
 
 def _bars(
