@@ -331,7 +331,7 @@ def loss_of(name):
 @pytest.mark.parametrize("name", OPTIMIZERS)
 def test_leaves_of_one_shape_are_one_program(name, key):
     """Five matrices need as many roots and products as one."""
-    tx = OPTIMIZERS[name].OPTIMIZERS[name].tx(jax.jit(OPTIMIZERS[name].init)(key))
+    tx = OPTIMIZERS[name].tx(made(name, key))
 
     def count(num_leaves):
         params = [jnp.ones((3, 2))] * num_leaves
