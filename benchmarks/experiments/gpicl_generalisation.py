@@ -1,7 +1,8 @@
 """Learning in activations alone: how many tasks it takes to learn to learn, and how well it does.
 
 The meta-training of GPICL and of the delta rule has two phases: few inputs, classes and examples,
-then those of the test. Both see MNIST training images through random projections alone.
+then those of the test, from where the first has ended. Both see MNIST training images through
+random projections alone.
 """
 
 from collections.abc import Callable
@@ -10,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 
@@ -108,28 +110,60 @@ def train_long(
     settings: Settings,
     data: Any,
     folder: Path,
-    before: dict[str, Any],
+    before: dict[str, Any] | None,
 ) -> Any:
     """The second phase, at a rate that comes to rest.
 
-    ``before`` are meta-parameters of the first; of those the maps of images and labels are made
-    anew, which are of other sizes.
+    ``before`` are meta-parameters of the first, if there were any: `enlarged`.
     """
     phase = settings["long"]
     learner = makers(settings)[name](phase["dims"], phase["classes"])
-    kept = {k: x for k, x in before.items() if k in ("layers", "position")}
+    meta_params = learner.meta(jax.random.key(seed + 71))
+    if before is not None:
+        meta_params = enlarged(before, meta_params, jax.random.key(seed + 72))
     steps = phase["steps"][name]
     rate = optax.cosine_decay_schedule(settings["rates"][name], steps, alpha=0.05)
     meta_params, _ = train(
         learner,
         streams(phase),
         seed + 1,
-        learner.meta(jax.random.key(seed + 71)) | kept,
+        meta_params,
         data,
         rate=rate,
         run=Run(folder / f"{name}, long", steps, episodes=phase["streams"]),
     )
     return meta_params
+
+
+def enlarged(before: Any, fresh: Any, key: jax.Array) -> Any:
+    """The meta-parameters ``before`` as those of a learner of more inputs and classes.
+
+    It sees its images through a projection, as in the first phase all images were seen: so it knows
+    already what to do with them. Of further classes it knows what is ``fresh``.
+    """
+    old_images, old_labels, bias = _token_maps(before)
+    images, labels, _ = _token_maps(fresh)
+    lags = 2 if "token" in before else 1
+    sizes = [w.shape[1] // lags for w in (old_images, images)]
+    projection = jax.random.normal(key, sizes) / sizes[1] ** 0.5
+    seen = old_images.reshape(-1, lags, sizes[0]) @ projection
+
+    num_known = old_labels.shape[1]
+    maps = seen.reshape(images.shape), labels.at[:, :num_known].set(old_labels)
+    out = {k: x.at[:num_known].set(before["out"][k]) for k, x in fresh["out"].items()}
+    kept = {k: x for k, x in before.items() if k in ("layers", "position")}
+    if "token" in before:
+        return {"token": {"w": jnp.concatenate(maps, 1), "b": bias}, "out": out} | kept
+    return {"image": {"w": maps[0], "b": bias}, "label": maps[1], "out": out} | kept
+
+
+def _token_maps(params: Any) -> tuple[Any, Any, Any]:
+    """Of images ``[width, ...]``, of labels ``[width, classes]``, and the bias ``[width]``."""
+    if "image" in params:
+        return params["image"]["w"], params["label"], params["image"]["b"]
+    w = params["token"]["w"]
+    num_classes = len(params["out"]["b"])
+    return w[:, :-num_classes], w[:, -num_classes:], params["token"]["b"]
 
 
 def transition(
@@ -180,7 +214,7 @@ def run(seed: int, settings: Settings, folder: Path) -> Result:
         results[f"{name}: loss"] = smoothed(losses)
     trained = {}
     for name in (*NEW, *settings["others"]):
-        trained[name] = train_long(name, *arguments, before=short.get(name, {}))
+        trained[name] = train_long(name, *arguments, before=short.get(name))
     return results | test(seed, settings, trained)
 
 
