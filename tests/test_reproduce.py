@@ -17,7 +17,15 @@ import pytest
 import metajax as mx
 from benchmarks import __main__ as command
 from benchmarks import reproduce as harness
-from benchmarks.experiments import _few_shot, _l2l, _training, imaml_memory, l2l_mnist
+from benchmarks.experiments import (
+    _few_shot,
+    _l2l,
+    _training,
+    bilevel_cleaning,
+    gpicl_generalisation,
+    imaml_memory,
+    l2l_mnist,
+)
 
 
 def call(monkeypatch, *args):
@@ -439,3 +447,42 @@ def test_each_query_set_has_every_class_and_is_tested_by_itself():
     # Batch normalisation would see the others.
     together, _ = learner.test(key, params, state, batch)
     assert abs(got - together) > 1e-4
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda *sizes: mx.delta_rule(*sizes, width=8, depth=1, heads=2, head_size=4),
+        lambda *sizes: mx.gpicl(*sizes, 12, width=8, depth=1, heads=2, head_size=4),
+    ],
+    ids=["delta_rule", "gpicl"],
+)
+def test_an_enlarged_learner_sees_its_images_through_a_projection(make):
+    few, many = make(6, 3), make(20, 5)
+    before = jax.jit(few.meta)(jax.random.key(0))
+    fresh = jax.jit(many.meta)(jax.random.key(1))
+    key = jax.random.key(2)
+    after = gpicl_generalisation.enlarged(before, fresh, key)
+    assert jax.tree.structure(after) == jax.tree.structure(fresh)
+    images = np.random.default_rng(0).normal(size=(12, 20)).astype(np.float32)
+    projection = np.asarray(jax.random.normal(key, (6, 20))) / 20**0.5
+    labels = np.arange(12) % 3
+
+    def prediction(learner, meta_params, images):
+        state = learner.init(key, meta_params, ())
+        seen = {"image": images[:-1], "label": labels[:-1]}
+        state, *_ = learner.step(key, meta_params, state, seen)
+        return learner.predict(key, meta_params, state, images[-1:])
+
+    want = jax.jit(lambda x: prediction(few, before, x))(images @ projection.T)
+    got = jax.jit(lambda x: prediction(many, after, x))(images)
+    np.testing.assert_allclose(got[:, :3], want, atol=1e-5)
+
+
+def test_the_iterate_is_selected_by_other_images_than_those_of_the_test():
+    found = {
+        "select": np.array([3.0, 5.0, 2.0, 2.0, 4.0]),
+        "test": np.array([9.0, 1.0, 7.0, 6.0, 0.0]),
+    }
+    best = bilevel_cleaning.best_so_far(found)
+    np.testing.assert_array_equal(best, [9, 9, 7, 6, 6])
