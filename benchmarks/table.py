@@ -155,6 +155,27 @@ def markdown(rows: Sequence[Row], verdicts: bool = True) -> str:
     return "".join("| " + " | ".join(cells) + " |\n" for cells in table)
 
 
+def costs(title: str, columns: Mapping[str, Mapping[str, Measured]]) -> str:
+    """Time and temporary memory of each contender, a row, under each heading, a column."""
+    first = next(iter(columns.values()))
+    lines = [[title, *columns], ["---"] * (1 + len(columns))]
+    for name in first:
+        lines.append(
+            [name, *(_time_and_memory(found[name]) for found in columns.values())]
+        )
+    return "".join("| " + " | ".join(line) + " |\n" for line in lines)
+
+
+def _time_and_memory(found: Measured) -> str:
+    milliseconds = 1e3 * found.seconds
+    megabytes = found.temporary_bytes / 2**20
+    return f"{_two_digits(milliseconds)} ms, {_two_digits(megabytes)} MiB"
+
+
+def _two_digits(value: float) -> str:
+    return f"{value:,.0f}" if value >= 10 else f"{value:.1f}"
+
+
 _HEAD = (
     "case",
     "what",

@@ -74,7 +74,7 @@ def workload(
     kind: str,
     smoke: bool,
     steps: int | None = None,
-    remat: bool = True,
+    remat: Any = True,
 ) -> Workload:
     """The same from one process to the next.
 

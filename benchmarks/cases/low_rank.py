@@ -13,7 +13,7 @@ import jax
 import metajax as mx
 from benchmarks.cases.evolution import Population, estimate_of
 from benchmarks.measure import Measured, contest
-from benchmarks.table import Row, Setting, Target, compared, memory
+from benchmarks.table import Row, Setting, Target, compared, costs, memory
 
 STD = 1e-4  # the losses are then those of the mean, whatever the noise
 RANKS = (1, 4, 16)
@@ -38,10 +38,10 @@ def es_low_rank(setting: Setting) -> list[Row]:
     starts = [_contest(setting, maml_start(sizes, pairs), False) for sizes in maml]
     read = [_contest(setting, network(size, pairs), True) for size in networks]
 
-    tables = [
-        _table(f"a start for MAML, {2 * pairs} members", starts),
-        _table(f"a recurrent network, {2 * pairs} members", read),
-    ]
+    tables = []
+    for what, contests in (("a start for MAML", starts), ("a recurrent network", read)):
+        columns = {f"{num:,} meta-parameters": found for num, found in contests}
+        tables.append(costs(f"{what}, {2 * pairs} members", columns))
     (setting.out / "low_rank.md").write_text("\n".join(tables))
     return [
         *_rows("a start for MAML", starts, f"rank 1, {IN_TURNS}"),
@@ -99,25 +99,6 @@ def _rows(what: str, contests: Sequence[_Contest], ours: str) -> list[Row]:
         rows.append(compared("es_low_rank", text, ordered, targets=of_time))
         rows.append(memory("es_low_rank", text, ordered, of_memory))
     return rows
-
-
-def _table(title: str, contests: Sequence[_Contest]) -> str:
-    """A row for each contender, a column for each size: time and temporary memory."""
-    lines = [[title, *(f"{num:,} meta-parameters" for num, _ in contests)]]
-    lines.append(["---"] * len(lines[0]))
-    for name in contests[0].found:
-        lines.append([name, *(_costs(found[name]) for _, found in contests)])
-    return "".join("| " + " | ".join(line) + " |\n" for line in lines)
-
-
-def _costs(found: Measured) -> str:
-    milliseconds = 1e3 * found.seconds
-    megabytes = found.temporary_bytes / 2**20
-    return f"{_figure(milliseconds)} ms, {_figure(megabytes)} MiB"
-
-
-def _figure(value: float) -> str:
-    return f"{value:,.0f}" if value >= 10 else f"{value:.1f}"
 
 
 CASES = (es_low_rank,)
