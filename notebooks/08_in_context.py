@@ -85,8 +85,9 @@ results = {name: meta_train(name) for name in learners}
 
 
 # %% [markdown]
-# A guess costs `ln 3 = 1.10`. Three of the four stay there for a while, as if there were nothing to
-# learn, before they find out how to learn; the delta rule starts off with a rule that does.
+# A guess costs `ln 3 = 1.10`. VSML and GPICL stay there for a while, as if there were nothing to
+# learn, before they find out how to learn; the meta RNN for all of these meta-steps. The delta rule
+# starts off with a rule that learns.
 
 
 # %%

@@ -13,29 +13,39 @@ import numpy as np
 from jax import lax
 
 import metajax as mx
-from benchmarks.measure import Program, contest
-from benchmarks.table import Row, Setting, compared, memory
+from benchmarks.measure import Measured, Program, contest
+from benchmarks.table import Row, Setting, compared, costs, memory
 
 SINGLY = "example by example"
 RTOL = 1e-3  # float32 over hundreds of examples
 
 
 def in_context(setting: Setting) -> list[Row]:
-    """A meta-gradient over streams, by their length: fast weights, a transformer, VSML."""
+    """A meta-gradient over streams, by their length: writes a table."""
     pixels, classes = (16, 3) if setting.smoke else (196, 10)
     lengths = (4,) if setting.smoke else (25, 100, 400)
     num_streams = 2 if setting.smoke else 16
     rows = []
+    columns = {}
     for length in lengths:
-        whole = {
+        streams = _streams(num_streams, length, pixels, classes)
+        learners = {
             "delta rule": mx.delta_rule(pixels, classes),
             "GPICL": mx.gpicl(pixels, classes, context=length),
+            "VSML": mx.vsml((pixels, classes)),
         }
-        streams = _streams(num_streams, length, pixels, classes)
-        for name, learner in whole.items():
-            found = {"ours": length, SINGLY: 1}
-            rows += _rows(setting, name, learner, streams, found)
-        rows += _rows(setting, "VSML", mx.vsml((pixels, classes)), streams, {"ours": 1})
+        column = {}
+        for name, learner in learners.items():
+            pieces = {SINGLY: 1} if name == "VSML" else {"ours": length, SINGLY: 1}
+            found = _contest(setting, learner, streams, pieces)
+            what = f"{name}, {num_streams} x {length} examples"
+            rows.append(compared("in_context", what, found))
+            rows.append(memory("in_context", f"temporary memory, {what}", found))
+            for how, measured in found.items():
+                column[f"{name}, {how}".replace("ours", "whole streams")] = measured
+        columns[f"{length} examples"] = column
+    table = costs(f"{num_streams} streams", columns)
+    (setting.out / "in_context.md").write_text(table)
     return rows
 
 
@@ -47,26 +57,19 @@ def _streams(num: int, length: int, pixels: int, classes: int) -> mx.types.Batch
     return {"image": images, "label": labels}
 
 
-def _rows(
+def _contest(
     setting: Setting,
-    name: str,
     learner: mx.Learner,
     streams: mx.types.Batch,
     pieces: dict[str, int],
-) -> list[Row]:
-    """Time and memory of a meta-gradient, for each size of the pieces that are taken at once."""
+) -> dict[str, Measured]:
+    """A meta-gradient, for each size of the pieces of a stream that are taken at once."""
     meta_params = learner.meta(jax.random.key(0))
     programs = {}
     for contender, piece in pieces.items():
         loss = _mean_loss(learner, piece)
         programs[contender] = Program(jax.value_and_grad(loss), (meta_params, streams))
-    found = contest(programs, setting.limits, rtol=RTOL, rounds=setting.rounds)
-    num, length = streams["label"].shape
-    what = f"{name}, {num} x {length} examples"
-    return [
-        compared("in_context", what, found),
-        memory("in_context", f"temporary memory, {what}", found),
-    ]
+    return contest(programs, setting.limits, rtol=RTOL, rounds=setting.rounds)
 
 
 def _mean_loss(learner: mx.Learner, piece: int) -> Callable[..., Any]:

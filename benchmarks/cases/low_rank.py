@@ -69,7 +69,7 @@ def network(hidden: int, pairs: int) -> Population:
 
 def _contest(setting: Setting, population: Population, shared: bool) -> _Contest:
     noises = {"full noise": mx.gaussian()}
-    for rank in RANKS:
+    for rank in RANKS[:1] if setting.smoke else RANKS:
         noises[f"rank {rank}"] = mx.low_rank(rank, shared=shared)
     loops = {
         AT_ONCE: population.loop,
