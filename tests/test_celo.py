@@ -301,6 +301,7 @@ def made(name, key):
 
 
 @pytest.mark.parametrize("name", OPTIMIZERS)
+@pytest.mark.slow
 def test_bfloat16_is_computed_in_float32(name, key):
     """As from the same numbers in float32, whose update is rounded at its end; so for the state."""
     tx = OPTIMIZERS[name].tx(made(name, key))
@@ -329,6 +330,7 @@ def loss_of(name):
 
 
 @pytest.mark.parametrize("name", OPTIMIZERS)
+@pytest.mark.slow
 def test_leaves_of_one_shape_are_one_program(name, key):
     """Five matrices need as many roots and products as one."""
     tx = OPTIMIZERS[name].tx(made(name, key))

@@ -103,6 +103,7 @@ def test_celo2_is_read_into_its_place(tmp_path):
     mx.optim.celo2_base().tx(ours)
 
 
+@pytest.mark.slow
 def test_celo_is_read_into_its_place(tmp_path):
     """The factor of a first step, from the authors' layout."""
     theirs = celo_tree()

@@ -377,6 +377,7 @@ def test_going_on_after_an_error_and_with_another_total(whole, tmp_path):
     assert log.read_bytes() == (folder / "log.jsonl").read_bytes()
 
 
+@pytest.mark.slow
 def test_a_finished_run_is_only_read(whole):
     result, folder = whole
     runs.same(runs.run(folder), result)
@@ -414,6 +415,7 @@ def test_a_signal_saves_and_ends(number, whole, tmp_path, capsys):
 
 
 @pytest.mark.usefixtures("interruptible")
+@pytest.mark.slow
 def test_a_second_interrupt_is_immediate_and_harmless(whole, tmp_path):
     def send(rows):
         if rows[-1]["step"] == 15:

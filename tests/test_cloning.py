@@ -39,6 +39,7 @@ def ideal_cell():
     )
 
 
+@pytest.mark.slow
 def test_the_ideal_cell_has_no_loss_and_another_rate_has_one(x64):
     loop = mx.inner(mx.clone_backprop(ideal_cell(), RATE), mx.tasks.signals(16), 5)
     curves = mx.evaluate(loop, jax.random.key(0), (), num_tasks=2)
@@ -102,6 +103,7 @@ def test_weights_are_put_in_and_taken_out():
     np.testing.assert_array_equal(store(cells, w, b)[0][..., 2:], 1)
 
 
+@pytest.mark.slow
 def test_only_weights_outlast_an_example():
     cell = with_weights(lstm_cell(8, slots=1, reduce="sum"))
     params, x, e = cell.init(jax.random.key(0)), jnp.ones((4, 1)), jnp.ones((3, 1))

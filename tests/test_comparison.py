@@ -55,6 +55,7 @@ def test_a_fixed_transformation_is_taken_as_it_is(key):
     assert len(lines) == 3
 
 
+@pytest.mark.slow
 def test_what_diverged_comes_last_and_is_no_best_baseline(key):
     settings = dict(steps=50, search=mx.RateSearch([0.001, 0.01, 0.1, 1.0, 10.0]))
     optimizers = {"diverges": optax.sgd(1e11), **mx.BASELINES}

@@ -58,6 +58,7 @@ SETS = [
 
 
 @pytest.mark.parametrize(("name", "split", "shape", "classes"), SETS)
+@pytest.mark.slow
 def test_prepared_sets(name, split, shape, classes):
     data = mx.data.load(name, split)
     assert data["image"].shape == shape

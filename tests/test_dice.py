@@ -51,6 +51,7 @@ def meta_gradient(problem, num_tasks=1):
     return np.asarray(estimate.updates)
 
 
+@pytest.mark.slow
 def test_the_meta_gradient_of_a_bandit_that_pulls_as_it_means():
     """Sums over these arms are expectations, so that nothing is left to chance."""
     right = jax.grad(after_a_step)(START)

@@ -81,6 +81,7 @@ def checked(result, tasks, wanted):
 @pytest.mark.parametrize("data", [MIXED, NAN], ids=["overflow", "NaN"])
 @pytest.mark.parametrize("window", [HORIZON, WINDOW])
 @pytest.mark.parametrize("make", [mx.bptt, mx.forward])
+@pytest.mark.slow
 def test_gradients_are_those_of_the_other_tasks(x64, make, window, data):
     estimator, meta_params = (
         make(INNER, NUM_TASKS, window),
@@ -152,6 +153,7 @@ STRATEGIES = {
 
 
 @pytest.mark.parametrize("kind", STRATEGIES)
+@pytest.mark.slow
 def test_evolution_strategies_weigh_the_other_pairs(x64, kind):
     estimator, meta_params = STRATEGIES[kind](), jax.tree.map(jnp.asarray, META)
     window = HORIZON if kind == "es" else WINDOW

@@ -51,6 +51,7 @@ def test_second_order_bptt_equals_finite_differences(x64, meta_loss, remat):
         lambda inner: mx.pes(inner, 3, 0.1, 2),
     ],
 )
+@pytest.mark.slow
 def test_an_estimate_does_not_see_what_the_episodes_held_before_they_began(estimator):
     """The states of `init` are blanks that are marked as over; whatever stands there must give the
     same.
@@ -78,6 +79,7 @@ def test_an_estimate_does_not_see_what_the_episodes_held_before_they_began(estim
     assert float(optax.tree.norm(got.updates)) > 0
 
 
+@pytest.mark.slow
 def test_first_order_bptt_equals_finite_differences_with_frozen_gradients(x64):
     """The optimizee's gradients are recorded along one run and replayed while the meta-parameters
     are moved.
@@ -124,6 +126,7 @@ def test_first_and_second_order_differ(x64):
     assert np.linalg.norm(grads[0] - grads[1]) > 1e-4 * np.linalg.norm(grads[0])
 
 
+@pytest.mark.slow
 def test_the_gradient_of_a_learning_rate_in_closed_form(x64):
     """One step of gradient descent on |Wx - y|^2: d loss / d rate = -grad(x') . grad(x)."""
     inner = mx.inner(
@@ -223,6 +226,7 @@ def _blowing_up():
     ],
     ids=["bptt", "forward", "pes", "noise_reuse_es"],
 )
+@pytest.mark.slow
 def test_an_episode_that_blows_up_is_replaced_and_one_that_holds_infinity_is_not(make):
     estimator, theta, episodes = make(_blowing_up()), jnp.float32(0.5), []
     state = estimator.init(jax.random.key(1), theta, ())

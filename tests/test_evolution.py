@@ -394,6 +394,7 @@ def test_a_pair_with_one_nonfinite_twin_starts_anew():
     )
 
 
+@pytest.mark.slow
 def test_a_step_without_a_finite_pair_is_skipped():
     learner = toy_learner()._replace(step=lambda key, m, x, y: (x, m.sum() / 0.0, {}))
     trainer = mx.trainer(mx.es(mx.inner(learner, TASKS, 2), 3, STD), optax.sgd(1.0))
@@ -445,6 +446,7 @@ def test_guided_es_is_the_covariance_times_the_gradient(rank, alpha):
         assert deviates(samples, gradient / 4)
 
 
+@pytest.mark.slow
 def test_guided_es_follows_a_guide_whose_norm_overflows():
     estimator = mx.guided_es(
         quadratic4(),
@@ -461,6 +463,7 @@ def test_guided_es_follows_a_guide_whose_norm_overflows():
     assert abs(result.updates[2]) > 0.1
 
 
+@pytest.mark.slow
 def test_guided_es_fills_missing_directions_at_random_and_passes_over_bad_ones():
     bad = fixed_surrogate(np.array([[np.nan] * 4, [0.0] * 4, [0.0, 0.0, 3.0, 0.0]]))
     estimator = mx.guided_es(quadratic4(), 2, STD, bad, rank=3)
@@ -603,6 +606,7 @@ def test_a_mixture_is_the_weighted_sum():
         key = jax.random.key(2)
 
 
+@pytest.mark.slow
 def test_equal_weights_are_a_mean():
     part = mx.bptt(toy(2), 3)
     one, _ = mx.mix([part]).estimate(
@@ -620,6 +624,7 @@ def test_equal_weights_are_a_mean():
     assert one.metrics["0/loss"] == one.loss
 
 
+@pytest.mark.slow
 def test_named_estimators_have_data_of_their_own():
     inner = mx.inner(toy_learner(), TASKS._replace(sample=lambda key, data: data), 2)
     part = mx.bptt(inner, 2)
@@ -641,6 +646,7 @@ def test_named_estimators_have_data_of_their_own():
 # Random horizons.
 
 
+@pytest.mark.slow
 def test_lengths_are_log_uniform_in_whole_windows():
     low, high, window, num = 3, 24, 4, 20000
     inner = toy((low, high))
@@ -695,6 +701,7 @@ def test_random_horizons_that_leave_no_choice_change_nothing(kind):
     assert (results[2] != results[0]).any()
 
 
+@pytest.mark.slow
 def test_whole_episodes_take_the_longest():
     estimates = []
     for horizon in (HORIZON, (1, HORIZON)):

@@ -115,6 +115,7 @@ def test_uint8_is_scaled(key):
     assert batch["label"].tolist() == [0, 0, 1, 1]
 
 
+@pytest.mark.slow
 def test_a_class_too_small_is_an_error_or_nan_where_the_data_are_traced(key):
     tasks = mx.tasks.episodes(6, 3, 2)  # two classes have four images
     _, *parts = drawn(tasks, jax.random.split(key, 8), DATA)
@@ -130,6 +131,7 @@ def test_a_class_too_small_is_an_error_or_nan_where_the_data_are_traced(key):
         jax.vmap(lambda key: tasks.sample(key, DATA))(jax.random.split(key, 2))
 
 
+@pytest.mark.slow
 def test_adapting_to_an_episode_helps(key):
     loop = mx.inner(
         mx.l2l(optax.adam, mx.problems.mlp((64, 3))),
@@ -372,6 +374,7 @@ def test_sinusoids_are_those_of_the_paper(key):
     )
 
 
+@pytest.mark.slow
 def test_linear_regressions_have_their_closed_form(x64, key):
     tasks = mx.tasks.linear_regressions(4, 6, 3, condition=100.0, spread=2.0)
     task = jax.vmap(lambda k: tasks.sample(k, ()))(jax.random.split(key, 3000))

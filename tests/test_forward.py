@@ -99,6 +99,7 @@ def test_memory_does_not_grow_with_the_horizon():
     assert temporaries(reverse, long) - temporaries(reverse, short) > 4 * per_loss
 
 
+@pytest.mark.slow
 def test_leaves_of_several_dtypes_keep_them():
     learner = mx.l2l(
         lambda m: optax.sgd(m["a"].astype(jnp.float32) + m["b"]),

@@ -230,6 +230,7 @@ LOOPS = {"nnx": loop_of_nnx, "linen": loop_of_linen, "equinox": loop_of_equinox}
 
 
 @pytest.mark.parametrize("library", LOOPS)
+@pytest.mark.slow
 def test_training_and_evaluation_are_those_of_the_library(library, key):
     learner = mx.l2l(lambda rate: optax.sgd(rate), ADAPTED[library](0.0))
     loop = mx.inner(learner, TASKS, STEPS)
@@ -254,6 +255,7 @@ def test_training_and_evaluation_are_those_of_the_library(library, key):
 
 
 @pytest.mark.parametrize("library", LOOPS)
+@pytest.mark.slow
 def test_dropout_follows_the_key_in_training_alone(library, key):
     problem = ADAPTED[library](0.5)
     params, state = problem.init(key, ())
@@ -275,6 +277,7 @@ def test_dropout_follows_the_key_in_training_alone(library, key):
 
 
 @pytest.mark.parametrize("library", LOOPS)
+@pytest.mark.slow
 def test_learned_parameters_go_back_to_the_library(library, key):
     """Where they predict as the problem does, in evaluation mode."""
     problem = ADAPTED[library](0.5)
@@ -297,6 +300,7 @@ def test_learned_parameters_go_back_to_the_library(library, key):
     np.testing.assert_allclose(got, logits, rtol=1e-4, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_a_model_without_state_key_or_mode(key):
     """Functions among its parts included, of which each call makes others."""
 
@@ -323,6 +327,7 @@ def test_a_model_without_state_key_or_mode(key):
 
 
 @pytest.mark.filterwarnings("ignore:Using 'Module.sow")
+@pytest.mark.slow
 def test_what_a_model_shows_of_itself_is_no_state(key):
     class Net(nnx.Module):
         def __init__(self, rngs):

@@ -75,6 +75,7 @@ def estimate(estimator, meta_params):
 
 
 @pytest.mark.parametrize("estimator", [mx.bptt, mx.forward])
+@pytest.mark.slow
 def test_the_meta_gradient_in_closed_form(x64, estimator):
     result, state, tasks = estimate(
         estimator(inner(mx.imaml(PROBLEM, *EXACT, LAM)), NUM_TASKS), THETA
@@ -137,6 +138,7 @@ def test_a_part_that_adapts_in_closed_form(x64):
     np.testing.assert_allclose(result.updates["b"], np.mean(b_grads), rtol=1e-9)
 
 
+@pytest.mark.slow
 def test_a_part_that_adapts_is_diagnosed_and_predicts(x64):
     lam = {"w": 0.5, "b": 9.0}  # of what does not adapt, it has no part
     options = {"adapts": is_weight, "lam": lam}
@@ -167,6 +169,7 @@ def fit(learner, meta_params, tasks, **options):
     return mx.fit(trainer, state, num_steps=6, **options)
 
 
+@pytest.mark.slow
 def test_fit_warns_once_of_inner_solves_that_diverge(capsys):
     def learner(rate):
         descent = descend(optax.sgd(rate), 20)
@@ -195,6 +198,7 @@ AT_THE_TOP = mx.Tasks(
 )
 
 
+@pytest.mark.slow
 def test_fit_warns_once_of_curvature_and_of_residuals():
     near = mx.tasks.with_query(AT_THE_TOP)
 
@@ -262,6 +266,7 @@ def test_the_error_falls_with_the_steps_of_the_solver_where_that_of_maml_does_no
     )
 
 
+@pytest.mark.slow
 def test_limits(x64):
     """Under a strong pull nothing adapts: joint training."""
     result, _, tasks = estimate(

@@ -99,6 +99,7 @@ def test_the_gradient_of_ridge_regression_in_closed_form(x64, linear):
 @pytest.mark.parametrize(
     "lam", [0.7, {"a": 0.5, "b": 0.9}, {"a": np.array([0.5, 0.6, 2.0]), "b": 0.9}]
 )
+@pytest.mark.slow
 def test_one_lam_several_and_one_a_parameter(x64, lam):
     """Logistic regression: against a converged unroll, and against finite differences."""
     lam = jax.tree.map(jnp.asarray, lam)
@@ -123,6 +124,7 @@ def test_one_lam_several_and_one_a_parameter(x64, lam):
     np.testing.assert_allclose(flat(got), want, rtol=1e-7, atol=1e-8)
 
 
+@pytest.mark.slow
 def test_the_gradient_of_lam_is_that_of_the_paper(x64):
     """``dL/dlambda = grad L_train^T x / lambda^2`` with ``(I + H / lambda) x = grad L_val``."""
     solve, lam = jax.jit(argmin(proximal(logistic), FAST, cg(8))), 0.7
@@ -247,6 +249,7 @@ def test_keys_and_labels_may_be_arguments(x64):
     )
 
 
+@pytest.mark.slow
 def test_memory_does_not_grow_with_the_steps():
     def temporaries(steps, unrolled=False):
         solver = descend(optax.sgd(0.01), steps)
@@ -311,6 +314,7 @@ def test_linear_solvers_agree_with_the_dense_matrix(x64, damping):
 
 
 @pytest.mark.parametrize("steps", [1, 2, 3])
+@pytest.mark.slow
 def test_conjugate_gradients_minimise_over_the_krylov_space(x64, steps):
     matvec, matrix = system(VALUES)
     b = flat(THETA)
@@ -328,6 +332,7 @@ def test_conjugate_gradients_minimise_over_the_krylov_space(x64, steps):
 
 @pytest.mark.parametrize("steps", [2, 3, 4, 6])
 @pytest.mark.parametrize("damping", [0.0, 0.3])
+@pytest.mark.slow
 def test_the_floor_holds_for_the_matrix_on_the_krylov_space(x64, steps, damping):
     matvec, matrix = system([-1.0, 0.2, 2.0, 4.0])
     b = flat(THETA)
@@ -621,6 +626,7 @@ def test_a_solve_outside_of_jit_is_compiled_once():
         solve(ONES, ONES, -1.0)
 
 
+@pytest.mark.slow
 def test_what_an_objective_closes_over_is_seen_by_each_solve():
     def solution(target):
         solver = newton(1, direct())
@@ -709,6 +715,7 @@ def test_adam_within_its_tolerance_does_not_move(x64):
     assert int(metrics["inner_steps"]) == 0  # nor where nothing is a number
 
 
+@pytest.mark.slow
 def test_newton_stops_at_its_tolerance_and_the_gradient_is_as_exact(x64):
     def objective(x, a):
         return jnp.sum(jnp.cosh(x - a))

@@ -180,6 +180,7 @@ def test_equals_a_loop_in_numpy(name, x64):
     np.testing.assert_allclose(run(net.init(KEY, params, ())), want, rtol=1e-9)
 
 
+@pytest.mark.slow
 def test_the_lstm_is_that_of_flax():
     p, x = init_lstm(KEY, 3, 5), jax.random.normal(KEY, (4, 3))
     names = dict(zip("igfo", jnp.split(p["w"], 4), strict=True))
@@ -229,6 +230,7 @@ def test_the_delta_rule_stores_exactly_at_orthogonal_keys():
     np.testing.assert_allclose(keys @ again.T, values, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_addressing_by_content():
     rng = np.random.default_rng(0)
     memory, key = rng.normal(size=(6, 3)), rng.normal(size=3)

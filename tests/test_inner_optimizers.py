@@ -168,6 +168,7 @@ def test_evolution_strategies_meta_learn_what_surrounds_them(x64, name):
     assert abs(result.updates) > 1e-6
 
 
+@pytest.mark.slow
 def test_meta_training_with_a_line_search_inside_moves_the_start():
     learner = mx.finetune(mx.problems.mlp((4, 3)), optax.lbfgs())
     tasks = mx.tasks.episodes(3, 1)
@@ -285,6 +286,7 @@ def test_the_constants_of_adam_are_learned_where_gradients_are_zero(x64):
     assert all(abs(x) > 1e-5 for x in jax.tree.leaves(gradient))
 
 
+@pytest.mark.slow
 def test_an_update_at_zero_has_its_true_derivative(x64):
     """Adam's first is ``-rate g / (|g| + eps)``: smooth, with a root that is not."""
     tx = mx.optim.differentiable(optax.adam(0.1, eps=0.01))
@@ -297,6 +299,7 @@ def test_an_update_at_zero_has_its_true_derivative(x64):
     assert update(0.3) == pytest.approx(-0.1 * 0.3 / 0.31)
 
 
+@pytest.mark.slow
 def test_values_and_other_derivatives_stay():
     """Infinity and NaN too: what is used and not finite shall be seen."""
     x = jnp.array([0.0, -0.0, -1.0, 1e-30, 2.0, jnp.inf, jnp.nan])
@@ -313,6 +316,7 @@ def test_values_and_other_derivatives_stay():
     assert all((slope == 0).all() for slope in at_zero)
 
 
+@pytest.mark.slow
 def test_loops_branches_and_calls_have_derivatives_too():
     def f(x):
         looped = lax.fori_loop(0, 2, lambda i, y: y + jnp.sqrt(x), x)

@@ -61,6 +61,7 @@ def by_equinox(weights):
 
 
 @pytest.mark.parametrize("library", [by_linen, by_nnx, by_equinox])
+@pytest.mark.slow
 def test_a_model_of_another_library_is_a_problem(library, key):
     weights, _ = OURS.init(jax.random.key(1), ())
     theirs = mx.problems.classifier(*library(weights))
@@ -90,6 +91,7 @@ def test_a_model_of_another_library_is_a_problem(library, key):
 
 
 @pytest.mark.parametrize("library", [by_linen, by_nnx, by_equinox])
+@pytest.mark.slow
 def test_such_a_model_has_the_same_gradient(library, key):
     weights, _ = OURS.init(key, ())
     theirs = mx.problems.classifier(*library(weights))

@@ -94,6 +94,7 @@ def test_estimates_are_those_of_the_floating_parameters_alone(make, name):
         np.testing.assert_allclose(x, y, rtol=1e-4, atol=1e-7)
 
 
+@pytest.mark.slow
 def test_forward_mode_and_the_mean_gradient_leave_them_aside():
     got = estimated(lambda loop: mx.forward(loop, 2), with_kept(), "maml")
     want = estimated(lambda loop: mx.forward(loop, 2), without(), "maml")
@@ -101,6 +102,7 @@ def test_forward_mode_and_the_mean_gradient_leave_them_aside():
     assert got.updates["order"] is None
 
 
+@pytest.mark.slow
 def test_a_run_learns_the_rest_and_is_kept_whole(tmp_path):
     learner = mx.maml(with_kept(), 0.1)
     loop = mx.inner(learner, TASKS, 2, "heldout")

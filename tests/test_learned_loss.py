@@ -127,6 +127,7 @@ def test_the_meta_gradient_of_a_learned_penalty_equals_finite_differences(
     )
 
 
+@pytest.mark.slow
 def test_a_learner_of_first_order_gives_the_objective_no_gradient(x64):
     """As the documentation says: the gradients of the inner loss are constants."""
     learner = learned("fomaml", penalised)
@@ -136,6 +137,7 @@ def test_a_learner_of_first_order_gives_the_objective_no_gradient(x64):
     assert optax.tree.norm(updates["learner"]) > 0
 
 
+@pytest.mark.slow
 def test_the_steps_are_those_on_the_objective_and_the_losses_those_of_the_problem(
     x64, key
 ):
@@ -164,6 +166,7 @@ def test_the_steps_are_those_on_the_objective_and_the_losses_those_of_the_proble
     chex.assert_trees_all_equal(tested, LOGISTIC.test(key, new.params, (), batch))
 
 
+@pytest.mark.slow
 def test_a_model_state_moves_on_once(key):
     """The objective and the loss both look at the model; the state is that after one of them."""
     problem = normalised(with_dropout=False)

@@ -155,6 +155,7 @@ def test_the_bias_on_a_quartic_falls_to_that_of_full_noise_as_the_rank_grows(ran
         assert deviation(found, expected(np.inf)).max() > 10
 
 
+@pytest.mark.slow
 def test_the_sum_over_members_is_that_of_their_matrices(key):
     meta_params = {
         "w": jnp.zeros((7, 6)),
@@ -213,6 +214,7 @@ def estimate(perturbation, learner, num_tasks=4):
     return run(jax.random.key(2), meta_params, state, IMAGES)[0]
 
 
+@pytest.mark.slow
 def test_members_that_share_a_product_are_those_that_do_not():
     found = estimate(mx.low_rank(shared=True), recurrent(8))
     want = estimate(mx.low_rank(), recurrent(8))
@@ -221,6 +223,7 @@ def test_members_that_share_a_product_are_those_that_do_not():
         np.testing.assert_allclose(found.updates[name], x, rtol=1e-3, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_memory_does_not_grow_with_matrices_for_each_member():
     """That of what goes in and comes out is counted, too."""
     size = 512
@@ -246,6 +249,7 @@ def test_memory_does_not_grow_with_matrices_for_each_member():
     assert growth(mx.low_rank(shared=True)) < 4 * size**2 / 5
 
 
+@pytest.mark.slow
 def test_learners_that_adapt_their_matrices_cannot_share_them():
     learner = mx.maml(MLP, 0.1)
     assert np.isfinite(estimate(mx.low_rank(), learner).loss)

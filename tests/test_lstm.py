@@ -114,6 +114,7 @@ def test_each_leaf_is_treated_as_if_alone():
         )
 
 
+@pytest.mark.slow
 def test_in_chain_jit_and_scan():
     tx = optax.chain(optax.clip_by_global_norm(1.0), OPT.tx(META), optax.scale(0.5))
     params = {"w": PARAMS["w"]}
@@ -235,6 +236,7 @@ def test_as_the_optimizer_of_a_train_state():
     assert not np.allclose(new.params["kernel"], state.params["kernel"])
 
 
+@pytest.mark.slow
 def test_many_coordinates_side_by_side_are_those_one_by_one():
     meta_params = mx.optim.lstm(hidden=(4,)).init(jax.random.key(1))
     grads = jax.random.normal(

@@ -251,6 +251,7 @@ def test_reptile_online_is_the_mean_over_the_steps(x64):
     )
 
 
+@pytest.mark.slow
 def test_fine_tuning_adapts_like_optax(x64):
     _, state, tasks = estimate(mx.finetune(PROBLEM, optax.adam(0.1)), PARAMS)
     tx, params = optax.adam(0.1), PARAMS
@@ -435,6 +436,7 @@ def test_a_learner_need_not_have_metrics():
 
 
 @pytest.mark.parametrize("name", ["maml", "fomaml", "meta_sgd", "anil", "finetune"])
+@pytest.mark.slow
 def test_what_is_masked_is_not_adapted_to(x64, name):
     """The same adapted parameters, losses and meta-gradient as without those examples."""
     mlp = mx.problems.mlp((4, 5, 3))

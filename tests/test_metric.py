@@ -104,6 +104,7 @@ def test_the_loss_its_gradient_and_the_accuracy_by_hand(x64, name):
 
 
 @pytest.mark.parametrize("name", SYSTEMS)
+@pytest.mark.slow
 def test_classes_have_no_order_and_before_the_first_step_no_preference(x64, name):
     learner, meta_params, _ = SYSTEMS[name]
     key = jax.random.key(0)

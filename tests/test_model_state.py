@@ -75,6 +75,7 @@ DESCENTS = {
 
 
 @pytest.mark.parametrize("name", DESCENTS)
+@pytest.mark.slow
 def test_the_state_follows_the_training_batches(x64, name):
     """The losses, the weights and the running mean, and the test loss that they give."""
     make, meta_params = DESCENTS[name]
@@ -209,6 +210,7 @@ def test_the_state_of_imaml_is_that_of_the_solution(x64, key):
 
 
 @pytest.mark.parametrize("name", ["bptt", "forward", "es"])
+@pytest.mark.slow
 def test_estimators_carry_the_state_along(x64, name):
     """After two windows of two batches each episode has the running mean of four."""
     learner = mx.l2l(lambda rate: optax.sgd(rate), with_running_mean())

@@ -170,6 +170,7 @@ def test_max_pool_equals_reduce_window(key):
         ).all(), "NaN is not hidden"
 
 
+@pytest.mark.slow
 def test_gradients_through_pooling_are_finite(key):
     # With the compiler's settings of these tests, those of x.max over the four were not.
     few = mx.data.few_shot("digits", "train")

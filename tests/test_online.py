@@ -46,6 +46,7 @@ def estimates(estimator, key, num_estimates=WINDOWS):
     return jax.lax.scan(step, state, keys)[1]
 
 
+@pytest.mark.slow
 def test_the_windows_of_rtrl_have_the_gradient_of_the_episode(x64, key):
     """Of two episodes, the second of which begins within the state of the first."""
     online = jax.jit(lambda: estimates(mx.rtrl(LOOP, 3, 2), key, 2 * WINDOWS))()
@@ -69,6 +70,7 @@ def test_the_windows_of_rtrl_have_the_gradient_of_the_episode(x64, key):
     np.testing.assert_allclose(means, whole_episodes(), rtol=1e-10)
 
 
+@pytest.mark.slow
 def test_without_truncation_rtrl_is_forward_mode_is_reverse_mode(x64, key):
     def gradient(estimator):
         return jax.jit(lambda: estimates(estimator, key, 1))()
@@ -99,12 +101,14 @@ def z_scores(x):
 @pytest.mark.parametrize(
     ("make", "truncation"), [(mx.uoro, 2), (mx.uoro, 1), (mx.forward_gradient, None)]
 )
+@pytest.mark.slow
 def test_what_is_estimated_is_right_in_the_mean(x64, make, truncation):
     found = differences(make, truncation, 4000)
     assert found.std(0).min() > 1e-3, "it is an estimate"
     assert z_scores(found).max() < 4
 
 
+@pytest.mark.slow
 def test_a_truncated_forward_gradient_is_biased(x64):
     """And the test above would notice."""
     assert z_scores(differences(mx.forward_gradient, 2, 4000)).max() > 6

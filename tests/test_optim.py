@@ -347,6 +347,7 @@ ORACLES = {
 
 
 @pytest.mark.parametrize("name", OPTS)
+@pytest.mark.slow
 def test_equals_a_loop_over_coordinates(name):
     meta_params, tx = made(name)
     got, _, _ = run(tx, PARAMS, tx.init(PARAMS), gradients())
@@ -363,6 +364,7 @@ def test_equals_a_loop_over_coordinates(name):
 
 
 @pytest.mark.parametrize("hidden", [(4, 3), (20, 20)])
+@pytest.mark.slow
 def test_a_network_on_arrays_is_that_on_their_columns(hidden, key):
     """With few weights and with many; features may be repeated, the last may be left out."""
     k_layers, *keys = jax.random.split(key, 5)
@@ -386,6 +388,7 @@ def test_a_network_on_arrays_is_that_on_their_columns(hidden, key):
 
 
 @pytest.mark.parametrize("name", OPTS)
+@pytest.mark.slow
 def test_a_half_trained_state_can_be_saved_and_restored(name, tmp_path):
     _, tx = made(name)
     grads = gradients()

@@ -219,6 +219,7 @@ def test_what_is_masked_leaves_no_trace(name, x64):
     learner_ignores(learner, moved(learner), rtol=rtol)
 
 
+@pytest.mark.slow
 def test_the_context_of_gpicl_ends():
     learner = mx.gpicl(F, C, 4, **TINY)
     params = learner.meta(KEY)

@@ -54,6 +54,7 @@ def init_net(key):
     return jax.random.normal(key, (5, 4), HALF)
 
 
+@pytest.mark.slow
 def test_losses_and_metrics_are_those_of_the_same_outputs(key):
     batch = many()
     label = np.asarray(batch["label"])
@@ -79,6 +80,7 @@ def test_losses_and_metrics_are_those_of_the_same_outputs(key):
     np.testing.assert_allclose(loss, (error**2).mean(), rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_the_solve_and_the_distances_of_few_shot_learners(key):
     """Against NumPy on the same embeddings."""
     batch = many()
@@ -150,6 +152,7 @@ PROBLEMS = {
 
 
 @pytest.mark.parametrize("name", PROBLEMS)
+@pytest.mark.slow
 def test_problems_of_the_package_in_bfloat16(name, key):
     """The metrics and the loss are those of the predictions, in float32."""
     problem, tasks, data = PROBLEMS[name]

@@ -101,6 +101,7 @@ def test_the_meta_parameters_of_a_learner_are_those_of_the_set():
 
 
 @needs("omniglot")
+@pytest.mark.slow
 def test_the_initialisation_tells_characters_apart_that_it_never_saw():
     learner = mx.pretrained.load("maml-omniglot")
     meta_params = learner.meta(jax.random.key(1))

@@ -75,6 +75,7 @@ def test_autoencoder(key):
     )
 
 
+@pytest.mark.slow
 def test_convnet_equals_lax(key):
     problem = mx.problems.convnet(3, (9, 8, 2), filters=(3, 4), hidden=5, kernel=3)
     data, (params, _) = batch(shape=(9, 8, 2)), problem.init(key, ())
@@ -122,6 +123,7 @@ def test_convnet_equals_lax(key):
     ]
 
 
+@pytest.mark.slow
 def test_character_gru_equals_a_loop(key):
     problem = mx.problems.character_gru(5, 3)
     params, _ = problem.init(key, ())
@@ -236,6 +238,7 @@ def test_random_mlp_is_the_network_that_a_task_has_drawn(key):
     assert {a for *_, a in seen} == {0, 1}
 
 
+@pytest.mark.slow
 def test_random_mlp_starts_as_an_mlp(key):
     problem, tasks = mx.problems.random_mlp(
         mx.tasks.minibatches(5), 64, 10, widths=(16, 16), depths=(2, 2)
@@ -461,6 +464,7 @@ def test_objectives_by_themselves_take_a_mask(key):
     np.testing.assert_allclose(loss, (0 + 1 + 4 + 9) / 4)
 
 
+@pytest.mark.slow
 def test_a_batch_of_which_nothing_counts_has_no_loss_and_no_gradient(key):
     problem = mx.problems.mlp((4, 3))
     params, model_state = problem.init(key, ())

@@ -24,6 +24,7 @@ def gradient(horizon, remat):
     ("horizon", "remat"),
     [(1, "nested"), (2, "nested"), (7, "nested"), (7, 6), (12, 8), (13, 20)],
 )
+@pytest.mark.slow
 def test_the_estimate_is_the_same(x64, horizon, remat):
     np.testing.assert_allclose(
         gradient(horizon, remat), gradient(horizon, False), rtol=1e-12
@@ -68,6 +69,7 @@ def temporary_memory(loop, remat):
     return compiled.memory_analysis().temp_size_in_bytes
 
 
+@pytest.mark.slow
 def test_memory_grows_with_what_is_kept():
     """Steps whose state is a matrix and that make ten more on the way."""
 

@@ -346,6 +346,7 @@ def test_accounts_of_memory_are_of_the_methods_they_name(tmp_path):
         assert mib[name][1] == mib[name][0], name
 
 
+@pytest.mark.slow
 def test_a_weight_that_stands_for_many_moves_as_they_do():
     n = 5
     inputs = 3

@@ -47,6 +47,7 @@ def test_the_root_of_a_linear_map_in_closed_form(x64, linear_solver, jacobian):
     np.testing.assert_allclose(slopes, np.linalg.inv(A), rtol=1e-6, atol=1e-8)
 
 
+@pytest.mark.slow
 def test_a_root_that_bends_against_finite_differences(x64):
     solve = root(bent, newton(30, direct()), direct())
 
@@ -65,6 +66,7 @@ def test_a_root_that_bends_against_finite_differences(x64):
 
 
 @pytest.mark.parametrize("jacobian", [jax.jacfwd, jax.jacrev])
+@pytest.mark.slow
 def test_a_fixed_point_in_closed_form(x64, jacobian):
     def affine(x, b, scale):
         return scale * (CONTRACTION @ x) + b

@@ -24,6 +24,7 @@ def unequal_classes():
     }
 
 
+@pytest.mark.slow
 def test_draws_are_uniform_over_the_examples_of_the_classes():
     raw = unequal_classes()
     data = mx.data.by_class(raw)
@@ -103,6 +104,7 @@ def test_uint8_becomes_floats_up_to_one():
     np.testing.assert_array_equal(image, 1.0)
 
 
+@pytest.mark.slow
 def test_prototypes():
     tasks = mx.tasks.prototypes(3, (4,), noise=0.5, test_size=30_000)
     task = tasks.sample(KEY, ())
@@ -164,6 +166,7 @@ def test_flatten():
         np.testing.assert_array_equal(new["label"], old["label"])
 
 
+@pytest.mark.slow
 def test_project():
     for w, new, old in pairs(lambda tasks: mx.tasks.project(tasks, 7)):
         assert w.shape == (6, 7)

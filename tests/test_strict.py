@@ -35,6 +35,7 @@ def test_evaluation_can_be_traced(name, key, strict):
 
 
 @pytest.mark.parametrize("name", MAKERS)
+@pytest.mark.slow
 def test_estimators_begin_and_go_on(name, key, strict):
     inner, meta_params = QUADRATIC.inner(), QUADRATIC.meta_params()
     estimator = MAKERS[name](inner, meta_params)
@@ -49,6 +50,7 @@ def test_estimators_begin_and_go_on(name, key, strict):
     assert jax.eval_shape(both, key, state).shape == ()
 
 
+@pytest.mark.slow
 def test_measures_and_comparisons(key, strict):
     inner, rate = QUADRATIC.inner(), QUADRATIC.meta_params()
     k_mean, k_diagnose, k_compare = jax.random.split(key, 3)
@@ -166,6 +168,7 @@ OPTIMIZERS = {
 
 
 @pytest.mark.parametrize("name", OPTIMIZERS)
+@pytest.mark.slow
 def test_learned_optimizers(name, key, strict):
     """On weights and biases, whose ranks differ."""
     k_meta, k_run = jax.random.split(key)

@@ -90,6 +90,7 @@ def test_an_optimizer_that_looks_at_the_loss(key):
     assert float(result.state.meta_params) > -6.0
 
 
+@pytest.mark.slow
 def test_a_trainer_that_is_gone_leaves_no_program_behind(key):
     def estimate(key, meta_params, state, data):
         return mx.Estimate(meta_params, jnp.float32(0), {}), state
@@ -105,6 +106,7 @@ def test_a_trainer_that_is_gone_leaves_no_program_behind(key):
     assert alive() is None
 
 
+@pytest.mark.slow
 def test_a_gradient_that_is_not_finite_changes_nothing(key):
     trainer = mx.trainer(mx.bptt(quadratics(), 4), optax.adam(1e-3))
     state = trainer.init(key, jnp.float32(1e-3))
@@ -141,6 +143,7 @@ def test_a_short_run_of_which_no_step_was_finite_warns(key):
     assert result.best == state.meta_params
 
 
+@pytest.mark.slow
 def test_a_state_of_another_trainer_is_refused(key):
     estimators = {
         "bptt": mx.bptt(quadratics(), 4),

@@ -51,6 +51,7 @@ def test_estimates_are_those_of_all_at_once(x64, name, is_split):
     chex.assert_trees_all_close(in_turns, two_estimates(make(loop)), rtol=1e-12)
 
 
+@pytest.mark.slow
 def test_curves_are_those_of_all_at_once(x64):
     loop, key = quadratics(), jax.random.key(0)
     want = mx.evaluate(loop, key, META, num_tasks=6)

@@ -50,6 +50,7 @@ X = np.array([[0.3, -0.2, 0.5], [1.0, 0.1, -0.7]])
 
 @pytest.mark.parametrize("mode", [jax.grad, jax.jacfwd])
 @pytest.mark.parametrize("wrap", [lambda f: f, jax.checkpoint], ids=["kept", "anew"])
+@pytest.mark.slow
 def test_derivatives_are_those_of_jax(x64, mode, wrap):
     found = jax.jit(jax.vmap(mode(unrolled(mx.value_and_grad, wrap))))(X)
     want = jax.jit(jax.vmap(mode(unrolled(jax.value_and_grad))))(X)
@@ -64,6 +65,7 @@ def test_derivatives_are_those_of_finite_differences(x64):
         np.testing.assert_allclose(found[i], want, rtol=1e-7)
 
 
+@pytest.mark.slow
 def test_descent_on_a_quadratic_has_a_closed_form(x64):
     """The Jacobian of steps of size a on a quadratic with the Hessian H is (I - a H)^n."""
     root = np.random.default_rng(0).normal(size=(3, 3))
@@ -80,6 +82,7 @@ def test_descent_on_a_quadratic_has_a_closed_form(x64):
     np.testing.assert_allclose(jax.jacfwd(descend)(np.ones(3)), want, rtol=1e-12)
 
 
+@pytest.mark.slow
 def test_the_mixed_term_alone():
     def grad(c):
         return mx.value_and_grad(lambda params: c @ params)(jnp.ones(3))[1]
@@ -110,6 +113,7 @@ def test_values_of_all_kinds():
     np.testing.assert_array_equal(twice, 6.0)
 
 
+@pytest.mark.slow
 def test_a_third_derivative_is_refused():
     def after(params):
         _, grads = mx.value_and_grad(lambda params: jnp.sum(params**3))(params)

@@ -171,6 +171,7 @@ def test_equals_a_loop_over_single_cells(case):
     ("inputs", "outputs", "features"),
     [(3, 3, 4), (2, 5, 3), (5, 2, 3), (1, 1, 2), (4, 1, 1)],
 )
+@pytest.mark.slow
 def test_the_large_matrix_and_the_message_passing_agree(inputs, outputs, features):
     with jax.enable_x64(True):
         w, c = jax.random.normal(
@@ -219,6 +220,7 @@ NETS = {
 
 
 @pytest.mark.parametrize("name", NETS)
+@pytest.mark.slow
 def test_a_permutation_of_inputs_and_outputs_changes_nothing(name):
     net = NETS[name](6, 4)
     params = net.meta(jax.random.key(0))
@@ -281,6 +283,7 @@ def test_the_initial_state_is_noise_in_the_first_half_of_the_memory():
     assert not h.any()
 
 
+@pytest.mark.slow
 def test_a_convolution_with_one_position_is_dense():
     net = mx.vsml([dense(9, 5), dense(5, 3)])
     conv = mx.vsml([convolution((3, 3, 1), 5, kernel=3, stride=3), dense(5, 3)])
@@ -315,6 +318,7 @@ def test_the_wiring_of_a_convolution_is_that_of_lax(shape, kernel, stride):
     )
 
 
+@pytest.mark.slow
 def test_equal_replicas_that_see_equal_examples_are_one():
     one, two = mx.vsml((4, 5, 3)), mx.vsml((4, 5, 3), batch_size=2)
     params = one.meta(jax.random.key(0))
@@ -404,6 +408,7 @@ def test_what_is_masked_is_not_learned_from(x64, name):
     chex.assert_trees_all_close(got, want_of_two, rtol=1e-8, atol=1e-10)
 
 
+@pytest.mark.slow
 def test_a_step_without_an_example_changes_nothing(key):
     net = mx.vsml((4, 3), lstm_cell(4, 2), batch_size=2)
     params = net.meta(key)

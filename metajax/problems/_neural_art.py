@@ -29,6 +29,9 @@ IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 _BLOCKS = {13: (2, 2, 3, 3, 3), 16: (2, 2, 4, 4, 4)}
 
 
+_TARGETS = ("features", "gram")  # of an image, in its batch
+
+
 @checked
 def vgg(
     weights: dict[str, dict[str, Array]],
@@ -233,20 +236,12 @@ def neural_art(
 
     def loss(key, params, batch):
         del key
-        _checks.entries(
-            "batch",
-            batch,
-            ("features", "gram"),
-            "metajax.problems.neural_art",
-        )
+        _checks.entries("batch", batch, _TARGETS, "metajax.problems.neural_art")
         found = features(params)
-        image = at_least_float32(params)
-        across = jnp.diff(image, axis=1)
-        down = jnp.diff(image, axis=0)
         parts = {
             "content": _distance(_select(found, content), batch["features"]),
             "style": _distance(_grams(_select(found, style)), batch["gram"]),
-            "smoothness": jnp.mean(across**2) + jnp.mean(down**2),
+            "smoothness": _smoothness(at_least_float32(params)),
         }
         total = (
             alpha * parts["content"]
@@ -256,6 +251,12 @@ def neural_art(
         return total, parts
 
     return stateless(init, loss), Tasks(sample, same_task, same_task)
+
+
+def _smoothness(image: Array) -> Array:
+    across = jnp.diff(image, axis=1)
+    down = jnp.diff(image, axis=0)
+    return jnp.mean(across**2) + jnp.mean(down**2)
 
 
 def _check_images(data: dict[str, Array]) -> None:
