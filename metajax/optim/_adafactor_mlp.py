@@ -75,7 +75,7 @@ def adafactor_mlp(
     197
     >>> tx = opt.tx(meta_params)
     >>> params = {"w": jnp.ones((3, 2)), "b": jnp.zeros(2)}
-    >>> updates, state = tx.update(params, tx.init(params), params)
+    >>> updates, state = jax.jit(tx.update)(params, tx.init(params), params)
     """
     hidden = _checks.positive_ints("hidden", hidden, like=(4,))
     initial_decays = {

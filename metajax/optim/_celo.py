@@ -81,7 +81,7 @@ def celo(num_steps: PositiveInt | Array) -> LearnedOptimizer:
     35803
     >>> tx = opt.tx(meta_params)
     >>> params = {"w": jnp.ones((3, 2)), "b": jnp.zeros(2)}
-    >>> updates, state = tx.update(params, tx.init(params), params, value=jnp.float32(2.3))
+    >>> updates, state = jax.jit(tx.update)(params, tx.init(params), params, value=jnp.float32(2.3))
     """
     _check_num_steps(num_steps)
 

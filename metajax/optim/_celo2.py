@@ -61,7 +61,7 @@ def celo2_base(rate: Rate = 1e-3, weight_decay: NonNegative = 0.0) -> LearnedOpt
     329
     >>> tx = opt.tx(meta_params)
     >>> params = {"w": jnp.ones((3, 2)), "b": jnp.zeros(2)}
-    >>> updates, state = tx.update(params, tx.init(params), params)
+    >>> updates, state = jax.jit(tx.update)(params, tx.init(params), params)
     >>> jnp.sqrt((updates["w"] ** 2).mean()).round(5)
     Array(0.001, dtype=float32)
     """
@@ -104,7 +104,7 @@ def celo2(
     ... )
     >>> tx = opt.tx(opt.init(jax.random.key(0)))
     >>> params = {"embed": jnp.ones((5, 2)), "w": jnp.ones((3, 2)), "b": jnp.zeros(2)}
-    >>> updates, state = tx.update(params, tx.init(params), params)
+    >>> updates, state = jax.jit(tx.update)(params, tx.init(params), params)
     >>> updates["embed"][0].round(4)
     Array([-0.02, -0.02], dtype=float32)
     """

@@ -66,7 +66,7 @@ def mlp(
     (32, 19)
     >>> tx = opt.tx(meta_params)
     >>> params = {"w": jnp.ones((3, 2)), "b": jnp.zeros(2)}
-    >>> updates, state = tx.update(params, tx.init(params), params)
+    >>> updates, state = jax.jit(tx.update)(params, tx.init(params), params)
     """
     hidden = _checks.positive_ints("hidden", hidden, like=(32,))
     _features.check_decays(momentum_decays=momentum_decays, rms_decays=rms_decays)
