@@ -16,7 +16,7 @@ from typing import Any
 
 import jax
 
-from benchmarks import ahead, queue, table, targets
+from benchmarks import ahead, queue, sharded, table, targets
 from benchmarks import reproduce as harness
 from benchmarks.cases import cases
 from benchmarks.machine import machine
@@ -89,6 +89,7 @@ def _add_compiled(commands: Any) -> None:
     descriptions = []
     for name, case in PROGRAMS.items():
         descriptions.append(f"{name}: {case.__doc__}")
+    descriptions.append(f"sharded: {sharded.__doc__} Of TPUs alone.")
     parser = commands.add_parser(
         "compiled",
         help="count kernels, traffic and memory for accelerators that need not be here",
@@ -98,7 +99,7 @@ def _add_compiled(commands: Any) -> None:
     parser.add_argument(
         "case",
         nargs="*",
-        type=_one_of(PROGRAMS),
+        type=_one_of([*PROGRAMS, "sharded"]),
         metavar="CASE",
         help="see below",
     )
@@ -317,8 +318,12 @@ def compile_ahead(args: argparse.Namespace) -> int:
     jax.config.update("jax_enable_compilation_cache", False)
     try:
         for name, device in found.items():
-            path = _compile_for(name, device, args)
-            print(f"written: {path}, and .md and .png beside it")
+            if args.case != ["sharded"]:
+                path = _compile_for(name, device, args)
+                print(f"written: {path}, and .md and .png beside it")
+            if name == "tpu-v5e" and "sharded" in (args.case or ["sharded"]):
+                path = _compile_sharded(args)
+                print(f"written: {path}, and .md beside it")
     finally:
         jax.config.update("jax_enable_compilation_cache", before)
     return 0
@@ -327,12 +332,17 @@ def compile_ahead(args: argparse.Namespace) -> int:
 def _compile_for(name: str, device: Any, args: argparse.Namespace) -> Path:
     target = targets.target(name)
     costs = []
-    for case in args.case or PROGRAMS:
+    refused = {}
+    for case in [case for case in PROGRAMS if case in (args.case or PROGRAMS)]:
         for step in PROGRAMS[case](args.scale == "smoke"):
-            print(f"{name}, {case}: {step.what} ...", file=sys.stderr, flush=True)
-            costs.append(ahead.cost(case, step, target, device))
+            what = f"{case}: {step.what}"
+            print(f"{name}, {what} ...", file=sys.stderr, flush=True)
+            try:
+                costs.append(ahead.cost(case, step, target, device))
+            except jax.errors.JaxRuntimeError as e:  # such as too little memory
+                refused[what] = str(e).splitlines()[0]
 
-    table = ahead.markdown(costs)
+    table = ahead.markdown(costs, refused)
     print(table)
     path = args.out / f"{name}.json"
     head = {
@@ -342,9 +352,33 @@ def _compile_for(name: str, device: Any, args: argparse.Namespace) -> Path:
         "limits": target.limits._asdict(),
     }
     records = [cost.record() for cost in costs]
-    path.write_text(json.dumps({**head, "programs": records}, indent=1) + "\n")
+    found = {**head, "programs": records, "refused": refused}
+    path.write_text(json.dumps(found, indent=1) + "\n")
     path.with_suffix(".md").write_text(table)
     ahead.chart(costs, path.with_suffix(".png"))
+    return path
+
+
+def _compile_sharded(args: argparse.Namespace) -> Path:
+    target = targets.target("tpu-v5e")
+    found = []
+    for topology, steps in sharded.SHARDED.items():
+        devices = targets.devices("tpu-v5e", topology_name=topology)
+        mesh = sharded.mesh_of(devices)
+        for step in steps(mesh):
+            print(f"{topology}: {step.what} ...", file=sys.stderr, flush=True)
+            cost = ahead.cost("sharded", step, target, devices[0])
+            found.append(sharded.Exchange(mesh.size, cost))
+            if args.scale == "smoke":
+                break
+
+    text = sharded.markdown(found)
+    print(text)
+    path = args.out / "tpu-v5e-sharded.json"
+    records = [each.record() for each in found]
+    head = {"scale": args.scale, **machine(), "device": "TPU v5 lite"}
+    path.write_text(json.dumps({**head, "programs": records}, indent=1) + "\n")
+    path.with_suffix(".md").write_text(text)
     return path
 
 

@@ -69,8 +69,8 @@ class Cost(NamedTuple):
 
 def cost(case: str, step: Step, target: Target, device: Any) -> Cost:
     """Compiles a step for a device of the target that need not be here."""
-    where = jax.sharding.SingleDeviceSharding(device)
-    jitted = jax.jit(step.f, in_shardings=where, out_shardings=where)
+    where = step.where or jax.sharding.SingleDeviceSharding(device)
+    jitted = jax.jit(step.f, in_shardings=where)
     shapes = jax.eval_shape(lambda *args: args, *step.args)
     traced = jitted.trace(*shapes)
     lowered = traced.lower()
@@ -121,17 +121,25 @@ _HEAD = (
 )
 
 
-def markdown(costs: Sequence[Cost]) -> str:
-    """A table, a row a program; what takes longest is bold."""
+def markdown(costs: Sequence[Cost], refused: Mapping[str, str] | None = None) -> str:
+    """A table, a row a program; what takes longest is bold.
+
+    Below it, programs that the compiler ``refused``, and what it said.
+    """
     rows = [_HEAD, ("---",) * len(_HEAD), *map(_cells, costs)]
-    return "".join("| " + " | ".join(row) + " |\n" for row in rows)
+    table = "".join("| " + " | ".join(row) + " |\n" for row in rows)
+    for what, said in (refused or {}).items():
+        table += f"\nNot compiled: {what} (`{said}`)\n"
+    return table
 
 
 def _cells(cost: Cost) -> tuple[str, ...]:
     products = sorted(cost.counts.dots.items())
     remarks = [f"{name}={value}" for name, value in cost.otherwise.items()]
     if cost.counts.unknown_loops:
-        remarks.append(f"{cost.counts.unknown_loops} loops of unknown length, once each")
+        remarks.append(
+            f"{cost.counts.unknown_loops} loops of unknown length, once each"
+        )
     more = f" ({'; '.join(remarks)})" if remarks else ""
     return (
         cost.case,

@@ -13,7 +13,19 @@ from typing import NamedTuple
 
 # They launch nothing.
 _FREE = frozenset(
-    ["parameter", "constant", "get-tuple-element", "tuple", "bitcast", "after-all", "iota", "partition-id", "replica-id", "opt-barrier", "add-dependency"]
+    [
+        "parameter",
+        "constant",
+        "get-tuple-element",
+        "tuple",
+        "bitcast",
+        "after-all",
+        "iota",
+        "partition-id",
+        "replica-id",
+        "opt-barrier",
+        "add-dependency",
+    ]
 )
 _ENDS = ("-done", "-update-start", "async-update")
 _COLLECTIVES = (
@@ -26,6 +38,7 @@ _COLLECTIVES = (
 _SLICES = ("dynamic-slice", "slice", "gather")
 _RENAMES = ("bitcast", "copy", "convert", "reshape")
 _HEAD = re.compile(r"^(ENTRY )?%?([\w.\-]+) \(.*\{$")
+_LAYOUT = re.compile(r"\{[^}]*\}")
 _ARRAY = re.compile(r"\b([a-z]\w*)\[([\d,]*)\](\{[^}]*\})?")
 
 
@@ -207,7 +220,9 @@ class _Module:
             dots=self.dots_of(each),
         )
         if kind in _COLLECTIVES:
-            sizes = (bytes_of(computation[name].type) for name in each.operands)
+            # From memories of the chip too.
+            types = (_LAYOUT.sub("", computation[n].type) for n in each.operands)
+            sizes = map(bytes_of, types)
             found = found._replace(
                 collectives=Counter({kind: 1}), exchanged_bytes=sum(sizes)
             )

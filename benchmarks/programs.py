@@ -16,11 +16,19 @@ from benchmarks.workloads import workload
 
 
 class Step(NamedTuple):
-    """A program to compile: ``f(*args)``, where arrays may be shapes."""
+    """A program to compile: ``f(*args)``, where arrays may be shapes.
+
+    Attributes:
+      what: it does.
+      f: the program.
+      args: its arguments.
+      where: they lie, as ``in_shardings`` of `jax.jit`; all on one device by default.
+    """
 
     what: str
     f: Callable[..., Any]
     args: tuple
+    where: Any = None
 
 
 def l2l(smoke: bool) -> Iterator[Step]:

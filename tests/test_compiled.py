@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from benchmarks import __main__ as command
-from benchmarks import ahead, hlo, measure, targets
+from benchmarks import ahead, hlo, measure, sharded, targets
 from benchmarks.programs import PROGRAMS, Step
 
 HAVE = {
@@ -112,6 +112,7 @@ def test_what_lies_on_the_chip_is_no_traffic():
     found = hlo.count(TEXT.replace("f32[6]{0}", "f32[6]{0:T(128)S(1)}"))
     assert found.read_bytes == 7 * 4 + 4
     assert found.written_bytes == 7 * 12 + 4
+    assert found.exchanged_bytes == 7 * 24
 
 
 def test_no_text_of_a_program():
@@ -241,7 +242,9 @@ def test_without_its_compiler_the_command_says_what_to_install(
     assert run(monkeypatch, "l2l", "--for", name, "--out", str(tmp_path / "o")) == 1
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith(f"{name}: JAX {jax.__version__} finds no compiler")
-    assert line.endswith(f"pip install --upgrade 'metajax[{targets.TARGETS[name].extra}]'")
+    assert line.endswith(
+        f"pip install --upgrade 'metajax[{targets.TARGETS[name].extra}]'"
+    )
     assert not (tmp_path / "o").exists()
 
 
@@ -266,8 +269,12 @@ def test_an_unknown_target(monkeypatch, capsys):
 @pytest.mark.parametrize("name", targets.TARGETS)
 def test_smoke_of_all_programs(name, monkeypatch, tmp_path):
     if not HAVE[name]:
-        pytest.skip(f"no compiler: pip install 'metajax[{targets.TARGETS[name].extra}]'")
-    assert run(monkeypatch, "--for", name, "--scale", "smoke", "--out", str(tmp_path)) == 0
+        pytest.skip(
+            f"no compiler: pip install 'metajax[{targets.TARGETS[name].extra}]'"
+        )
+    assert (
+        run(monkeypatch, "--for", name, "--scale", "smoke", "--out", str(tmp_path)) == 0
+    )
     found = json.loads((tmp_path / f"{name}.json").read_text())
     assert {program["case"] for program in found["programs"]} == set(PROGRAMS)
     for program in found["programs"]:
@@ -275,6 +282,33 @@ def test_smoke_of_all_programs(name, monkeypatch, tmp_path):
         assert program["counts"]["unknown_loops"] == 0
         assert np.isfinite(program["traffic_seconds"])
     assert (tmp_path / f"{name}.png").stat().st_size > 1000
+
+
+@pytest.mark.slow
+def test_what_chips_exchange_does_not_grow_with_tasks_or_loops():
+    if not HAVE["tpu-v5e"]:
+        pytest.skip("no compiler: pip install 'metajax[aot-tpu]'")
+    devices = targets.devices("tpu-v5e", topology_name=sharded.LARGE)
+    mesh = sharded.mesh_of(devices)
+    target = targets.TARGETS["tpu-v5e"]
+    few, many = (
+        ahead.cost("sharded", step, target, None).counts
+        for step in sharded.more_tasks(mesh)
+    )
+    assert few.collectives == many.collectives == {"all-reduce": 1}
+    assert few.exchanged_bytes == many.exchanged_bytes > 4 * 5_141
+
+
+@pytest.mark.slow
+def test_no_estimator_exchanges_in_its_loops():
+    if not HAVE["tpu-v5e"]:
+        pytest.skip("no compiler: pip install 'metajax[aot-tpu]'")
+    devices = targets.devices("tpu-v5e", topology_name=sharded.SMALL)
+    target = targets.TARGETS["tpu-v5e"]
+    for step in sharded.every_estimator(sharded.mesh_of(devices)):
+        found = ahead.cost("sharded", step, target, None).counts
+        assert found.unknown_loops == 0, step.what
+        assert 1 <= found.collectives.total() <= 2, step.what
 
 
 @pytest.mark.slow
