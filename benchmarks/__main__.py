@@ -1,8 +1,8 @@
 """Measurements and reproduced results.
 
 ``python -m benchmarks run [CASE ...]`` measures; ``python -m benchmarks compiled [CASE ...]``
-counts what programs compiled for accelerators do, on a machine without any; ``python -m benchmarks reproduce NAME`` runs an
-experiment of a paper; ``python -m benchmarks queue`` works off a list of them;
+counts what programs for accelerators do, on a machine without any; ``python -m benchmarks reproduce
+NAME`` runs an experiment of a paper; ``python -m benchmarks queue`` works off a list of them;
 ``python -m benchmarks report`` gathers what was reproduced.
 """
 

@@ -85,8 +85,11 @@ def cost(case: str, step: Step, target: Target, device: Any) -> Cost:
         compiled = lowered.compile(compiler_options={**target.options, **used})
     seconds = time.perf_counter() - begin
 
-    counts = hlo.count(compiled.as_text())
+    text = compiled.as_text()
     memory = compiled.memory_analysis()
+    assert text is not None, "compilers of accelerators give their text"
+    assert memory is not None, "and their memory"
+    counts = hlo.count(text)
     flop = flop_of(traced.jaxpr)
     moved = counts.read_bytes + counts.written_bytes
     launch = target.launch

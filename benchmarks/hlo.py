@@ -55,13 +55,13 @@ class Counts(NamedTuple):
       unknown_loops: loops of unknown length, each of which counts as if it ran once.
     """
 
-    kernels: Counter[str] = Counter()
-    read_bytes: int = 0
-    written_bytes: int = 0
-    dots: Counter[str] = Counter()
-    collectives: Counter[str] = Counter()
-    exchanged_bytes: int = 0
-    unknown_loops: int = 0
+    kernels: Counter[str]
+    read_bytes: int
+    written_bytes: int
+    dots: Counter[str]
+    collectives: Counter[str]
+    exchanged_bytes: int
+    unknown_loops: int
 
     @property
     def launches(self) -> int:
@@ -70,18 +70,34 @@ class Counts(NamedTuple):
 
     def plus(self, other: "Counts") -> "Counts":
         """One after the other."""
-        return Counts(*(mine + its for mine, its in zip(self, other, strict=True)))
+        return Counts(
+            self.kernels + other.kernels,
+            self.read_bytes + other.read_bytes,
+            self.written_bytes + other.written_bytes,
+            self.dots + other.dots,
+            self.collectives + other.collectives,
+            self.exchanged_bytes + other.exchanged_bytes,
+            self.unknown_loops + other.unknown_loops,
+        )
 
     def times(self, trips: int) -> "Counts":
         """So many times."""
-        scaled = []
-        for value in self:
-            if isinstance(value, Counter):
-                value = Counter({kind: trips * n for kind, n in value.items()})
-            else:
-                value *= trips
-            scaled.append(value)
-        return Counts(*scaled)._replace(unknown_loops=self.unknown_loops)
+        return Counts(
+            _times(trips, self.kernels),
+            trips * self.read_bytes,
+            trips * self.written_bytes,
+            _times(trips, self.dots),
+            _times(trips, self.collectives),
+            trips * self.exchanged_bytes,
+            self.unknown_loops,
+        )
+
+
+def _times(trips: int, counts: Counter[str]) -> Counter[str]:
+    return Counter({kind: trips * number for kind, number in counts.items()})
+
+
+NOTHING = Counts(Counter(), 0, 0, Counter(), Counter(), 0, 0)
 
 
 class Instruction(NamedTuple):
@@ -186,7 +202,7 @@ class _Module:
 
     def _total(self, name: str) -> Counts:
         """Of one run of a computation whose instructions are launched one by one."""
-        found = Counts()
+        found = NOTHING
         for each in self.computations[name].values():
             found = found.plus(self.of(each, name))
         return found
@@ -195,9 +211,9 @@ class _Module:
         """Of one instruction of the computation ``where``."""
         kind = each.kind.removesuffix("-start")
         if kind in _FREE or each.kind.endswith(_ENDS):
-            return Counts()
+            return NOTHING
         if 'custom_call_target="AllocateBuffer"' in each.rest:
-            return Counts()
+            return NOTHING
         if kind == "while":
             trips = self.trips(each, where)
             body = self.total(each.attribute("body") or "")
@@ -213,7 +229,7 @@ class _Module:
             return max(branches, key=lambda branch: branch.launches)
 
         computation = self.computations[where]
-        found = Counts(
+        found = NOTHING._replace(
             kernels=Counter({kind: 1}),
             read_bytes=self.read(each, computation),
             written_bytes=self.written(each, computation),

@@ -56,8 +56,8 @@ class UnavailableError(RuntimeError):
 
 
 TARGETS = {
-    # Float32 without tensor cores: two a multiply-add, cores, lanes, clock. The time of a launch
-    # is what MAML's and iMAML's meta-steps take on an H200, over their kernels.
+    # Float32 without tensor cores: two a multiply-add, cores, lanes, clock. The time of a launch:
+    # an H200 took 3.2 and 2.8 microseconds for each of MAML's and iMAML's.
     "h100": Target(
         {
             "platform": "cuda",
