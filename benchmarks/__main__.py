@@ -210,7 +210,8 @@ def _one_of(names: Iterable[str]) -> Callable[[str], str]:
 
     def checked(text):
         if text not in names:
-            raise argparse.ArgumentTypeError(f"no {text}; choose of {', '.join(names)}")
+            choices = ", ".join(names)
+            raise argparse.ArgumentTypeError(f"invalid choice {text}, take {choices}")
         return text
 
     return checked
