@@ -1,7 +1,8 @@
 """Measurements and reproduced results.
 
-``python -m benchmarks run [CASE ...]`` measures; ``python -m benchmarks reproduce NAME`` runs an
-experiment of a paper; ``python -m benchmarks queue`` works off a list of them;
+``python -m benchmarks run [CASE ...]`` measures; ``python -m benchmarks compiled [CASE ...]``
+counts what programs for accelerators do, on a machine without any; ``python -m benchmarks reproduce
+NAME`` runs an experiment of a paper; ``python -m benchmarks queue`` works off a list of them;
 ``python -m benchmarks report`` gathers what was reproduced.
 """
 
@@ -9,16 +10,18 @@ import argparse
 import json
 import os
 import sys
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
 import jax
 
-from benchmarks import queue, table
+from benchmarks import ahead, queue, sharded, table, targets
 from benchmarks import reproduce as harness
 from benchmarks.cases import cases
 from benchmarks.machine import machine
 from benchmarks.measure import machine_limits
+from benchmarks.programs import PROGRAMS
 
 RESULTS = Path("benchmarks/results")
 
@@ -28,6 +31,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
     _add_run(commands)
+    _add_compiled(commands)
     _add_reproduce(commands)
     _add_queue(commands)
     _add_report(commands)
@@ -49,7 +53,7 @@ def _add_run(commands: Any) -> None:
     parser.add_argument(
         "case",
         nargs="*",
-        choices=list(cases()),
+        type=_one_of(cases()),
         metavar="CASE",
         help="see below",
     )
@@ -79,6 +83,47 @@ def _add_run(commands: Any) -> None:
         help="smoke: does it run; claims nothing",
     )
     parser.set_defaults(do=measure)
+
+
+def _add_compiled(commands: Any) -> None:
+    descriptions = []
+    for name, case in PROGRAMS.items():
+        descriptions.append(f"{name}: {case.__doc__}")
+    descriptions.append(f"sharded: {sharded.__doc__} Of TPUs alone.")
+    parser = commands.add_parser(
+        "compiled",
+        help="count kernels, traffic and memory for accelerators that need not be here",
+        epilog="cases, all by default:\n" + "\n".join(descriptions),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument(
+        "case",
+        nargs="*",
+        type=_one_of([*PROGRAMS, "sharded"]),
+        metavar="CASE",
+        help="see below",
+    )
+    parser.add_argument(
+        "--for",
+        nargs="+",
+        dest="targets",
+        default=list(targets.TARGETS),
+        metavar="TARGET",
+        help=f"{', '.join(targets.TARGETS)}; all by default",
+    )
+    parser.add_argument(
+        "--out",
+        type=Path,
+        default=Path("out/compiled"),
+        help="a folder for TARGET.json, .md and .png",
+    )
+    parser.add_argument(
+        "--scale",
+        choices=("smoke", "full"),
+        default="full",
+        help="smoke: does it run; claims nothing",
+    )
+    parser.set_defaults(do=compile_ahead)
 
 
 def _add_reproduce(commands: Any) -> None:
@@ -158,6 +203,18 @@ def _positive_int(text: str) -> int:
     if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"must be at least 1, got {text}")
     return int(text)
+
+
+def _one_of(names: Iterable[str]) -> Callable[[str], str]:
+    """For an argument that may be left out: with ``choices``, Python 3.11 refuses that."""
+
+    def checked(text):
+        if text not in names:
+            choices = ", ".join(names)
+            raise argparse.ArgumentTypeError(f"invalid choice {text}, take {choices}")
+        return text
+
+    return checked
 
 
 def _json_path(text: str) -> Path:
@@ -243,6 +300,87 @@ def measure(args: argparse.Namespace) -> int:
     table.chart(rows, path.with_suffix(".png"))
     print(f"written: {path}, and .md and .png beside it")
     return 0
+
+
+def compile_ahead(args: argparse.Namespace) -> int:
+    """Compiles the cases that were asked for, for each target."""
+    jax.config.update("jax_platforms", "cpu")  # whatever the compilers would look for
+    try:
+        found = {name: targets.devices(name)[0] for name in args.targets}
+    except (ValueError, targets.UnavailableError) as e:
+        print(e, file=sys.stderr)
+        return 1
+    known = targets.known_topologies()
+    if known:
+        print(f"topologies of TPUs that this JAX knows: {', '.join(known)}")
+
+    args.out.mkdir(parents=True, exist_ok=True)
+    before = jax.config.jax_enable_compilation_cache  # pyright: ignore[reportAttributeAccessIssue]
+    jax.config.update("jax_enable_compilation_cache", False)
+    try:
+        for name, device in found.items():
+            if args.case != ["sharded"]:
+                path = _compile_for(name, device, args)
+                print(f"written: {path}, and .md and .png beside it")
+            if name == "tpu-v5e" and "sharded" in (args.case or ["sharded"]):
+                path = _compile_sharded(args)
+                print(f"written: {path}, and .md beside it")
+    finally:
+        jax.config.update("jax_enable_compilation_cache", before)
+    return 0
+
+
+def _compile_for(name: str, device: Any, args: argparse.Namespace) -> Path:
+    target = targets.target(name)
+    costs = []
+    refused = {}
+    for case in [case for case in PROGRAMS if case in (args.case or PROGRAMS)]:
+        for step in PROGRAMS[case](args.scale == "smoke"):
+            what = f"{case}: {step.what}"
+            print(f"{name}, {what} ...", file=sys.stderr, flush=True)
+            try:
+                costs.append(ahead.cost(case, step, target, device))
+            except jax.errors.JaxRuntimeError as e:  # such as too little memory
+                refused[what] = str(e).splitlines()[0]
+
+    table = ahead.markdown(costs, refused)
+    print(table)
+    path = args.out / f"{name}.json"
+    head = {
+        "scale": args.scale,
+        **machine(),
+        "device": device.device_kind,
+        "limits": target.limits._asdict(),
+    }
+    records = [cost.record() for cost in costs]
+    found = {**head, "programs": records, "refused": refused}
+    path.write_text(json.dumps(found, indent=1) + "\n")
+    path.with_suffix(".md").write_text(table)
+    ahead.chart(costs, path.with_suffix(".png"))
+    return path
+
+
+def _compile_sharded(args: argparse.Namespace) -> Path:
+    target = targets.target("tpu-v5e")
+    found = []
+    for topology, steps in sharded.SHARDED.items():
+        devices = targets.devices("tpu-v5e", topology_name=topology)
+        mesh = sharded.mesh_of(devices)
+        for step in steps(mesh):
+            print(f"{topology}: {step.what} ...", file=sys.stderr, flush=True)
+            cost = ahead.cost("sharded", step, target, devices[0])
+            found.append(sharded.Exchange(mesh.size, cost))
+            if args.scale == "smoke":
+                break
+
+    text = sharded.markdown(found)
+    print(text)
+    path = args.out / "tpu-v5e-sharded.json"
+    records = [each.record() for each in found]
+    head = {"scale": args.scale, **machine(), "device": "TPU v5 lite"}
+    path.write_text(json.dumps({**head, "programs": records}, indent=1) + "\n")
+    path.with_suffix(".md").write_text(text)
+    return path
 
 
 if __name__ == "__main__":

@@ -16,7 +16,7 @@ LAM = 1e3
 
 
 class Workload(NamedTuple):
-    """A meta-gradient to compute: conv-4, 5 ways, 1 shot, 5 queries a class, 4 tasks.
+    """A meta-gradient to compute: conv-4, 5 ways by default, 1 shot, 5 queries a class, 4 tasks.
 
     Attributes:
       kind: ``"maml"`` or ``"imaml"``.
@@ -25,6 +25,7 @@ class Workload(NamedTuple):
       lam: of iMAML.
       cg: steps of conjugate gradients, of iMAML.
       problem: conv-4.
+      loop: of a learner of that kind.
       estimator: ours.
       args: of its ``estimate``; the second of these are the parameters.
       batches: what our estimate draws: support images ``[tasks, B, size, size, 1]``, labels, query
@@ -37,6 +38,7 @@ class Workload(NamedTuple):
     lam: float
     cg: int
     problem: mx.Problem
+    loop: mx.Inner
     estimator: mx.Estimator
     args: tuple
     batches: tuple[Any, ...]
@@ -75,12 +77,15 @@ def workload(
     smoke: bool,
     steps: int | None = None,
     remat: Any = True,
+    ways: int | None = None,
 ) -> Workload:
     """The same from one process to the next.
 
     Rematerialised, as `mx.bptt` does if not told otherwise.
     """
     size = _SMOKE if smoke else _Size()
+    if ways is not None:
+        size = size._replace(ways=ways)
     if steps is None:
         steps = 2 if smoke else {"maml": 5, "imaml": 16}[kind]
     shape = (size.side, size.side, 1)
@@ -121,6 +126,7 @@ def workload(
         LAM,
         size.cg,
         problem,
+        loop,
         estimator,
         args,
         batches,

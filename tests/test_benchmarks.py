@@ -338,3 +338,14 @@ def test_bad_commands(args, monkeypatch, capsys):
         command.main()
     assert e.value.code == 2
     assert "invalid choice" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("name", "do"), [("run", "measure"), ("compiled", "compile_ahead")]
+)
+def test_no_case_is_all_cases(name, do, monkeypatch):
+    asked = []
+    monkeypatch.setattr(command, do, lambda args: asked.append(args.case) or 0)
+    monkeypatch.setattr("sys.argv", ["benchmarks", name, "--scale", "smoke"])
+    assert command.main() == 0
+    assert asked == [[]]

@@ -35,7 +35,8 @@ def pes(setting: Setting) -> list[Row]:
     return [_antithetic(setting, "pes", 2 if setting.smoke else 10)]
 
 
-def _population(smoke: bool) -> Population:
+def population(smoke: bool) -> Population:
+    """An LSTM optimizer that trains a network on digits."""
     pairs = 2 if smoke else 32
     units = 3 if smoke else 20
     steps = 4 if smoke else 20
@@ -48,8 +49,8 @@ def _population(smoke: bool) -> Population:
 
 
 def _antithetic(setting: Setting, case: str, truncation: int | None) -> Row:
-    population = _population(setting.smoke)
-    loop, pairs, meta_params, data = population
+    problem = population(setting.smoke)
+    loop, pairs, meta_params, data = problem
     window = truncation or loop.horizon
     estimator = mx.pes(loop, pairs, STD, truncation)
     state = estimator.init(jax.random.key(1), meta_params, data)
@@ -70,7 +71,7 @@ def _antithetic(setting: Setting, case: str, truncation: int | None) -> Row:
         return jax.vmap(meta_loss)(members, keys)
 
     what = f"{pairs} pairs x {window} steps, {flat.size:,} meta-parameters"
-    ours = estimate_of(estimator, population, state)
+    ours = estimate_of(estimator, problem, state)
     alone = Program(bare, (members, keys, data), jnp.mean)
     return _against_inner_loops(setting, case, what, ours, alone)
 
@@ -80,8 +81,8 @@ def _open_es(setting: Setting, case: str) -> Row:
         Open_ES,  # here, since importing it settles JAX's devices
     )
 
-    population = _population(setting.smoke)
-    loop, pairs, meta_params, data = population
+    problem = population(setting.smoke)
+    loop, pairs, meta_params, data = problem
     strategy = Open_ES(2 * pairs, solution=meta_params)
     estimator = mx.ask_tell(loop, strategy, 1)
     state = estimator.init(jax.random.key(1), meta_params, data)
@@ -108,7 +109,7 @@ def _open_es(setting: Setting, case: str) -> Row:
         return jax.vmap(meta_loss)(members)
 
     what = f"Open_ES, {2 * pairs} members x {loop.horizon} steps, {mean.size:,} meta-parameters"
-    ours = estimate_of(estimator, population, state)
+    ours = estimate_of(estimator, problem, state)
     alone = Program(bare, (members, task_key, data), jnp.mean)
     return _against_inner_loops(setting, case, what, ours, alone)
 
