@@ -399,18 +399,16 @@ def picture(results: Results, settings: Settings, figure: Any) -> None:
     left.invert_yaxis()
 
 
-def _grid(first: int, num_rates: int) -> list[float]:
-    """1 and 3 times powers of ten, from ``10 ** first`` on."""
-    return [float(f"{(1, 3)[k % 2]}e{first + k // 2}") for k in range(num_rates)]
-
-
+# Those of the published curves; each has seven at the small scale, around what is usual.
+_RATES = [1e-7, 3e-7, 1e-6, 3e-6, 1e-5, 3e-5, 1e-4, 3e-4, 1e-3, 3e-3, 0.01, 0.03, 0.1]
+_RATES += [0.3, 1.0]
 _SEVEN = {
-    "Adam": _grid(-4, 7),
-    "AdamW": _grid(-4, 7),
-    "NAdam": _grid(-4, 7),
-    "Lion": _grid(-5, 7),
-    "Muon": _grid(-3, 7),
-    "schedule-free AdamW": _grid(-4, 7),
+    "Adam": _RATES[6:13],
+    "AdamW": _RATES[6:13],
+    "NAdam": _RATES[6:13],
+    "Lion": _RATES[4:11],
+    "Muon": _RATES[7:14],
+    "schedule-free AdamW": _RATES[7:14],
 }
 _SMOKE = {
     "tasks": [SHARED],
@@ -444,7 +442,7 @@ _FULL = {
     "tasks": list(scores.published()),
     "steps": 10_000,
     "last": 200,
-    "rates": {name: _grid(-7, 15) for name in _SEVEN},
+    "rates": dict.fromkeys(_SEVEN, _RATES),
 }
 
 EXPERIMENT = Experiment(
