@@ -121,40 +121,41 @@ def names(settings: Settings) -> list[str]:
 
 
 def run(seed: int, settings: Settings, folder: Path) -> Result:
+    search_key, key = jax.random.key(2 * seed), jax.random.key(2 * seed + 1)
+    posed = {task: _Posed(task, settings, folder) for task in settings["tasks"]}
+    results: Result = {}
     searched = {}
-    for task in settings["tasks"]:
-        posed = _Posed(task, settings, folder)
-        for name, rates in settings["rates"].items():
-            key = jax.random.key(2 * seed)
-            searched[task, name] = posed.losses(name, rates, key, "search")
-
-    common = {
-        name: _rate_for_all(searched, name, settings) for name in settings["rates"]
-    }
-    results: Result = {f"{name}: rate": np.asarray(x) for name, x in common.items()}
-    for task in settings["tasks"]:
-        posed = _Posed(task, settings, folder)
-        key = jax.random.key(2 * seed + 1)
+    for task, runs in posed.items():
         for name in LEARNED:
-            [losses] = posed.losses(name, [0.0], key, "report")
-            results[f"{task}, {name}"] = losses[[0, -1]]
-
+            results[f"{task}, {name}"] = runs.ends(name, 0.0, key, "learned")
         for name, rates in settings["rates"].items():
-            final = searched[task, name][:, -1]
-            best = rates[_lowest(final)]
-            tuned, untuned = posed.losses(name, [best, common[name]], key, "report")
-            results[f"{task}, {name}"] = tuned[[0, -1]]
-            results[f"{task}, {one_rate(name)}"] = untuned[[0, -1]]
-            results[f"{task}, {name}: rate"] = np.asarray(best)
-        results[f"{task}: smoothed Adam"] = _smoothed(
-            searched[task, "Adam"], settings["every"]
-        )
-        print(_line(task, results, settings), flush=True)
+            losses = runs.losses(name, rates, search_key, "search")
+            searched[task, name] = losses
+            rate = rates[_lowest(losses[:, -1])]
+            results[f"{task}, {name}: rate"] = np.asarray(rate)
+            results[f"{task}, {name}"] = runs.ends(name, rate, key, "tuned")
+        adam = _smoothed(searched[task, "Adam"], settings["every"])
+        results[f"{task}: smoothed Adam"] = adam
+        print(_text(task, results, settings), flush=True)
+        runs.forget()
+
+    for name in settings["rates"]:
+        rate = _rate_for_all(searched, name, settings)
+        results[f"{name}: rate"] = np.asarray(rate)
+        print(f"{name}: {rate} for all tasks", flush=True)
+    for task, runs in posed.items():
+        for name in settings["rates"]:
+            rate = float(results[f"{name}: rate"])
+            ends = results[f"{task}, {name}"]
+            if rate != results[f"{task}, {name}: rate"]:
+                ends = runs.ends(name, rate, key, "one rate")
+            results[f"{task}, {one_rate(name)}"] = ends
+        runs.forget()
     return results
 
 
 class _Posed:
-    """A task with its data, and the runs on it that are done."""
+    """A task, and the runs on it that are done."""
 
     def __init__(self, name: str, settings: Settings, folder: Path):
         self.name = name
@@ -169,7 +170,23 @@ class _Posed:
         if settings["data"] is not None:
             task = task._replace(data=settings["data"])
         self.task = task
+        self.forget()
+
+    def forget(self) -> None:
+        """The data and what is compiled: memory is for the next task."""
         self._data: Any = None
+        self._runners: dict[str, Any] = {}
+
+    def ends(
+        self,
+        name: str,
+        rate: float,
+        key: Any,
+        purpose: str,
+    ) -> np.ndarray:
+        """The losses before and after a run, ``[2]``."""
+        [losses] = self.losses(name, [rate], key, purpose)
+        return losses[[0, -1]]
 
     def losses(
         self,
@@ -183,21 +200,29 @@ class _Posed:
         if file.exists():
             return np.load(file)
 
-        if self._data is None:
-            self._data = jax.tree.map(jnp.asarray, images(self.task))
-        contender = (LEARNED | BASELINES)[name]
-        at_rate = runner(problem(self.task), batches(self.task), contender, self.length)
-        losses = {}
+        at_rate = self._runner(name)
+        losses = []
         for rate in rates:
-            if rate not in losses:
-                found = at_rate(jax.random.clone(key), jnp.float32(rate), self._data)
-                losses[rate] = np.asarray(found)
+            found = at_rate(jax.random.clone(key), jnp.float32(rate), self._data)
+            losses.append(np.asarray(found))
+        stacked = np.stack(losses)
 
-        stacked = np.stack([losses[rate] for rate in rates])
         part = file.with_suffix(".part.npy")
         np.save(part, stacked)
         part.rename(file)
         return stacked
+
+    def _runner(self, name: str) -> Any:
+        if self._data is None:
+            self._data = jax.tree.map(jnp.asarray, images(self.task))
+        if name not in self._runners:
+            self._runners[name] = runner(
+                problem(self.task),
+                batches(self.task),
+                (LEARNED | BASELINES)[name],
+                self.length,
+            )
+        return self._runners[name]
 
 
 def _lowest(losses: np.ndarray) -> int:
@@ -224,10 +249,11 @@ def _smoothed(losses: np.ndarray, every: int) -> np.ndarray:
     return np.stack([np.interp(at, there, one) for one in scores.smoothed(losses)])
 
 
-def _line(task: str, results: Result, settings: Settings) -> str:
+def _text(task: str, results: Result, settings: Settings) -> str:
+    """What has come out on a task."""
     curve = scores.published()[task]
     lines = [task]
-    for name in names(settings):
+    for name in [*LEARNED, *settings["rates"]]:
         loss = results[f"{task}, {name}"][-1]
         gain = scores.speed_up(curve, loss, settings["steps"])
         capped = float(normalised(TASKS[task], loss))
@@ -235,9 +261,9 @@ def _line(task: str, results: Result, settings: Settings) -> str:
         if name in settings["rates"]:
             rates = settings["rates"][name]
             rate = float(results[f"{task}, {name}: rate"])
-            edge = " (edge)" if rate in (rates[0], rates[-1]) else ""
+            edge = ", an edge" if rate in (rates[0], rates[-1]) else ""
             text += f", rate {rate}{edge}"
-        lines.append(f"  {name:<30} {text}")
+        lines.append(f"  {name:<20} {text}")
     return "\n".join(lines)
 
 
