@@ -16,13 +16,12 @@ from benchmarks.velodrome import scores
 from benchmarks.velodrome.tasks import (
     TASKS,
     FixedTask,
-    batches,
     images,
     normalised,
     problem,
     resized,
 )
-from benchmarks.velodrome.training import Contender, Length, runner
+from benchmarks.velodrome.training import Contender, Length, order, runner
 
 TFDS = os.environ.get("TFDS_DATA_DIR")
 
@@ -244,7 +243,7 @@ def test_losses_before_training(name):
         pytest.skip(f"{task.data} is not prepared: set TFDS_DATA_DIR")
     data = jax.tree.map(jnp.asarray, images(task))
     posed = problem(task)
-    drawn = batches(task)
+    drawn = mx.tasks.minibatches(task.batch)
 
     @jax.jit
     def start(key, batch):
@@ -373,20 +372,42 @@ def test_a_run_is_that_of_a_loop_and_is_measured_before_and_after():
         init=lambda key, task: jnp.ones(2),
         loss=lambda key, x, batch: (jnp.sum(x**2), {}),
     )
-    nothing = mx.Tasks(
-        sample=lambda key, data: (),
-        train=lambda key, data, task: (),
-        test=lambda key, data, task: (),
-    )
+    data = {"image": jnp.zeros((7, 1)), "label": jnp.zeros(7, int)}
     sgd = Contender(lambda rate, num_steps: optax.sgd(rate))
-    run = runner(bowl, nothing, sgd, Length(steps=6, every=2, batches=3, last=4))
+    run = runner(bowl, 2, sgd, Length(steps=6, every=2, batches=3, last=4))
     expected = 2 * 0.8 ** (2 * np.array([0, 2, 4, 6]))
-    losses = run(jax.random.key(0), 0.1, ())
+    losses = run(jax.random.key(0), 0.1, data)
     np.testing.assert_allclose(losses, expected, rtol=1e-5)
 
     halved = sgd._replace(judged=lambda state, params: params / 2)
-    run = runner(bowl, nothing, halved, Length(steps=6, every=2, batches=3, last=4))
-    np.testing.assert_allclose(run(jax.random.key(0), 0.1, ()), expected / 4, rtol=1e-5)
+    run = runner(bowl, 2, halved, Length(steps=6, every=2, batches=3, last=4))
+    np.testing.assert_allclose(
+        run(jax.random.key(0), 0.1, data), expected / 4, rtol=1e-5
+    )
+
+
+def test_batches_go_through_permutations():
+    index = np.asarray(order(jax.random.key(0), num_images=7, batch=3, count=5))
+    assert index.shape == (5, 3)
+    first, second, third = index[:2].ravel(), index[2:4].ravel(), index[4]
+    for epoch in (first, second, third):
+        assert len(set(epoch)) == len(epoch)
+        assert set(epoch) <= set(range(7))
+    assert (first != second).any()
+
+
+def test_nothing_is_measured_on_what_was_trained_on_in_this_epoch():
+    table = mx.problems.stateless(
+        init=lambda key, task: jnp.zeros(12),
+        loss=lambda key, x, batch: (jnp.mean(x[batch["label"]]), {}),
+    )
+    data = {"image": jnp.zeros((12, 1)), "label": jnp.arange(12)}
+    sgd = Contender(lambda rate, num_steps: optax.sgd(rate))
+    # An epoch of six batches: measured, trained, trained, and again; the last is of another.
+    run = runner(table, 2, sgd, Length(steps=4, every=2, batches=1, last=1))
+    losses = run(jax.random.key(0), 1.0, data)
+    np.testing.assert_allclose(losses[:2], 0)
+    assert losses[2] < 0
 
 
 def test_matrices_of_muon_are_a_column_an_output():

@@ -33,7 +33,7 @@ from benchmarks.reproduce import (
     claim,
 )
 from benchmarks.velodrome import scores
-from benchmarks.velodrome.tasks import TASKS, batches, images, normalised, problem
+from benchmarks.velodrome.tasks import TASKS, images, normalised, problem
 from benchmarks.velodrome.training import Contender, Length, runner
 
 VELO = "Metz et al. 2022, fixed tasks of VeLOdrome"
@@ -223,7 +223,7 @@ class _Posed:
         if name not in self._runners:
             self._runners[name] = runner(
                 problem(self.task),
-                batches(self.task),
+                self.task.batch,
                 (LEARNED | BASELINES)[name],
                 self.length,
             )

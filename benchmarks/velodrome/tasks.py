@@ -135,14 +135,6 @@ def _resized_axis(x: np.ndarray, axis: int, size: int) -> np.ndarray:
     return (1 - share) * lower + share * upper
 
 
-def batches(task: FixedTask) -> mx.Tasks:
-    """Its batches; those of evaluation have the same size, and come from the same images.
-
-    Drawn with replacement; the original goes through permutations.
-    """
-    return mx.tasks.minibatches(task.batch, test_size=task.batch)
-
-
 def problem(task: FixedTask) -> mx.Problem:
     """What is minimised: parameters are a list of layers.
 
