@@ -106,13 +106,16 @@ def runner(
             return (optax.apply_updates(params, updates), state), None
 
         def stretch(carry, indices):
-            value = measured(*carry, indices[: length.batches])
+            params, state = carry
+            value = measured(params, state, indices[: length.batches])
             carry, _ = lax.scan(step, carry, indices[length.batches :])
             return carry, value
 
         params, _ = problem.init(k_init, ())
         grouped = indices[:in_stretches].reshape(stretches, -1, batch)
-        carry, losses = lax.scan(stretch, (params, tx.init(params)), grouped)
-        return jnp.append(losses, measured(*carry, indices[in_stretches:]))
+        start = (params, tx.init(params))
+        (params, state), losses = lax.scan(stretch, start, grouped)
+        last = measured(params, state, indices[in_stretches:])
+        return jnp.append(losses, last)
 
     return run
