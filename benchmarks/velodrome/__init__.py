@@ -1,0 +1,1 @@
+"""Fixed image tasks of VeLOdrome, the published curves of hand-made optimizers, and scores."""
