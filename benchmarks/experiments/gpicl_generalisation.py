@@ -410,7 +410,7 @@ def picture(results: Results, settings: Settings, figure: Any) -> None:
         xlabel="tasks of meta-training",
         ylabel="gain within a stream (points)",
         xticks=range(len(numbers)),
-        xticklabels=["endless" if n is None else str(n) for n in numbers],
+        xticklabels=["∞" if n is None else str(n) for n in numbers],
     )
     for ax, name in zip(axes, where, strict=True):
         for i, method in enumerate((*NEW, "VSML", *ONLINE, *settings["others"])):
