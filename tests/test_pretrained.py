@@ -69,6 +69,21 @@ def test_the_learning_algorithm_learns_images_it_never_saw():
     assert accuracy[:, -100:].mean() > 0.7
 
 
+@pytest.mark.slow
+def test_the_fast_weights_learn_images_they_never_saw():
+    learner = mx.pretrained.load("delta-rule-mnist")
+    digits = mx.data.load("digits", "test")
+    shape = (len(digits["label"]), 14, 14, 1)
+    image = np.asarray(jax.image.resize(digits["image"] / 255, shape, "linear"))
+    digits["image"] = (image - image.mean()) / image.std()
+    loop = mx.inner(learner, mx.tasks.minibatches(1), horizon=100)
+    meta_params = learner.meta(jax.random.key(1))
+    curves = mx.evaluate(loop, jax.random.key(0), meta_params, digits, num_tasks=16)
+    accuracy = np.asarray(curves.metrics["accuracy"])
+    assert accuracy[:, :5].mean() < 0.4
+    assert accuracy[:, -20:].mean() > 0.7
+
+
 @pytest.mark.parametrize(
     "layers",
     [
@@ -91,6 +106,7 @@ def test_the_learning_algorithm_refuses_networks_on_which_it_does_not_learn(laye
 
 def test_the_meta_parameters_of_a_learner_are_those_of_the_set():
     for name, learner in (
+        ("delta-rule-mnist", mx.pretrained.load("delta-rule-mnist")),
         ("maml-omniglot", mx.pretrained.load("maml-omniglot")),
         ("vsml-mnist", mx.pretrained.load("vsml-mnist")(64, 10)),
     ):
@@ -113,5 +129,5 @@ def test_the_initialisation_tells_characters_apart_that_it_never_saw():
 
 def test_an_unknown_name_is_told_the_known_ones():
     for call in (mx.pretrained.load, mx.pretrained.params, mx.pretrained.card):
-        with pytest.raises(ValueError, match="name must be one of l2l-digits"):
+        with pytest.raises(ValueError, match="name must be one of delta-rule-mnist"):
             call("l2l-everything")

@@ -14,7 +14,7 @@ from metajax import cells, nets, optim, problems
 from metajax._arguments import checked
 from metajax.cells import Layer
 from metajax.io import load as load_tree
-from metajax.learners import maml, vsml
+from metajax.learners import delta_rule, maml, vsml
 from metajax.pretrained import _celo_file
 from metajax.types import Key, LearnedOptimizer, Learner, MetaParams, PyTree
 
@@ -69,18 +69,25 @@ def _vsml_mnist() -> _Set:
     return _Set(_vsml_network(2, 2).meta, _vsml_networks)
 
 
-def _maml_omniglot() -> _Set:
-    net = nets.conv4(5, (28, 28, 1), 32)
-    learner = maml(problems.classifier(*net), 0.4)
-
-    def ready(meta_params):
+def _learner(learner: Learner) -> _Set:
+    def ready(meta_params: MetaParams) -> Learner:
         return learner._replace(meta=lambda key: meta_params)
 
-    return _Set(net.init, ready)
+    return _Set(learner.meta, ready)
+
+
+def _maml_omniglot() -> _Set:
+    net = nets.conv4(5, (28, 28, 1), 32)
+    return _learner(maml(problems.classifier(*net), 0.4))
+
+
+def _delta_rule_mnist() -> _Set:
+    return _learner(delta_rule(14 * 14, 10))
 
 
 # Functions, so that importing them computes nothing.
 _SETS: dict[str, Callable[[], _Set]] = {
+    "delta-rule-mnist": _delta_rule_mnist,
     "l2l-digits": _l2l_digits,
     "l2l-mnist": _l2l_mnist,
     "maml-omniglot": _maml_omniglot,
@@ -105,8 +112,8 @@ def load(name: str) -> Any:
     ``l2l-*``: an `optax.GradientTransformation`, for `optax.chain`. ``vsml-*``: a function of the
     inputs and the classes of a network, ``(784, 10)`` say, that gives a `metajax.Learner`; it was
     meta-trained with one dense layer, and refuses several and convolutions.
-    ``maml-*``: a `metajax.Learner`; the card names the images and the classes it is for. The
-    ``meta`` of these learners gives the parameters of the set.
+    ``maml-*``, ``delta-rule-*``: a `metajax.Learner`; the card names the images and the classes it
+    is for. The ``meta`` of these learners gives the parameters of the set.
 
     Raises:
       ValueError: an unknown name; from ``vsml-*``, other layers than it was meta-trained with.
