@@ -36,7 +36,7 @@ def biased(tasks: Tasks, probability: UnitInterval, seed: NonNegativeInt = 0) ->
 
     def sample(key, data):
         k_which, k_task = jax.random.split(key)
-        is_the_one = jax.random.bernoulli(k_which, probability)
+        is_the_one = jax.random.bernoulli(k_which, float(probability))
         k_one = jax.random.key(seed, impl=jax.random.key_impl(key))
         return tasks.sample(jnp.where(is_the_one, k_one, k_task), data)
 
