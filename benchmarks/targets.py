@@ -125,7 +125,8 @@ def devices(name: str, **description: str) -> list[Any]:
     try:
         topology = topologies.get_topology_desc(**{**found.description, **description})
     except (ImportError, NotImplementedError, RuntimeError, TypeError) as e:
-        # Without the plug-in JAX says that it has no such platform.
+        # Without the plug-in JAX has no such platform, with a broken one it fails to load, and an
+        # older JAX asks for other arguments; which it was is in the message.
         lines = str(e).splitlines() or [type(e).__name__]
         raise UnavailableError(
             f"{name}: JAX {jax.__version__} finds no compiler for it ({lines[0]}); {remedy}"

@@ -317,20 +317,24 @@ def test_maml_over_another_optimizer_with_a_learned_rate(x64):
     )
 
 
-@pytest.mark.parametrize("horizon", [1, 2, 4, (1, 3)])
-def test_a_learner_made_for_so_many_steps_is_joined_for_so_many(horizon):
-    made = {
-        "maml_plus_plus": mx.maml_plus_plus(PROBLEM, WEIGHTS, RATE),
-        "multi_step": mx.multi_step(mx.maml(PROBLEM, RATE), WEIGHTS),
-        "with a learned loss": mx.learned_loss(
+def weighing_their_steps():
+    """Learners with a weight for each of three steps."""
+    return (
+        mx.maml_plus_plus(PROBLEM, WEIGHTS, RATE),
+        mx.multi_step(mx.maml(PROBLEM, RATE), WEIGHTS),
+        mx.learned_loss(
             lambda problem: mx.maml_plus_plus(problem, WEIGHTS, RATE),
             PROBLEM,
             lambda own, *args: PROBLEM.loss(*args)[0],
             meta=lambda key: (),
         ),
-        "your own": mx.maml(PROBLEM, RATE)._replace(steps=3),
-    }
-    for learner in made.values():
+    )
+
+
+@pytest.mark.parametrize("horizon", [1, 2, 4, (1, 3)])
+def test_a_learner_made_for_so_many_steps_is_joined_for_so_many(horizon):
+    your_own = mx.maml(PROBLEM, RATE)._replace(steps=3)
+    for learner in (*weighing_their_steps(), your_own):
         mx.inner(learner, mx.tasks.with_query(TASKS), 3)
         with pytest.raises(
             ValueError, match="horizon must be 3, the steps that learner"
@@ -339,17 +343,7 @@ def test_a_learner_made_for_so_many_steps_is_joined_for_so_many(horizon):
 
 
 def test_a_learner_that_weighs_its_steps_is_judged_by_all_of_them():
-    made = {
-        "maml_plus_plus": mx.maml_plus_plus(PROBLEM, WEIGHTS, RATE),
-        "multi_step": mx.multi_step(mx.maml(PROBLEM, RATE), WEIGHTS),
-        "with a learned loss": mx.learned_loss(
-            lambda problem: mx.maml_plus_plus(problem, WEIGHTS, RATE),
-            PROBLEM,
-            lambda own, *args: PROBLEM.loss(*args)[0],
-            meta=lambda key: (),
-        ),
-    }
-    for learner in made.values():
+    for learner in weighing_their_steps():
         with pytest.raises(ValueError, match=r"(?s)'online'.*step_weights\(steps, 1.0"):
             mx.inner(learner, mx.tasks.with_query(TASKS), STEPS, "heldout")
 
