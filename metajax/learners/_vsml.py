@@ -66,13 +66,15 @@ def vsml(
     ``backward`` have a gradient of zero, and of noise alone under an evolution strategy. A
     permutation of the inputs or of the outputs permutes the states and changes nothing else.
 
-    One dense layer is the network of the code published with the paper, to rounding. With several
-    layers parameters do not transfer from it, in three points. Messages here are computed from the
-    cells' states when they are read, so that the cells are all there is to keep; there they are
-    stored: zero at first, where here the messengers' bias is sent, and of the time before replicas
-    are merged. With ``backward_pass`` nothing comes from above on the way up; there it is what was
-    last sent. And there a convolution averages all features over its positions at every tick, pads
-    by 1, and divides its messages by the square of the kernel's width.
+    One dense layer is the network of the code published with the paper, to rounding, if examples
+    come one by one; of several at once, it sends the error of their mean, which is what is sent
+    here divided by ``batch_size``. With several layers parameters do not transfer from it, in three
+    points. Messages here are computed from the cells' states when they are read, so that the cells
+    are all there is to keep; there they are stored: zero at first, where here the messengers' bias
+    is sent, and of the time before replicas are merged. With ``backward_pass`` nothing comes from
+    above on the way up; there it is what was last sent. And there a convolution averages all
+    features over its positions at every tick, pads by 1, and divides its messages by the square of
+    the kernel's width.
 
     Args:
       layers: units from the input to the classes, e.g. ``(784, 10)``, or layers from

@@ -55,8 +55,10 @@ def adafactor_mlp(
     ``b`` is learned as ``x`` in ``1 - (1 - b) exp(10 x)``, from ``x = 0``.
 
     Features, their order, constants and network are those of the authors' `learned_optimization`,
-    with weights that are transposed. As many momenta as factored decays are needed, since they are
-    multiplied pair by pair. It needs the parameters: ``tx.update(updates, state, params)``.
+    with weights that are transposed; of the repository, that is: its release 0.0.1 divides the
+    momentum of scalars and vectors by ``sqrt(v)`` and not yet by ``sqrt(v + 1e-6)``. As many
+    momenta as factored decays are needed, since they are multiplied pair by pair. It needs the
+    parameters: ``tx.update(updates, state, params)``.
 
     Args:
       hidden: units of each hidden layer, with ReLU.
