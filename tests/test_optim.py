@@ -473,6 +473,17 @@ def test_the_same_in_float64(name, dtype, x64):
     )
 
 
+@pytest.mark.parametrize("name", ["mlp", "adafactor_mlp", "nadam"])
+def test_a_weakly_typed_leaf_counts_as_what_it_is(name, x64):
+    weak, strong = {"s": jnp.asarray(0.5)}, {"s": jnp.asarray(np.float64(0.5))}
+    assert weak["s"].weak_type
+    assert not strong["s"].weak_type
+    opt = OPTS[name]
+    tx = opt.tx(opt.init(KEY))
+    got, want = tx.init(weak), tx.init(strong)
+    chex.assert_trees_all_equal_shapes_and_dtypes(got, want)
+
+
 def keeps_shapes_dtypes_and_state(opt, params):
     def update(params):
         tx = opt.tx(opt.init(KEY))

@@ -203,7 +203,7 @@ def of_imaml(options):
     return lambda problem: mx.imaml(problem, descent, cg, options["lam"])
 
 
-LEARNERS = {
+FAMILY = {
     "maml": lambda problem: mx.maml(problem, 0.4),
     "fomaml": lambda problem: mx.fomaml(problem, 0.4),
     "anil": lambda problem: mx.anil(problem, 0.4, lambda name: name.endswith("1")),
@@ -212,13 +212,13 @@ LEARNERS = {
 }
 
 
-@pytest.mark.parametrize("name", LEARNERS)
+@pytest.mark.parametrize("name", FAMILY)
 def test_adaptation(x64, name):
     """Of learn2learn, and iMAML of its authors: five steps, and four of conjugate gradients."""
     theirs, start, task = ADAPTATION[name], ADAPTATION["start"], ADAPTATION["task"]
     support = {"image": task["x"], "label": task["y"]}
     query = {"image": task["x_query"], "label": task["y_query"]}
-    learner = LEARNERS[name](mx.problems.classifier(lambda key: start, perceptron))
+    learner = FAMILY[name](mx.problems.classifier(lambda key: start, perceptron))
     meta_params, want = start, theirs["gradient"]
     if name == "meta_sgd":
         meta_params = {"params": start, "rates": theirs["rates"]}

@@ -10,7 +10,7 @@ from jax import lax
 
 from metajax import _checks
 from metajax._arguments import NonNegative, PositiveFloat, check, checked
-from metajax.optim import _networks
+from metajax.optim import _flat, _networks
 from metajax.optim._celo_rule import (
     NUM_INPUTS,
     init_moments,
@@ -188,7 +188,7 @@ def _steps(
 
 
 def _widened(tree: PyTree) -> PyTree:
-    return jax.tree.map(lambda x: jnp.asarray(x, jnp.result_type(x, jnp.float32)), tree)
+    return jax.tree.map(lambda x: jnp.asarray(x, _flat.dtype(x)), tree)
 
 
 class _Averages(NamedTuple):

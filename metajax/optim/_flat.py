@@ -19,8 +19,9 @@ Unravel = Callable[[Array], PyTree]
 
 def dtype(tree: PyTree) -> jnp.dtype:
     """The dtype of `ravel`: float32, or wider where a leaf is."""
-    leaves = jax.tree.leaves(tree)
-    return jnp.result_type(jnp.float32, *leaves)
+    # Leaf by leaf first: weakly typed ones, such as `jnp.asarray(0.5)`, count as what they are.
+    dtypes = map(jnp.result_type, jax.tree.leaves(tree))
+    return jnp.result_type(jnp.float32, *dtypes)
 
 
 def ravel(tree: PyTree) -> tuple[Array, Unravel]:
