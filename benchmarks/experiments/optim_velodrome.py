@@ -33,6 +33,7 @@ from benchmarks.reproduce import (
     claim,
 )
 from benchmarks.velodrome import scores
+from benchmarks.velodrome.baselines import BASELINES
 from benchmarks.velodrome.tasks import TASKS, images, normalised, problem
 from benchmarks.velodrome.training import Contender, Length, runner
 
@@ -58,60 +59,7 @@ def _l2l_mnist(rate: Any, num_steps: int) -> optax.GradientTransformation:
     return mx.pretrained.load("l2l-mnist")
 
 
-def _adam(rate: Any, num_steps: int) -> optax.GradientTransformation:
-    """As in the published curves, which have an epsilon within the root too."""
-    del num_steps
-    return optax.adam(rate, eps=1e-8, eps_root=1e-8)
-
-
-def _adamw(rate: Any, num_steps: int) -> optax.GradientTransformation:
-    del num_steps
-    return optax.adamw(rate)
-
-
-def _nadam(rate: Any, num_steps: int) -> optax.GradientTransformation:
-    del num_steps
-    return optax.nadam(rate)
-
-
-def _lion(rate: Any, num_steps: int) -> optax.GradientTransformation:
-    del num_steps
-    return optax.lion(rate)
-
-
-def _muon(rate: Any, num_steps: int) -> optax.GradientTransformation:
-    del num_steps
-    return optax.contrib.muon(rate, muon_weight_dimension_numbers=_as_matrices)
-
-
-def _as_matrices(params: Any) -> Any:
-    """Kernels have a column an output; vectors are left to Adam."""
-
-    def axes(x):
-        *inputs, output = range(x.ndim)
-        if not inputs:
-            return None
-        return optax.contrib.MuonDimensionNumbers(tuple(inputs), (output,))
-
-    return jax.tree.map(axes, params)
-
-
-def _schedule_free(rate: Any, num_steps: int) -> optax.GradientTransformation:
-    del num_steps
-    return optax.contrib.schedule_free_adamw(rate)
-
-
 LEARNED = {"Celo": Contender(_celo), "l2l-mnist": Contender(_l2l_mnist)}
-BASELINES = {
-    "Adam": Contender(_adam),
-    "AdamW": Contender(_adamw),
-    "NAdam": Contender(_nadam),
-    "Lion": Contender(_lion),
-    "Muon": Contender(_muon),
-    "schedule-free AdamW": Contender(
-        _schedule_free, judged=optax.contrib.schedule_free_eval_params
-    ),
-}
 
 
 def one_rate(name: str) -> str:
@@ -440,6 +388,8 @@ _SEVEN = {
     "Lion": _RATES[4:11],
     "Muon": _RATES[7:14],
     "schedule-free AdamW": _RATES[7:14],
+    "AdamW, cosine": _RATES[6:13],
+    "Muon, cosine": _RATES[7:14],
 }
 _SMOKE = {
     "tasks": [SHARED],

@@ -111,8 +111,13 @@ def images(task: FixedTask) -> dict[str, np.ndarray]:
     if image.shape[1] != task.size:
         image = resized(image, task.size) / np.float32(255)
     if task.grey:
-        image = image.mean(-1, keepdims=True)
+        image = in_unit_range(image).mean(-1, keepdims=True)
     return {"image": image, "label": label}
+
+
+def in_unit_range(image: np.ndarray) -> np.ndarray:
+    """In float32 from 0 to 1."""
+    return image / np.float32(255) if image.dtype == np.uint8 else image
 
 
 def resized(image: np.ndarray, size: int) -> np.ndarray:

@@ -22,7 +22,7 @@ from metajax.optim._learned import learned_optimizer
 from metajax.optim._orthogonalize import orthogonalize
 from metajax.types import Array, LearnedOptimizer, PyTree
 
-Rate = PositiveFloat | Array | Callable[[Array], Array]
+Rate = PositiveFloat | Array | optax.Schedule
 IsMatrix = Callable[[tuple[Any, ...], Array], bool]
 
 SIZES = (NUM_INPUTS, 8, 8, 1)
