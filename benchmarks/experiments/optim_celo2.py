@@ -309,7 +309,7 @@ def picture(results: Results, settings: Settings, figure: Any) -> None:
         left.axhline(result["meta-loss of Adam"], color="grey", linestyle=":")
     left.set(xlabel="meta-steps", ylabel="meta-loss (dotted: Adam)", ylim=(0, None))
 
-    shown: Sequence[str] = (OURS, UNTRAINED, *settings["rates of baselines"])
+    shown = [OURS, UNTRAINED, *settings["rates of baselines"]]
     for i, name in enumerate(shown):
         ratios = [_ratio(result, name, "AdamW") for result in results]
         colour = mx.plot.COLOURS[1 if i < 2 else 2]
