@@ -15,6 +15,7 @@ TypeError: debias must be True or False, got 'no' of type str
 """
 
 import collections.abc
+import dataclasses
 import functools
 import inspect
 import math
@@ -136,7 +137,12 @@ def is_transformation(value: Any) -> bool:
 
 
 def _with_checked_keys(made: Any) -> Any:
-    """``made``; if it is a tuple of functions of a ``key``, with those that check it."""
+    """``made``; if it consists of functions of a ``key``, with those that check it."""
+    if dataclasses.is_dataclass(type(made)):
+        fields = {x.name: getattr(made, x.name) for x in dataclasses.fields(made)}
+        checking = {name: _with_checked_keys(x) for name, x in fields.items()}
+        changed = {name: x for name, x in checking.items() if x is not fields[name]}
+        return dataclasses.replace(made, **changed) if changed else made
     if type(made) is tuple:
         make = tuple
     elif hasattr(made, "_make"):

@@ -1,10 +1,14 @@
-"""The nouns of metajax, each a NamedTuple of pure functions over pytrees.
+"""The nouns of metajax: pure functions over pytrees, and what these pass on.
+
+What consists of functions is a frozen dataclass: `dataclasses.replace` puts another function in the
+place of one. States are NamedTuples, which JAX knows as pytrees.
 
 Argument order is the same everywhere: ``key``, ``meta_params``, state, ``data``. Whatever is large
 (``data``) is an argument and never a closure, so that it is not baked into the compiled program.
 """
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
 import jax
@@ -44,7 +48,8 @@ State = PyTree  # of a learner or an estimator
 Metrics = dict[str, Array]  # scalars
 
 
-class Tasks(NamedTuple):
+@dataclass(frozen=True)
+class Tasks:
     """A distribution over tasks; a task is a pytree of arrays.
 
     Attributes:
@@ -69,7 +74,8 @@ def no_predictions(*args: Any) -> Any:
     )
 
 
-class Problem(NamedTuple):
+@dataclass(frozen=True)
+class Problem:
     """What an inner optimizer minimises: the parameters of a model and their loss on a batch.
 
     A model may keep a state that is not trained (running statistics), and behave in training
@@ -98,11 +104,13 @@ def no_meta(key: Key) -> MetaParams:
     del key
     raise TypeError(
         "this learner does not say how its meta-parameters begin: give its optimizer as a "
-        "metajax.LearnedOptimizer, or take learner._replace(meta=lambda key: ...)"
+        "metajax.LearnedOptimizer, or take "
+        "dataclasses.replace(learner, meta=lambda key: ...)"
     )
 
 
-class Learner(NamedTuple):
+@dataclass(frozen=True)
+class Learner:
     """An inner algorithm: anything that turns batches into better behaviour.
 
     Attributes:
@@ -144,7 +152,8 @@ class InnerState(NamedTuple):
     learner: State
 
 
-class Inner(NamedTuple):
+@dataclass(frozen=True)
+class Inner:
     """A learner on a task distribution, made by `metajax.inner`.
 
     Attributes:
@@ -188,7 +197,8 @@ class Estimate(NamedTuple):
     metrics: Metrics
 
 
-class Estimator(NamedTuple):
+@dataclass(frozen=True)
+class Estimator:
     """A way of differentiating an unrolled inner loop.
 
     Attributes:
@@ -224,7 +234,8 @@ class TrainState(NamedTuple):
     skipped: Array
 
 
-class Trainer(NamedTuple):
+@dataclass(frozen=True)
+class Trainer:
     """An estimator joined to an optax transformation, made by `metajax.trainer`.
 
     Attributes:
@@ -245,7 +256,8 @@ class Trainer(NamedTuple):
     max_skipped: int
 
 
-class LearnedOptimizer(NamedTuple):
+@dataclass(frozen=True)
+class LearnedOptimizer:
     """An optimizer with parameters of its own.
 
     Attributes:

@@ -14,6 +14,7 @@ estimator is a function ``(inner, meta_params) -> Estimator``. Names must be new
 import importlib
 import re
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -81,7 +82,7 @@ def few_shot(learner, tasks=MINIBATCHES):
 
 def sgd_rate():
     learner = mx.l2l(optax.sgd, mx.problems.quadratic())
-    return learner._replace(meta=lambda key: jnp.float32(0.01))
+    return replace(learner, meta=lambda key: jnp.float32(0.01))
 
 
 def normalised(with_dropout):

@@ -1,5 +1,7 @@
 """Each mistake gets a ValueError or TypeError that names the argument and says what to do."""
 
+from dataclasses import replace
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -51,7 +53,7 @@ def step(data):
 
 def custom(**changes):
     """One inner step of a learner or a task distribution with a mistake in it."""
-    learner = LEARNER._replace(**{k: v for k, v in changes.items() if k != "sample"})
+    learner = replace(LEARNER, **{k: v for k, v in changes.items() if k != "sample"})
     inner = mx.inner(learner, TASKS, 4)
     return mx.unroll(inner, META, inner.init(KEY, META, DATA), DATA, 1)
 
@@ -68,7 +70,7 @@ def without_predict():
 def evaluated(*found):
     """The evaluation of a learner whose test gives what was ``found``."""
     result = found if len(found) > 1 else found[0]
-    inner = mx.inner(LEARNER._replace(test=lambda *_: result), TASKS, 1)
+    inner = mx.inner(replace(LEARNER, test=lambda *_: result), TASKS, 1)
     return mx.evaluate(inner, KEY, META, DATA)
 
 
@@ -78,7 +80,7 @@ STATELESS = without_predict().init(KEY, jnp.zeros(2), ())
 
 def trained(step, estimator=mx.bptt, **kwargs):
     """One meta-step over a learner with that step."""
-    estimator = estimator(mx.inner(LEARNER._replace(step=step), TASKS, 4), 2, **kwargs)
+    estimator = estimator(mx.inner(replace(LEARNER, step=step), TASKS, 4), 2, **kwargs)
     trainer = mx.trainer(estimator, optax.sgd(1.0))
     return trainer.step(trainer.init(KEY, META, DATA), DATA)
 
@@ -157,7 +159,7 @@ CASES = {
     **{
         f"{name}: {what}": (
             lambda make=make, found=found: mx.evaluate(
-                mx.inner(make(MLP._replace(loss=lambda *_: found)), TASKS, 1),
+                mx.inner(make(replace(MLP, loss=lambda *_: found)), TASKS, 1),
                 KEY,
                 META,
                 DATA,
@@ -353,7 +355,7 @@ CASES = {
     "l2l: the meta-parameters of a function of them": (
         lambda: mx.l2l(optax.adam, MLP).meta(KEY),
         TypeError,
-        "give its optimizer as a metajax.LearnedOptimizer, or take learner._replace.meta=",
+        "give its optimizer as a metajax.LearnedOptimizer, or take dataclasses.replace.learner",
     ),
     "l2l: a function that gives no transformation": (
         lambda: mx.l2l(lambda m: 0.1, MLP).init(KEY, META, ()),
@@ -367,7 +369,7 @@ CASES = {
             KEY
         ),
         TypeError,
-        "does not say how its meta-parameters begin.*learner._replace.meta=lambda key",
+        "does not say how its meta-parameters begin.*replace.learner, meta=lambda key",
     ),
     "imaml: the meta-parameters of a start of one's own": (
         lambda: mx.imaml(
@@ -537,7 +539,7 @@ CASES = {
         r"apply must take \(key, params, model_state, inputs, training\)",
     ),
     "inner: tasks without data": (
-        lambda: mx.inner(LEARNER, TASKS._replace(sample=lambda key: ()), 4),
+        lambda: mx.inner(LEARNER, replace(TASKS, sample=lambda key: ()), 4),
         TypeError,
         r"tasks.sample must take \(key, data\)",
     ),

@@ -529,7 +529,9 @@ KEYED = {
 @pytest.mark.parametrize("value", ["None", "0", "old key", "keys"])
 @pytest.mark.parametrize("name", KEYED)
 def test_what_is_no_key_is_refused(name, value):
-    parts = [part for part in KEYED[name] if callable(part)]
+    whole = KEYED[name]
+    fields = whole if isinstance(whole, tuple) else vars(whole).values()
+    parts = [part for part in fields if callable(part)]
     arguments = [list(inspect.signature(part).parameters) for part in parts]
     assert any(names[0] == "key" for names in arguments)
     for part, names in zip(parts, arguments, strict=True):

@@ -1,6 +1,7 @@
 import gc
 import os
 import weakref
+from dataclasses import replace
 from pathlib import Path
 
 import jax
@@ -190,7 +191,7 @@ LOOP = mx.inner(mx.l2l(optax.sgd, mx.problems.quadratic()), mx.tasks.quadratics(
 
 
 def test_a_loop_whose_step_is_a_method_can_be_evaluated(key):
-    by_method = LOOP._replace(step=Stepper().step)
+    by_method = replace(LOOP, step=Stepper().step)
     want = mx.evaluate(LOOP, key, 0.1, num_tasks=2)
     got = mx.evaluate(by_method, key, 0.1, num_tasks=2)
     np.testing.assert_array_equal(got.loss, want.loss)

@@ -1,5 +1,7 @@
 """Meta-gradients of a bandit, whose expectations have a closed form."""
 
+from dataclasses import replace
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -31,7 +33,7 @@ def bandit(arms, factor=mx.dice):
         return expected(logits), {}
 
     problem = mx.problems.stateless(lambda key, task: jnp.zeros(3), loss)
-    return problem._replace(test=test)
+    return replace(problem, test=test)
 
 
 def expected(logits):

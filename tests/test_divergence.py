@@ -4,6 +4,8 @@ Each estimate is compared with a loop over its episodes, one after the other, th
 whose task is hopeless.
 """
 
+from dataclasses import replace
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -35,7 +37,7 @@ def loop(horizon=HORIZON):
         return optax.sgd(m["rate"], m["momentum"][0])
 
     learner = mx.l2l(make_tx, mx.problems.quadratic(), second_order=True)
-    return mx.inner(learner, quadratics._replace(sample=sample), horizon)
+    return mx.inner(learner, replace(quadratics, sample=sample), horizon)
 
 
 INNER = loop()
@@ -249,7 +251,7 @@ def test_a_member_of_ask_tell_that_diverges_alone_is_the_worst(x64):
 
     meta_params = jax.tree.map(jnp.asarray, META)
     strategy = Open_ES(6, solution=meta_params)
-    estimator = mx.ask_tell(INNER._replace(step=step), strategy, 3)
+    estimator = mx.ask_tell(replace(INNER, step=step), strategy, 3)
     key, ones = jax.random.key(3), np.ones(4)
     state = estimator.init(jax.random.key(0), meta_params, ones)
     result, _ = jax.jit(estimator.estimate)(key, meta_params, state, ones)

@@ -5,6 +5,7 @@ The toy: ``x_0 = m / 2``, ``x_{t+1} = RHO x_t + m``, and at step t a loss ``sum(
 y_t)^2)`` with ``y_t = task + sin(t)`` and ``E task = 1``. Its smoothed gradient is known exactly,
 the part of the noise included."""
 
+from dataclasses import replace
 from statistics import NormalDist
 from typing import NamedTuple
 
@@ -294,8 +295,8 @@ def test_twins_share_all_randomness(kind):
         step,
         lambda *args: (0.0, {}),
     )
-    tasks = TASKS._replace(
-        train=lambda key, data, task: jax.random.normal(key) + task[0]
+    tasks = replace(
+        TASKS, train=lambda key, data, task: jax.random.normal(key) + task[0]
     )
     loop = mx.inner(learner, tasks, HORIZON)
     estimator = {
@@ -328,7 +329,7 @@ def test_a_pair_with_an_infinite_loss_is_left_out_and_starts_anew():
         return state, jnp.where(m[0] > 0.9, jnp.inf, loss), metrics
 
     estimator = mx.pes(
-        mx.inner(learner._replace(step=step), TASKS, HORIZON), 64, STD, WINDOW
+        mx.inner(replace(learner, step=step), TASKS, HORIZON), 64, STD, WINDOW
     )
     plain = mx.pes(toy(), 64, STD, WINDOW)
     state = estimator.init(jax.random.key(0), THETA, ())
@@ -374,7 +375,7 @@ def test_a_pair_with_one_nonfinite_twin_starts_anew():
         lost = meta_params[1] > THETA[1] + STD
         return new._replace(x=jnp.where(lost, jnp.inf, new.x)), loss, metrics
 
-    estimator = mx.pes(mx.inner(learner._replace(step=step), TASKS, 4), 8, STD, 1)
+    estimator = mx.pes(mx.inner(replace(learner, step=step), TASKS, 4), 8, STD, 1)
     state = estimator.init(jax.random.key(0), THETA, ())
     result, after = estimator.estimate(jax.random.key(1), THETA, state, ())
     lost = np.abs(after.noise[:, 1]) > 1
@@ -396,7 +397,7 @@ def test_a_pair_with_one_nonfinite_twin_starts_anew():
 
 @pytest.mark.slow
 def test_a_step_without_a_finite_pair_is_skipped():
-    learner = toy_learner()._replace(step=lambda key, m, x, y: (x, m.sum() / 0.0, {}))
+    learner = replace(toy_learner(), step=lambda key, m, x, y: (x, m.sum() / 0.0, {}))
     trainer = mx.trainer(mx.es(mx.inner(learner, TASKS, 2), 3, STD), optax.sgd(1.0))
     state, metrics = trainer.step(trainer.init(jax.random.key(0), THETA))
     assert int(state.skipped) == 1
@@ -408,8 +409,8 @@ def test_a_step_without_a_finite_pair_is_skipped():
 
 GUIDES = np.array([[3.0, 1.0, 0.0, 0.0], [1.0, -2.0, 0.0, 1.0]])
 THETA4 = jnp.array([0.5, -0.3, 0.2, 0.0])
-TASKS4 = TASKS._replace(
-    sample=lambda key, data: 1 + jax.random.normal(key, THETA4.shape)
+TASKS4 = replace(
+    TASKS, sample=lambda key, data: 1 + jax.random.normal(key, THETA4.shape)
 )
 
 
@@ -626,7 +627,7 @@ def test_equal_weights_are_a_mean():
 
 @pytest.mark.slow
 def test_named_estimators_have_data_of_their_own():
-    inner = mx.inner(toy_learner(), TASKS._replace(sample=lambda key, data: data), 2)
+    inner = mx.inner(toy_learner(), replace(TASKS, sample=lambda key, data: data), 2)
     part = mx.bptt(inner, 2)
     mixed = mx.mix({"b": part, "a": part}, {"a": 1.0, "b": 10.0})
     data = {"a": jnp.array([1.0, 2.0]), "b": jnp.array([-3.0, 0.0])}

@@ -1,5 +1,7 @@
 """Forward mode against reverse mode, and its memory."""
 
+from dataclasses import replace
+
 import chex
 import jax
 import jax.numpy as jnp
@@ -27,7 +29,7 @@ def rates_and_steps(horizon, meta_loss="online"):
         return state._replace(params=state.params + m["start"])
 
     inner = mx.inner(
-        learner._replace(init=init), mx.tasks.quadratics(3), horizon, meta_loss
+        replace(learner, init=init), mx.tasks.quadratics(3), horizon, meta_loss
     )
     return inner, {
         "rate": jnp.array([0.01, 0.02, 0.03]),

@@ -2,6 +2,8 @@
 perceptron.
 """
 
+from dataclasses import replace
+
 import equinox as eqx
 import jax
 import jax.numpy as jnp
@@ -65,7 +67,7 @@ def by_equinox(weights):
 def test_a_model_of_another_library_is_a_problem(library, key):
     weights, _ = OURS.init(jax.random.key(1), ())
     theirs = mx.problems.classifier(*library(weights))
-    ours = OURS._replace(init=lambda key, task: (weights, ()))
+    ours = replace(OURS, init=lambda key, task: (weights, ()))
     opt = mx.optim.lstm(hidden=(4,))
     tx = opt.tx(opt.init(jax.random.key(2)))
 

@@ -1,5 +1,7 @@
 """Low-rank perturbations: their moments, their bias and variance, and what members share."""
 
+from dataclasses import replace
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -255,7 +257,7 @@ def test_learners_that_adapt_their_matrices_cannot_share_them():
     assert np.isfinite(estimate(mx.low_rank(), learner).loss)
     with pytest.raises((TypeError, ValueError), match=r"low_rank\(shared=False\)"):
         estimate(mx.low_rank(shared=True), learner)
-    learner = recurrent(8)._replace(init=lambda key, m, task: m)
+    learner = replace(recurrent(8), init=lambda key, m, task: m)
     with pytest.raises(ValueError, match="keeps its meta-parameters in its state"):
         estimate(mx.low_rank(shared=True), learner)
 
@@ -268,4 +270,4 @@ def test_an_operation_that_is_no_product_says_what_to_do():
         return new, loss + optax.tree.norm(m), metrics
 
     with pytest.raises(TypeError, match=r"low_rank\(shared=False\)"):
-        estimate(mx.low_rank(shared=True), learner._replace(step=step))
+        estimate(mx.low_rank(shared=True), replace(learner, step=step))

@@ -1,6 +1,7 @@
 """MAML and its family against loops over NumPy arrays, differentiated by finite differences."""
 
 import functools
+from dataclasses import replace
 
 import chex
 import jax
@@ -333,7 +334,7 @@ def weighing_their_steps():
 
 @pytest.mark.parametrize("horizon", [1, 2, 4, (1, 3)])
 def test_a_learner_made_for_so_many_steps_is_joined_for_so_many(horizon):
-    your_own = mx.maml(PROBLEM, RATE)._replace(steps=3)
+    your_own = replace(mx.maml(PROBLEM, RATE), steps=3)
     for learner in (*weighing_their_steps(), your_own):
         mx.inner(learner, mx.tasks.with_query(TASKS), 3)
         with pytest.raises(

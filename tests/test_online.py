@@ -1,5 +1,7 @@
 """Estimators that go forward with the episode, against backpropagation through all of it."""
 
+from dataclasses import replace
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -76,7 +78,7 @@ def test_without_truncation_rtrl_is_forward_mode_is_reverse_mode(x64, key):
         return jax.jit(lambda: estimates(estimator, key, 1))()
 
     # The estimators draw alike but for the key that they keep aside.
-    loop = LOOP._replace(init=lambda k, m, d: LOOP.init(jax.random.key(3), m, d))
+    loop = replace(LOOP, init=lambda k, m, d: LOOP.init(jax.random.key(3), m, d))
     want = gradient(mx.bptt(loop, 2))
     np.testing.assert_allclose(gradient(mx.rtrl(loop, 2)), want, rtol=1e-10)
     np.testing.assert_allclose(gradient(mx.forward(loop, 2)), want, rtol=1e-10)

@@ -2,6 +2,7 @@
 loops in NumPy.
 """
 
+from dataclasses import replace
 from functools import partial
 
 import chex
@@ -160,7 +161,7 @@ def one_by_one(learner):
         state, (losses, metrics) = lax.scan(one_example, state, batch)
         return state, losses.mean(), jax.tree.map(jnp.mean, metrics)
 
-    return learner._replace(step=step)
+    return replace(learner, step=step)
 
 
 @pytest.mark.parametrize("name", MAKE)

@@ -1,5 +1,7 @@
 """Networks of bfloat16: logits, losses, metrics and solves are float32, with its values."""
 
+from dataclasses import replace
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -184,7 +186,8 @@ def test_what_learners_report_is_float32(name):
 
 
 def _check_dtypes(system, meta_params):
-    tasks = system.tasks._replace(
+    tasks = replace(
+        system.tasks,
         train=lambda *args: halved(system.tasks.train(*args)),
         test=lambda *args: halved(system.tasks.test(*args)),
     )
@@ -196,7 +199,7 @@ def _check_dtypes(system, meta_params):
             return state
         return state._replace(params=halved(state.params))
 
-    loop = mx.inner(learner._replace(init=init), tasks, learner.steps or 2)
+    loop = mx.inner(replace(learner, init=init), tasks, learner.steps or 2)
 
     def run(key, meta_params):
         state = loop.init(key, meta_params, system.data)

@@ -1,6 +1,7 @@
 """Streams of classification and their augmentations, against their definitions in NumPy."""
 
 import itertools
+from dataclasses import replace
 
 import jax
 import jax.numpy as jnp
@@ -257,7 +258,7 @@ def test_unit_spread():
             new["image"], (np.asarray(old["image"]) - mean) / std, rtol=1e-5, atol=1e-6
         )
     many = mx.tasks.unit_spread(
-        BASE._replace(test=mx.tasks.prototypes(4, (2, 3), test_size=5000).test)
+        replace(BASE, test=mx.tasks.prototypes(4, (2, 3), test_size=5000).test)
     )
     task = many.sample(KEY, ())
     image = np.asarray(many.test(KEY, (), task)["image"])
@@ -265,11 +266,12 @@ def test_unit_spread():
 
 
 def test_unit_spread_of_constant_images_is_zero():
-    constant = BASE._replace(
+    constant = replace(
+        BASE,
         test=lambda key, data, task: {
             "image": jnp.ones((4, 2)),
             "label": jnp.zeros(4, int),
-        }
+        },
     )
     tasks = mx.tasks.unit_spread(constant)
     np.testing.assert_array_equal(

@@ -1,5 +1,7 @@
 """What users check their own learners and estimators with finds what is wrong with them."""
 
+from dataclasses import replace
+
 import jax.numpy as jnp
 import optax
 import pytest
@@ -16,7 +18,7 @@ def learner_with(step):
     def both(key, meta_params, state, batch):
         return step(*LEARNER.step(key, meta_params, state, batch))
 
-    return LEARNER._replace(step=both)
+    return replace(LEARNER, step=both)
 
 
 class Counts:

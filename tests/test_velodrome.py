@@ -12,7 +12,7 @@ import pytest
 
 import metajax as mx
 from benchmarks.experiments import optim_velodrome
-from benchmarks.velodrome import scores
+from benchmarks.velodrome import baselines, scores
 from benchmarks.velodrome.tasks import (
     TASKS,
     FixedTask,
@@ -416,17 +416,17 @@ def test_matrices_of_muon_are_a_column_an_output():
         "w": jnp.ones((4, 5)),
         "b": jnp.ones(5),
     }
-    axes = optim_velodrome._as_matrices(params)
+    axes = baselines._as_matrices(params)
     assert axes["b"] is None
     assert axes["w"] == ((0,), (1,))
     assert axes["kernel"] == ((0, 1, 2), (3,))
-    tx = optim_velodrome._muon(0.1, 10)
+    tx = baselines._muon(0.1, 10)
     updates, _ = tx.update(params, tx.init(params), params)
     assert updates["kernel"].shape == (3, 3, 2, 5)
 
 
 def test_schedule_free_is_measured_at_its_averages():
-    contender = optim_velodrome.BASELINES["schedule-free AdamW"]
+    contender = baselines.BASELINES["schedule-free AdamW"]
     tx = contender.make(0.1, 10)
     params = jnp.ones(3)
     state = tx.init(params)

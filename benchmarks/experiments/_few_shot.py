@@ -4,6 +4,7 @@ A setting is ``"5-way 1-shot"`` or the like; its name is in the settings and in 
 """
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -231,7 +232,7 @@ def over_query_sets(learner: mx.Learner, ways: int, sets: int) -> mx.Learner:
         found = jax.vmap(test_one)(jax.tree.map(separate, batch))
         return jax.tree.map(lambda x: x.mean(0), found)
 
-    return learner._replace(test=test)
+    return replace(learner, test=test)
 
 
 def outer(method: str, rate: float, steps: int) -> optax.GradientTransformation:

@@ -1,6 +1,7 @@
 """What the experiments on learned optimizers share: training, baselines, claims and curves."""
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -115,7 +116,7 @@ def final_loss(loop: mx.Inner, ends: Sequence[int]) -> mx.Inner:
         new, (loss, metrics) = loop.step(meta_params, state, data)
         return new, (loss * weights[state.t], metrics)
 
-    return loop._replace(step=step)
+    return replace(loop, step=step)
 
 
 def compare(

@@ -3,6 +3,7 @@
 A step of iMAML is one of Newton's method on its inner problem, that of the others a gradient step.
 """
 
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -66,7 +67,7 @@ def known_sinusoids(tasks: mx.Tasks) -> mx.Tasks:
     def test(key, data, task):
         return with_known(task, tasks.test(key, data, task))
 
-    return tasks._replace(train=train, test=test)
+    return replace(tasks, train=train, test=test)
 
 
 def imaml(settings: Settings, problem: mx.Problem, newton_steps: int) -> mx.Learner:

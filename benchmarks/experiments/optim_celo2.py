@@ -8,6 +8,7 @@ baselines have their one rate for all tasks searched on the same runs.
 """
 
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -97,7 +98,7 @@ def capped(learner: mx.Learner) -> mx.Learner:
         loss = jnp.nan_to_num(loss, nan=CAP, posinf=CAP)
         return state, jnp.minimum(loss, CAP), metrics
 
-    return learner._replace(step=step)
+    return replace(learner, step=step)
 
 
 def run(seed: int, settings: Settings, folder: Path) -> Result:

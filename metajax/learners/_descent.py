@@ -1,6 +1,7 @@
 """Steps of an optimizer on a problem: what learners that take gradients are made of."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import jax
@@ -156,4 +157,4 @@ def with_checked_loss(problem: Problem) -> Problem:
         _checks.loss_and_metrics("problem.loss", value, aux[0])
         return result
 
-    return problem._replace(loss=loss)
+    return replace(problem, loss=loss)

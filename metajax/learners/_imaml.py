@@ -1,6 +1,7 @@
 """Meta-learning with implicit gradients: a whole inner solve as one step."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import jax
@@ -195,7 +196,7 @@ def imaml_diagnosed(
         }
         return new, loss, metrics | quality
 
-    return learner._replace(step=step)
+    return replace(learner, step=step)
 
 
 @checked

@@ -1,6 +1,7 @@
 """An inner loss with meta-parameters, for any learner that minimises a problem."""
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import jax
 
@@ -72,7 +73,7 @@ def learned_loss(
             _checks.unused_names("learned_loss", metrics, ("objective",))
             return value, (metrics | {"objective": true}, model_state)
 
-        return make(problem._replace(loss=loss))
+        return make(replace(problem, loss=loss))
 
     def init(key, meta_params, task):
         return learner_at(meta_params).init(key, meta_params["learner"], task)
@@ -92,4 +93,4 @@ def learned_loss(
     def both(key):
         return {"learner": judged.meta(key), "objective": meta(key)}
 
-    return judged._replace(init=init, step=step, test=test, predict=predict, meta=both)
+    return replace(judged, init=init, step=step, test=test, predict=predict, meta=both)

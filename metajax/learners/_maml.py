@@ -6,6 +6,7 @@ gradients are differentiated again.
 """
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import jax
 import jax.numpy as jnp
@@ -301,7 +302,7 @@ def reptile(problem: Problem, tx: optax.GradientTransformation) -> Learner:
         loss, metrics = base.test(key, meta_params, state, batch)
         return pulled(meta_params, state, loss), metrics
 
-    return base._replace(step=step, test=test)
+    return replace(base, step=step, test=test)
 
 
 @checked

@@ -5,6 +5,7 @@ To add one: put ``NAME.npz`` (made by `metajax.save`) and ``NAME.md`` here, and 
 
 import os
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -45,7 +46,7 @@ def _vsml_network(*layers: int | Layer) -> Learner:
 def _vsml_networks(meta_params: MetaParams) -> Callable[..., Learner]:
     def network(*layers: int | Layer) -> Learner:
         _check_one_dense_layer(layers)
-        return _vsml_network(*layers)._replace(meta=lambda key: meta_params)
+        return replace(_vsml_network(*layers), meta=lambda key: meta_params)
 
     return network
 
@@ -71,7 +72,7 @@ def _vsml_mnist() -> _Set:
 
 def _learner(learner: Learner) -> _Set:
     def ready(meta_params: MetaParams) -> Learner:
-        return learner._replace(meta=lambda key: meta_params)
+        return replace(learner, meta=lambda key: meta_params)
 
     return _Set(learner.meta, ready)
 

@@ -3,6 +3,7 @@
 import signal
 import threading
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -126,7 +127,7 @@ def split(inner: Inner, mesh: Mesh, axis: str = "tasks") -> Inner:
             "inner is split already, or takes turns; split the one made by metajax.inner, once, "
             "and let its episodes take turns after that"
         )
-    return inner._replace(vmap=partial(_vmap_over_devices, mesh, axis))
+    return replace(inner, vmap=partial(_vmap_over_devices, mesh, axis))
 
 
 def _vmap_over_devices(
@@ -194,7 +195,7 @@ def in_turns(inner: Inner, at_once: PositiveInt) -> Inner:
     >>> state = trainer.init(jax.random.key(0), jax.numpy.float32(0.01))
     >>> state, metrics = jax.jit(trainer.step)(state)
     """
-    return inner._replace(vmap=partial(inner.vmap, at_once=at_once))
+    return replace(inner, vmap=partial(inner.vmap, at_once=at_once))
 
 
 def _size_of_mapped_axis(args: tuple, axes: tuple) -> int:

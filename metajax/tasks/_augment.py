@@ -4,6 +4,7 @@ They compose: ``unit_spread(project(classification(5), 32))``.
 """
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import jax
@@ -245,4 +246,4 @@ def ragged(tasks: Tasks, fewest: PositiveInt) -> Tasks:
     def test(key, data, task):  # whole
         return tasks.test(key, data, task.task)
 
-    return both._replace(test=test)
+    return replace(both, test=test)

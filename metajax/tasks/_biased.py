@@ -1,5 +1,7 @@
 """A distribution over tasks of which one comes more often."""
 
+from dataclasses import replace
+
 import jax
 import jax.numpy as jnp
 
@@ -40,4 +42,4 @@ def biased(tasks: Tasks, probability: UnitInterval, seed: NonNegativeInt = 0) ->
         k_one = jax.random.key(seed, impl=jax.random.key_impl(key))
         return tasks.sample(jnp.where(is_the_one, k_one, k_task), data)
 
-    return tasks._replace(sample=sample)
+    return replace(tasks, sample=sample)

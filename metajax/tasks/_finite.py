@@ -1,5 +1,7 @@
 """A distribution over tasks that has but so many."""
 
+from dataclasses import replace
+
 import jax
 
 from metajax._arguments import NonNegativeInt, PositiveInt, checked
@@ -33,4 +35,4 @@ def finite(tasks: Tasks, number: PositiveInt, seed: NonNegativeInt = 0) -> Tasks
         which = jax.random.randint(key, (), 0, number)
         return tasks.sample(jax.random.fold_in(jax.random.key(seed), which), data)
 
-    return tasks._replace(sample=sample)
+    return replace(tasks, sample=sample)

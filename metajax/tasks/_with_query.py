@@ -1,5 +1,6 @@
 """What a learner adapts to and what it is judged on, together."""
 
+from dataclasses import replace
 from typing import Any
 
 import jax
@@ -33,7 +34,7 @@ def with_query(tasks: Tasks) -> Tasks:
         query = tasks.test(jax.random.fold_in(key, _QUERY), data, task)
         return support, query
 
-    return tasks._replace(train=train)
+    return replace(tasks, train=train)
 
 
 def pair(batch: Any) -> tuple[Batch, Batch]:

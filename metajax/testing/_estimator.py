@@ -1,6 +1,7 @@
 """What every estimator keeps, looked at through a trainer."""
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import jax
 import jax.numpy as jnp
@@ -51,7 +52,7 @@ def check_estimator(make: Callable[[Inner, MetaParams], Estimator]) -> None:
 
 def compiled(trainer: Trainer) -> Trainer:
     """Checks of one trainer share what is traced and compiled."""
-    return trainer._replace(init=jax.jit(trainer.init), step=jax.jit(trainer.step))
+    return replace(trainer, init=jax.jit(trainer.init), step=jax.jit(trainer.step))
 
 
 def fits_a_scan(trainer: Trainer, meta_params: MetaParams, data: Data) -> None:
