@@ -98,3 +98,34 @@ def test_an_accuracy_has_no_band_above_one():
     ax = mx.plot.curves({"ours": accuracy}, log=False, ylabel="accuracy")
     [band] = ax.collections
     assert band.get_paths()[0].vertices[:, 1].max() <= 1
+
+
+SIZES = {"width": 8, "depth": 1, "heads": 2, "head_size": 4}
+IN_CONTEXT = {
+    "gpicl": mx.gpicl(64, 3, context=18, **SIZES),
+    "delta_rule": mx.delta_rule(64, 3, **SIZES),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", IN_CONTEXT)
+def test_learners_in_activations_have_curves_and_episodes(name, key):
+    learner = IN_CONTEXT[name]
+    meta_params = learner.meta(key)
+    tasks = mx.tasks.episodes(3, shots=2, queries=1)
+    data = mx.data.few_shot("digits", "train")
+    loop = mx.inner(learner, tasks, horizon=3)
+
+    found = mx.evaluate(loop, key, meta_params, data, num_tasks=2)
+    accuracy = np.asarray(found.metrics["accuracy"])
+    ax = mx.plot.curves({name: accuracy}, log=False)
+    np.testing.assert_allclose(ax.lines[0].get_ydata(), accuracy.mean(0))
+
+    state = jax.jit(loop.init)(key, meta_params, data)
+    support = tasks.train(key, data, state.task)
+    query = tasks.test(key, data, state.task)
+    adapted, _, _ = jax.jit(learner.step)(key, meta_params, state.learner, support)
+    logits = jax.jit(learner.predict)(key, meta_params, adapted, query["image"])
+    predicted = logits.argmax(-1)
+    ax = mx.plot.episode(support, query, predicted)
+    assert ax.get_title() == f"{(predicted == query['label']).sum()} of 3 right"

@@ -163,20 +163,21 @@ def baselines(
     seed: int,
     data: Any,
     *,
+    stream: mx.Tasks,
+    units: int,
     steps: int,
     runs: int,
 ) -> dict[str, np.ndarray]:
-    """Online SGD and Adam with no and one hidden layer, at every rate.
+    """Online SGD and Adam with no and one hidden layer, at every rate; images have ``units``.
 
     Returns accuracies by name, ``[rates, runs, steps]``.
     """
     key = jax.random.key(5000 + seed)
-    units = data["image"][0].size
     found = {}
     for sizes in ((units, 10), (units, 160, 10)):
         problem = mx.problems.mlp(sizes, jnp.tanh)
         for name, tx in (("SGD", optax.sgd), ("Adam", optax.adam)):
-            loop = mx.inner(mx.l2l(tx, problem), tasks(10), steps)
+            loop = mx.inner(mx.l2l(tx, problem), stream, steps)
             accuracies = []
             for rate in RATES[name]:
                 curves = mx.evaluate(

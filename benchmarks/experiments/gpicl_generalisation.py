@@ -263,12 +263,16 @@ def test(seed: int, settings: Settings, trained: dict[str, Any]) -> Result:
                 runs=settings["runs"],
             )
             results |= reported(f"{where}, {name}", accuracy, context)
-        if where in sets:
-            found = _vsml.baselines(
-                seed, data, steps=settings["steps"], runs=settings["runs"]
-            )
-            for name, accuracy in found.items():
-                results |= searched(f"{where}, {name}", accuracy, context)
+        found = _vsml.baselines(
+            seed,
+            data,
+            stream=tasks,
+            units=pixels,
+            steps=settings["steps"],
+            runs=settings["runs"],
+        )
+        for name, accuracy in found.items():
+            results |= searched(f"{where}, {name}", accuracy, context)
     return results
 
 

@@ -82,6 +82,8 @@ def run(seed: int, settings: Settings, folder: Path) -> Result:
         for method, accuracy in _vsml.baselines(
             seed,
             test,
+            stream=_vsml.tasks(10),
+            units=test["image"][0].size,
             steps=steps,
             runs=runs,
         ).items():
