@@ -70,7 +70,7 @@ class Cost(NamedTuple):
 def cost(case: str, step: Step, target: Target, device: Any) -> Cost:
     """Compiles a step for a device of the target that need not be here."""
     where = step.where or jax.sharding.SingleDeviceSharding(device)
-    jitted = jax.jit(step.f, in_shardings=where)
+    jitted = jax.jit(step.f, in_shardings=where, donate_argnums=step.donated)
     shapes = jax.eval_shape(lambda *args: args, *step.args)
     traced = jitted.trace(*shapes)
     lowered = traced.lower()

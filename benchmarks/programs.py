@@ -4,6 +4,7 @@ As functions of shapes alone, so that nothing large is made to compile them.
 """
 
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -13,6 +14,7 @@ import numpy as np
 import metajax as mx
 from benchmarks.cases.evolution import STD, population
 from benchmarks.workloads import workload
+from metajax.optim._lstm_kernel import pallas_step
 
 
 class Step(NamedTuple):
@@ -23,12 +25,14 @@ class Step(NamedTuple):
       f: the program.
       args: its arguments.
       where: they lie, as ``in_shardings`` of `jax.jit`; all on one device by default.
+      donated: the places of arguments whose memory the results may have.
     """
 
     what: str
     f: Callable[..., Any]
     args: tuple
     where: Any = None
+    donated: tuple[int, ...] = ()
 
 
 def l2l(smoke: bool) -> Iterator[Step]:
@@ -49,6 +53,12 @@ def l2l(smoke: bool) -> Iterator[Step]:
             noun = "leaf" if leaves == 1 else "leaves"
             what = f"update, {size:,} coordinates, {leaves} {noun}"
             yield Step(what, update, (meta_params, grads, state))
+
+    # The last of these in one kernel, which `mx.optim.lstm` makes only where there is a GPU.
+    flat = jax.ShapeDtypeStruct((size,), jnp.float32)
+    what = f"update, {size:,} coordinates, kernel='pallas'"
+    step = partial(pallas_step, 10.0, False)
+    yield Step(what, step, (meta_params, flat, state), donated=(2,))
 
     sizes, steps = ((64, 3, 10), 3) if smoke else ((64, 20, 10), 20)
     problem = mx.problems.mlp(sizes)

@@ -2,15 +2,18 @@
 
 import importlib.util
 import json
+from functools import partial
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+import metajax as mx
 from benchmarks import __main__ as command
 from benchmarks import ahead, hlo, measure, sharded, targets
 from benchmarks.programs import PROGRAMS, Step
+from metajax.optim._lstm_kernel import pallas_step
 
 HAVE = {
     "h100": importlib.util.find_spec("jax_cuda13_plugin") is not None,
@@ -320,3 +323,26 @@ def test_h100_counts_a_scan_as_the_processor_does():
     found = ahead.cost("case", step, targets.TARGETS["h100"], device)
     assert found.counts.dots == {"default": 7, "highest": 21}
     assert found.counts.launches >= 28
+
+
+@pytest.mark.slow
+def test_a_step_of_the_lstm_is_one_kernel_and_keeps_nothing():
+    if not HAVE["h100"]:
+        pytest.skip("no compiler: pip install 'metajax[aot-gpu]'")
+    (device, *_) = targets.devices("h100")
+    optimizer = mx.optim.lstm()
+    meta_params = optimizer.init(jax.random.key(0))
+    grad = jax.ShapeDtypeStruct((100_000,), jnp.float32)
+    state = jax.eval_shape(optimizer.tx(meta_params).init, grad)
+    step = Step(
+        "step",
+        partial(pallas_step, 10.0, False),
+        (meta_params, grad, state),
+        donated=(2,),
+    )
+    found = ahead.cost("l2l", step, targets.TARGETS["h100"], device)
+    # And what puts zeros beside the weights.
+    assert found.counts.launches <= 1 + 7
+    assert found.temporary_bytes < 2**20
+    least = 100_000 * 4 * (1 + 1 + 2 * 80)  # gradient, update, and states in and out
+    assert found.counts.read_bytes + found.counts.written_bytes < 1.05 * least

@@ -5,10 +5,11 @@ import optax
 
 from metajax import _checks
 from metajax._arguments import NonNegativeInt, PositiveFloat, checked
-from metajax.optim import _flat, _networks
+from metajax.optim import _flat, _lstm_kernel, _networks
 from metajax.optim._learned import learned_optimizer
+from metajax.optim._lstm_kernel import Kernel
 from metajax.optim._networks import LSTMState
-from metajax.optim._preprocessing import check_p, num_inputs, preprocess
+from metajax.optim._preprocessing import check_p, num_inputs
 from metajax.types import LearnedOptimizer
 
 # The settings of the paper (appendix A and section 3) and those of its published code.
@@ -26,6 +27,7 @@ def lstm(
     hidden: tuple[int, ...] = (20, 20),
     averaged: NonNegativeInt = 0,
     state_dtype: jax.typing.DTypeLike | None = None,
+    kernel: Kernel = "xla",
 ) -> LearnedOptimizer:
     """An LSTM shared by all coordinates, with a state for each (section 2.1).
 
@@ -50,6 +52,12 @@ def lstm(
         coordinates.
       state_dtype: dtype in which states are kept between steps, by default that of the parameters,
         at least float32; arithmetic is in float32 or wider.
+      kernel: ``"pallas"`` makes a step one kernel of a GPU, which reads and writes the states once
+        and keeps nothing beside them; its derivatives are those of ``"xla"``. With
+        ``"interpreted"`` the same runs anywhere, slowly, to test with.
+
+    Raises:
+      ValueError: ``"pallas"`` where JAX has no GPU; either with ``averaged`` units.
 
     >>> import jax, jax.numpy as jnp, metajax as mx, optax
     >>> opt = mx.optim.lstm()
@@ -66,6 +74,8 @@ def lstm(
     hidden = _checks.positive_ints("hidden", hidden, like=(20,))
     _networks.check_averaged(averaged, hidden)
     _flat.check_state_dtype(state_dtype)
+    _lstm_kernel.check_kernel(kernel, averaged)
+    step = _lstm_kernel.step(kernel, p, averaged)
 
     def init(key):
         num_keys = 2 * len(hidden) + 1
@@ -85,9 +95,7 @@ def lstm(
             _flat.check_trees(state.h[0].shape[-1], updates=updates)
             grad, unravel = _flat.ravel(updates)
 
-            x = preprocess(grad, p)
-            x, state = _networks.lstm(meta_params["lstm"], x, state, averaged)
-            output = _networks.linear(meta_params["out"], x)
+            output, state = step(meta_params, grad, state)
             return unravel(scale * output), state
 
         return optax.GradientTransformation(init_fn, update_fn)

@@ -24,6 +24,10 @@ def log_and_sign(grad: Array, p: PositiveFloat) -> Array:
     >>> mx.optim.log_and_sign(jnp.array([1.0, -1.0, 0.0]), p=10.0).tolist()
     [[0.0, 0.0, -1.0], [1.0, -1.0, 0.0]]
     """
+    return jnp.stack(_log_and_sign(grad, p))
+
+
+def _log_and_sign(grad: Array, p: float) -> tuple[Array, Array]:
     magnitude = jnp.abs(grad)
     large = magnitude >= jnp.exp(-p)
     # The inner `where` keeps NaN out of the derivative.
@@ -31,14 +35,17 @@ def log_and_sign(grad: Array, p: PositiveFloat) -> Array:
     first = jnp.where(large, log_magnitude, -1.0)
     scaled = jnp.exp(p) * grad
     second = jnp.where(large, jnp.sign(grad), scaled)
-    return jnp.stack([first, second])
+    return first, second
 
 
 def preprocess(grad: Array, p: float | None) -> Array:
     """The inputs ``[F, P]`` of a network: `log_and_sign`, or the gradient itself without ``p``."""
-    if p is None:
-        return grad[None]
-    return log_and_sign(grad, p)
+    return jnp.stack(rows(grad, p))
+
+
+def rows(grad: Array, p: float | None) -> tuple[Array, ...]:
+    """What `preprocess` stacks."""
+    return (grad,) if p is None else _log_and_sign(grad, p)
 
 
 def num_inputs(p: float | None) -> int:
