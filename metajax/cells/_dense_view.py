@@ -5,6 +5,7 @@ from collections.abc import Callable
 import jax.numpy as jnp
 
 from metajax._arguments import PositiveInt, checked
+from metajax._arrays import matmul
 from metajax.types import Array
 
 
@@ -30,10 +31,10 @@ def minimal_vsml(
     """
     _check_shapes(w, c, state)
     inputs, outputs, features = state.shape
-    received = state.sum(0)[:inputs] @ c
+    received = matmul(state.sum(0)[:inputs], c)
     message = jnp.zeros((inputs, features), state.dtype)
     message = message.at[: min(inputs, outputs)].set(received)
-    return activation(state @ w + message[:, None])
+    return activation(matmul(state, w) + message[:, None])
 
 
 @checked
