@@ -1,6 +1,7 @@
 """Minimal VSML (Kirsch & Schmidhuber 2021, section 3, eq. 4 to 6), looked at in two ways."""
 
 from collections.abc import Callable
+from functools import partial
 
 import jax.numpy as jnp
 
@@ -60,12 +61,13 @@ def shared_matrix(
     features = w.shape[-1] if w.ndim else 0
     _check_shapes(w, c, jnp.zeros((inputs, outputs, features)))
 
-    same_cell = jnp.einsum("ca,db->cdab", jnp.eye(inputs), jnp.eye(outputs))
+    einsum = partial(jnp.einsum, precision="highest")
+    same_cell = einsum("ca,db->cdab", jnp.eye(inputs), jnp.eye(outputs))
     ends_where_it_begins = jnp.broadcast_to(
         jnp.eye(outputs, inputs)[None, :, :, None], (inputs, outputs, inputs, outputs)
     )
-    matrix = jnp.einsum("cdab,ij->cdiabj", same_cell, w)
-    matrix += jnp.einsum("cdab,ij->cdiabj", ends_where_it_begins, c)
+    matrix = einsum("cdab,ij->cdiabj", same_cell, w)
+    matrix += einsum("cdab,ij->cdiabj", ends_where_it_begins, c)
     size = inputs * outputs * features
     return matrix.reshape(size, size)
 
