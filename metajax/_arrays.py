@@ -1,5 +1,11 @@
-"""Broadcasting said aloud, for those who run with ``jax_numpy_rank_promotion="raise"``."""
+"""Products in full precision, and broadcasting said aloud.
 
+The latter for those who run with ``jax_numpy_rank_promotion="raise"``.
+"""
+
+from typing import Any
+
+import jax
 import jax.numpy as jnp
 from jax import lax
 from jax.typing import ArrayLike
@@ -11,6 +17,16 @@ def lift(x: ArrayLike, like: Array) -> Array:
     """``x`` with as many axes as ``like``: those it lacks come first, and have the length 1."""
     missing = like.ndim - jnp.ndim(x)
     return jnp.reshape(x, (*[1] * missing, *jnp.shape(x)))
+
+
+def matmul(a: Any, b: Any) -> Any:
+    """``a @ b`` with all bits of float32.
+
+    For what is small and decides everything. By default a GPU may round what it multiplies to 10
+    bits of mantissa, and a TPU to 7. Either may be a `MovedMatrix`, which only knows ``@``.
+    """
+    with jax.default_matmul_precision("highest"):
+        return a @ b
 
 
 def affine(x: Array, w: Array, b: Array) -> Array:

@@ -228,6 +228,24 @@ def test_the_parts_of_a_cost_add_up():
     assert json.loads(json.dumps(found.record()))["launches"] == found.counts.launches
 
 
+def test_the_table_shows_the_precision_of_every_product():
+    """As compiled here: the optimizer's own in full float32, the network's by default."""
+    here = targets.Target({}, "", measure.Limits(1e9, 1e6), 1e-3, {}, {})
+    update = next(PROGRAMS["l2l"](True))
+    (cpu, *_) = jax.devices()
+    costs = [
+        ahead.cost("l2l", update, here, cpu),
+        ahead.cost("nested", Step("nested", nested, (X, X)), here, cpu),
+    ]
+    assert [dict(cost.counts.dots) for cost in costs] == [
+        {"highest": 3},
+        {"default": 7, "highest": 21},
+    ]
+    (_, _, own, both) = ahead.markdown(costs).splitlines()
+    assert "| 3 highest |" in own
+    assert "| 7 default, 21 highest |" in both
+
+
 def run(monkeypatch, *args):
     monkeypatch.setattr("sys.argv", ["benchmarks", "compiled", *args])
     return command.main()
@@ -284,6 +302,9 @@ def test_smoke_of_all_programs(name, monkeypatch, tmp_path):
         assert program["launches"] > 0
         assert program["counts"]["unknown_loops"] == 0
         assert np.isfinite(program["traffic_seconds"])
+        # No network of a user in it.
+        if program["case"] == "vsml" or "update" in program["what"]:
+            assert set(program["counts"]["dots"]) == {"highest"}, program["what"]
     assert (tmp_path / f"{name}.png").stat().st_size > 1000
 
 

@@ -1,10 +1,12 @@
 """Minimal VSML (Kirsch & Schmidhuber 2021, section 3, eq. 4 to 6), looked at in two ways."""
 
 from collections.abc import Callable
+from functools import partial
 
 import jax.numpy as jnp
 
 from metajax._arguments import PositiveInt, checked
+from metajax._arrays import matmul
 from metajax.types import Array
 
 
@@ -30,10 +32,10 @@ def minimal_vsml(
     """
     _check_shapes(w, c, state)
     inputs, outputs, features = state.shape
-    received = state.sum(0)[:inputs] @ c
+    received = matmul(state.sum(0)[:inputs], c)
     message = jnp.zeros((inputs, features), state.dtype)
     message = message.at[: min(inputs, outputs)].set(received)
-    return activation(state @ w + message[:, None])
+    return activation(matmul(state, w) + message[:, None])
 
 
 @checked
@@ -59,12 +61,13 @@ def shared_matrix(
     features = w.shape[-1] if w.ndim else 0
     _check_shapes(w, c, jnp.zeros((inputs, outputs, features)))
 
-    same_cell = jnp.einsum("ca,db->cdab", jnp.eye(inputs), jnp.eye(outputs))
+    einsum = partial(jnp.einsum, precision="highest")
+    same_cell = einsum("ca,db->cdab", jnp.eye(inputs), jnp.eye(outputs))
     ends_where_it_begins = jnp.broadcast_to(
         jnp.eye(outputs, inputs)[None, :, :, None], (inputs, outputs, inputs, outputs)
     )
-    matrix = jnp.einsum("cdab,ij->cdiabj", same_cell, w)
-    matrix += jnp.einsum("cdab,ij->cdiabj", ends_where_it_begins, c)
+    matrix = einsum("cdab,ij->cdiabj", same_cell, w)
+    matrix += einsum("cdab,ij->cdiabj", ends_where_it_begins, c)
     size = inputs * outputs * features
     return matrix.reshape(size, size)
 

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from metajax._arguments import PositiveInt, checked
-from metajax._arrays import affine, lift, standardise
+from metajax._arrays import lift, matmul, standardise
 from metajax._random import draw_flat
 from metajax._trees import copy_per_episode
 from metajax.cells._cell import Cell
@@ -141,8 +141,8 @@ def _drive(gates: Params, forward: Array, backward: Array) -> Array:
     ones = jnp.ones((*forward.shape[:-1], 1), forward.dtype)
     messages = jnp.concatenate([forward, ones], -1)
     weights = jnp.vstack([gates["forward"][: forward.shape[-1]], gates["b"]])
-    up = messages @ weights
-    down = backward @ gates["backward"][: backward.shape[-1]]
+    up = matmul(messages, weights)
+    down = matmul(backward, gates["backward"][: backward.shape[-1]])
     return up[..., :, None, :] + down[..., None, :, :]
 
 
@@ -150,7 +150,7 @@ def _tick(weights: Array, drive: Array, state: State) -> State:
     c, h = state
     hidden = h.shape[-1]
     # In two dimensions, or XLA turns the derivatives of all gates around for that of the weights.
-    rows = h.reshape(-1, hidden) @ weights
+    rows = matmul(h.reshape(-1, hidden), weights)
     pre_activation = drive + rows.reshape(*h.shape[:-1], 4 * hidden)
     i, g, f, o = jnp.split(jnp.tanh(pre_activation), 4, axis=-1)
     c = (0.5 + 0.5 * f) * c + (0.5 + 0.5 * i) * g
@@ -163,11 +163,19 @@ def _mean_message(params: Params, h: Array, slots: int, axis: int) -> Array:
         return _normalised_messages(params, h)[..., :slots].mean(axis)
     # The mean of a linear map is the map of the mean.
     mean = _mean_over_inputs(h) if axis == _INPUTS else h.mean(axis)
-    return affine(mean, params["w"][:, :slots], params["b"][:slots])
+    w, b = params["w"][:, :slots], params["b"][:slots]
+    # Shared, its derivative would be one product over all episodes, whose rows lie apart in
+    # memory: XLA for GPUs merges their axes within the product and then finds no tiles for it.
+    return _affine(mean, copy_per_episode(w, mean), b)
+
+
+def _affine(x: Array, w: Array, b: Array) -> Array:
+    y = matmul(x, w)
+    return y + lift(b, y)
 
 
 def _normalised_messages(params: Params, h: Array) -> Array:
-    x = standardise(affine(h, params["w"], params["b"]))
+    x = standardise(_affine(h, params["w"], params["b"]))
     return lift(params["scale"], x) * x + lift(params["offset"], x)
 
 
@@ -177,5 +185,5 @@ def _mean_over_inputs(h: Array) -> Array:
     *lead, inputs, outputs, hidden = h.shape
     weights = jnp.full((*lead, 1, inputs), 1 / inputs, h.dtype)
     rows = h.reshape(*lead, inputs, outputs * hidden)
-    mean = jnp.matmul(copy_per_episode(weights, h), rows, precision="highest")
+    mean = matmul(copy_per_episode(weights, h), rows)
     return mean.reshape(*lead, outputs, hidden)

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from metajax._arguments import PositiveInt, checked
+from metajax._arrays import matmul
 from metajax._random import draw_flat
 from metajax.cells._cell import Cell
 
@@ -35,10 +36,10 @@ def rnn(hidden: PositiveInt, activation: Callable = jnp.tanh) -> Cell:
         return draw_flat(key, (*shape, hidden)) / shape[-2] ** 0.5
 
     def step(params, state, forward, backward):
-        up = forward @ params["C"][: forward.shape[-1]]
-        down = backward @ params["D"][: backward.shape[-1]]
+        up = matmul(forward, params["C"][: forward.shape[-1]])
+        down = matmul(backward, params["D"][: backward.shape[-1]])
         drive = up[..., :, None, :] + down[..., None, :, :]
-        return activation(state @ params["W"] + drive)
+        return activation(matmul(state, params["W"]) + drive)
 
     def forward(params, state, slots):
         return state[..., :slots].sum(-3)

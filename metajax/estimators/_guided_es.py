@@ -8,6 +8,7 @@ from jax.flatten_util import ravel_pytree
 
 from metajax import _checks, _trees
 from metajax._arguments import PositiveFloat, PositiveInt, UnitInterval, checked
+from metajax._arrays import matmul
 from metajax.estimators import _antithetic, _episodes
 from metajax.estimators._perturbations import gaussian
 from metajax.types import Array, Estimator, Inner, PyTree
@@ -92,7 +93,8 @@ def guided_es(
         size = direction.size
         dtype = direction.dtype
         everywhere = jax.random.normal(k_all, (num_tasks, size), dtype)
-        within = jax.random.normal(k_subspace, (num_tasks, rank), dtype) @ basis.T
+        within = jax.random.normal(k_subspace, (num_tasks, rank), dtype)
+        within = matmul(within, basis.T)
         spread_all = (alpha / size) ** 0.5
         spread_within = ((1 - alpha) / rank) ** 0.5
         flat_noise = spread_all * everywhere + spread_within * within

@@ -11,6 +11,7 @@ from jax.flatten_util import ravel_pytree
 
 from metajax import _trees
 from metajax._arguments import PositiveInt, checked
+from metajax._arrays import matmul
 from metajax.types import Array, Key, MetaParams, PyTree
 
 
@@ -61,14 +62,14 @@ class MovedMatrix:
         return self.w.dtype
 
     def __rmatmul__(self, x: Array) -> Array:
-        return x @ self.w + (x @ self.a) @ self.b.T
+        return x @ self.w + matmul(matmul(x, self.a), self.b.T)
 
     def __matmul__(self, x: Array) -> Array:
-        return self.w @ x + self.a @ (self.b.T @ x)
+        return self.w @ x + matmul(self.a, matmul(self.b.T, x))
 
     def dense(self) -> Array:
         """The matrix itself."""
-        return self.w + self.a @ self.b.T
+        return self.w + matmul(self.a, self.b.T)
 
 
 @checked
@@ -126,7 +127,7 @@ def low_rank(rank: PositiveInt = 1, *, shared: bool = False) -> Perturbation:
         a = step * noise.a
         if shared and x.ndim == 2:
             return MovedMatrix(x, a, noise.b)
-        return x + (a @ noise.b.T).reshape(x.shape)
+        return x + matmul(a, noise.b.T).reshape(x.shape)
 
     def move(meta_params, noise, step):
         return _moved(partial(move_leaf, step), meta_params, noise)
@@ -134,10 +135,11 @@ def low_rank(rank: PositiveInt = 1, *, shared: bool = False) -> Perturbation:
     def combine(weights, noise, meta_params):
         def combine_leaf(x, noise):
             if not _is_factors(noise):
-                return jnp.tensordot(weights.astype(x.dtype), noise, 1)
+                return _weighted_sum(weights, noise)
             # One product over members and ranks: no member's matrix is made.
             weighted = weights.astype(x.dtype)[:, None, None] * noise.a
-            return jnp.einsum("imr,inr->mn", weighted, noise.b).reshape(x.shape)
+            total = jnp.einsum("imr,inr->mn", weighted, noise.b, precision="highest")
+            return total.reshape(x.shape)
 
         floating, _ = _trees.partition(meta_params)
         return jax.tree.map(combine_leaf, floating, noise)
@@ -168,7 +170,11 @@ def _moved(move_leaf: Callable, meta_params: MetaParams, noise: PyTree) -> MetaP
 
 def _combine(weights: Array, noise: PyTree, meta_params: MetaParams) -> PyTree:
     del meta_params
-    return jax.tree.map(lambda e: jnp.tensordot(weights.astype(e.dtype), e, 1), noise)
+    return jax.tree.map(partial(_weighted_sum, weights), noise)
+
+
+def _weighted_sum(weights: Array, noise: Array) -> Array:
+    return jnp.tensordot(weights.astype(noise.dtype), noise, 1, precision="highest")
 
 
 def _blank_noise(rank: int, x: Array) -> Array | Factors:

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from metajax._arguments import PositiveInt, checked
-from metajax._arrays import standardise
+from metajax._arrays import matmul, standardise
 from metajax._losses import at_least_float32
 from metajax.learners._in_context import by_pieces
 from metajax.learners._layers import (
@@ -233,22 +233,22 @@ def _solve(writes: Writes) -> _Chunk:
         logs = jnp.tril(log_kept[:, None] - after[None], -1)
         return jnp.tril(jnp.exp(logs), -1)
 
-    met = rate[:, None] * kept_since(after) * (key @ key.T)
+    met = rate[:, None] * kept_since(after) * matmul(key, key.T)
     solve = _inverse_of_one_plus(met)
     return _Chunk(
-        new=solve @ (rate[:, None] * value),
-        old=solve @ ((rate * jnp.exp(after))[:, None] * key),
+        new=matmul(solve, rate[:, None] * value),
+        old=matmul(solve, (rate * jnp.exp(after))[:, None] * key),
         query=jnp.exp(before)[:, None] * query,
-        among=kept_since(before) * (query @ key.T),
+        among=kept_since(before) * matmul(query, key.T),
         kept=jnp.exp(after[-1]),
         key=jnp.exp(after[-1] - after)[:, None] * key,
     )
 
 
 def _pass_chunk(memory: Array, chunk: _Chunk) -> tuple[Array, Array]:
-    differences = chunk.new - chunk.old @ memory.T
-    found = chunk.query @ memory.T + chunk.among @ differences
-    return chunk.kept * memory + differences.T @ chunk.key, found
+    differences = chunk.new - matmul(chunk.old, memory.T)
+    found = matmul(chunk.query, memory.T) + matmul(chunk.among, differences)
+    return chunk.kept * memory + matmul(differences.T, chunk.key), found
 
 
 def _inverse_of_one_plus(a: Array) -> Array:
@@ -263,6 +263,7 @@ def _inverse_of_one_plus(a: Array) -> Array:
         block = jnp.arange(len(a)) // size
         is_second = block[:, None] % 2 == 1
         beside = is_second & (block[:, None] == block[None] + 1)
-        inverse = inverse - inverse @ jnp.where(beside, a, 0) @ inverse
+        product = matmul(inverse, jnp.where(beside, a, 0))
+        inverse = inverse - matmul(product, inverse)
         size *= 2
     return inverse

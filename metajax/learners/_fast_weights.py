@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from metajax._arguments import Decay, PositiveFloat, PositiveInt, check, checked
-from metajax._arrays import standardise
+from metajax._arrays import matmul, standardise
 from metajax.learners._in_context import in_context
 from metajax.learners._layers import (
     affine,
@@ -75,7 +75,7 @@ def hebbian(
     def activate(params, fast, x, error, label):
         pre = jnp.concatenate([x, error, label])
         weights = params["slow"]["w"] + params["plasticity"] * fast
-        return pre, weights @ pre + params["slow"]["b"]
+        return pre, matmul(weights, pre) + params["slow"]["b"]
 
     def predict(params, fast, x):
         nothing = jnp.zeros(num_classes, x.dtype)

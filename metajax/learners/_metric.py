@@ -5,10 +5,10 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax import lax
 
 from metajax import _checks
 from metajax._arguments import PositiveFloat, PositiveInt, checked
+from metajax._arrays import matmul
 from metajax._losses import (
     at_least_float32,
     blank_masked,
@@ -60,9 +60,7 @@ def protonet(
     def learn(meta_params, state, batch):
         member = one_hot(batch, ways, state.total.dtype)
         embedded = embed(meta_params, batch["image"])
-        total = jnp.einsum(
-            "bw,bs->ws", member, embedded, precision=lax.Precision.HIGHEST
-        )
+        total = matmul(member.T, embedded)
         return Prototypes(
             state.total + total.astype(state.total.dtype),
             state.count + member.sum(0),
@@ -142,16 +140,16 @@ def ridge(
         x = features(meta_params, batch["image"])
         if "mask" in batch:  # a row of zeros has no part in the solution
             x = jnp.where(batch["mask"][:, None], x, 0)
-        gram = jnp.matmul(x, x.T, precision=lax.Precision.HIGHEST)
+        gram = matmul(x, x.T)
         system = gram + jnp.exp(meta_params["log_lam"]) * jnp.eye(len(x), dtype=x.dtype)
         targets = one_hot(batch, ways, x.dtype)
         dual = jax.scipy.linalg.solve(system, targets, assume_a="pos")
-        weights = jnp.matmul(x.T, dual, precision=lax.Precision.HIGHEST)
+        weights = matmul(x.T, dual)
         return Head(weights.astype(state.weights.dtype))
 
     def logits(meta_params, state, images):
         x = features(meta_params, images)
-        return meta_params["scale"] * (x @ state.weights)
+        return meta_params["scale"] * matmul(x, state.weights)
 
     return _classifier(init, learn, logits, meta)
 

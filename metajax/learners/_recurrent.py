@@ -52,7 +52,9 @@ def recurrent(
 
     def predict(meta_params, state, x):
         inputs = jnp.concatenate([x, state.error, state.label])
-        network_state, logits = network(meta_params, state.network, inputs)
+        # Small, and what it rounds it carries from one example to the next.
+        with jax.default_matmul_precision("highest"):
+            network_state, logits = network(meta_params, state.network, inputs)
         return logits, state._replace(network=network_state)
 
     def learn(meta_params, state, x, error, label):

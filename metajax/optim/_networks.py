@@ -16,6 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from metajax._arrays import matmul
 from metajax._random import draw_flat
 from metajax._trees import copy_per_episode
 from metajax.optim import _flat
@@ -54,7 +55,7 @@ def init_linear(key: Array, shape: tuple[int, ...]) -> Layer:
 
 def linear(layer: Layer, x: Array) -> Array:
     """``W x + b``: from ``[F, P]`` to ``[H, P]``, or to ``[P]`` with a single output."""
-    return layer["w"] @ x + layer["b"][..., None]
+    return matmul(layer["w"], x) + layer["b"][..., None]
 
 
 def init_mlp(key: Array, sizes: Sequence[int]) -> list[Layer]:

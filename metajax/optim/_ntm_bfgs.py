@@ -8,6 +8,7 @@ import optax
 
 from metajax import _checks
 from metajax._arguments import NonNegativeInt, PositiveFloat, PositiveInt, checked
+from metajax._arrays import matmul
 from metajax.optim import _flat, _networks
 from metajax.optim._learned import learned_optimizer
 from metajax.optim._networks import LSTMState
@@ -165,12 +166,13 @@ def init_memory(
 def read(memory: Array | Memory, address: Array) -> Array:
     """``M i`` for each row ``i`` of ``address [R, P]``."""
     if not isinstance(memory, Memory):
-        return address @ memory.astype(address.dtype).T
+        return matmul(address, memory.astype(address.dtype).T)
     left = memory.left.astype(address.dtype)
     right = memory.right.astype(address.dtype)
-    overlap = jnp.einsum("twp,rp->rtw", right, address)
+    overlap = jnp.einsum("twp,rp->rtw", right, address, precision="highest")
     overlap = overlap / _num_coordinates(address)
-    return address + jnp.einsum("rtw,twp->rp", overlap, left)
+    found = jnp.einsum("rtw,twp->rp", overlap, left, precision="highest")
+    return address + found
 
 
 def write(
@@ -187,7 +189,7 @@ def write(
             left=_append(memory.left, left),
             right=_append(memory.right, right),
         )
-    change = left.T @ right / _num_coordinates(left)
+    change = matmul(left.T, right) / _num_coordinates(left)
     new_memory = memory.astype(change.dtype) + change
     return new_memory.astype(memory.dtype)
 

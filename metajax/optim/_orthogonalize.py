@@ -23,6 +23,7 @@ def orthogonalize(x: Array) -> Array:
     a, b, c = _COEFFICIENTS
 
     def step(_, x):
+        # At the device's own precision: Muon takes these steps in bfloat16.
         gram = x @ x.mT
         return a * x + (b * gram + c * gram @ gram) @ x
 
