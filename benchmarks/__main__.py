@@ -336,6 +336,8 @@ def _compile_for(name: str, device: Any, args: argparse.Namespace) -> Path:
     refused = {}
     for case in [case for case in PROGRAMS if case in (args.case or PROGRAMS)]:
         for step in PROGRAMS[case](args.scale == "smoke"):
+            if step.only not in (None, name):
+                continue
             what = f"{case}: {step.what}"
             print(f"{name}, {what} ...", file=sys.stderr, flush=True)
             try:

@@ -259,6 +259,8 @@ def _flop_of_equation(equation: Any) -> float:
     if name == "dot_general":
         (contracted, _), _ = params["dimension_numbers"]
         return 2 * size * math.prod(shapes[0][axis] for axis in contracted)
+    if name == "pallas_call":
+        return math.prod(params["grid_mapping"].grid) * flop_of(params["jaxpr"])
     if name == "conv_general_dilated":
         kernel = shapes[1]
         output_axis = params["dimension_numbers"].rhs_spec[0]

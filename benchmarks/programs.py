@@ -14,6 +14,7 @@ import numpy as np
 import metajax as mx
 from benchmarks.cases.evolution import STD, population
 from benchmarks.workloads import workload
+from metajax.cells._lstm import _step_of_one_kernel as one_kernel
 from metajax.optim._lstm_kernel import pallas_step
 
 
@@ -26,6 +27,7 @@ class Step(NamedTuple):
       args: its arguments.
       where: they lie, as ``in_shardings`` of `jax.jit`; all on one device by default.
       donated: the places of arguments whose memory the results may have.
+      only: the target that alone can compile it, None if all can.
     """
 
     what: str
@@ -33,6 +35,7 @@ class Step(NamedTuple):
     args: tuple
     where: Any = None
     donated: tuple[int, ...] = ()
+    only: str | None = None
 
 
 def l2l(smoke: bool) -> Iterator[Step]:
@@ -58,7 +61,8 @@ def l2l(smoke: bool) -> Iterator[Step]:
     flat = jax.ShapeDtypeStruct((size,), jnp.float32)
     what = f"update, {size:,} coordinates, kernel='pallas'"
     step = partial(pallas_step, 10.0, False)
-    yield Step(what, step, (meta_params, flat, state), donated=(2,))
+    args = (meta_params, flat, state)
+    yield Step(what, step, args, donated=(2,), only="h100")
 
     sizes, steps = ((64, 3, 10), 3) if smoke else ((64, 20, 10), 20)
     problem = mx.problems.mlp(sizes)
@@ -86,7 +90,22 @@ def vsml(smoke: bool) -> Iterator[Step]:
         by_evolution = mx.es(loop, pairs, 0.05)
         what = f"ES, {net}, {2 * pairs} x {steps} examples"
         yield meta_step(what, by_evolution, meta_params, data)
+        learner = mx.vsml(sizes, _cell_of_one_kernel())
+        loop_of_kernels = mx.inner(learner, mx.tasks.minibatches(1), steps)
+        by_evolution = mx.es(loop_of_kernels, pairs, 0.05)
+        step = meta_step(what + ", kernel='pallas'", by_evolution, meta_params, data)
+        yield step._replace(only="h100")
         yield meta_step(f"BPTT, {net}, {many}", mx.bptt(loop, tasks), meta_params, data)
+
+
+def _cell_of_one_kernel() -> mx.cells.Cell:
+    """What ``kernel="pallas"`` makes, where there is a GPU."""
+    cell = mx.cells.lstm()
+
+    def step(params, *rest):
+        return one_kernel(2, False, params["gates"], *rest)
+
+    return cell._replace(step=step)
 
 
 def maml(smoke: bool) -> Iterator[Step]:

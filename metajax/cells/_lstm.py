@@ -1,5 +1,6 @@
 """The LSTM cell of VSML (Kirsch & Schmidhuber 2021)."""
 
+from functools import partial
 from typing import Literal
 
 import jax
@@ -10,7 +11,10 @@ from metajax._arguments import PositiveInt, checked
 from metajax._arrays import lift, matmul, standardise
 from metajax._random import draw_flat
 from metajax._trees import copy_per_episode
+from metajax.cells import _lstm_kernel
 from metajax.cells._cell import Cell
+from metajax.nets import _kernels
+from metajax.nets._kernels import Kernel
 from metajax.types import Array, Key, Params
 
 # Axes of a hidden state [..., A, B, N].
@@ -31,6 +35,7 @@ def lstm(
     ticks: PositiveInt = 2,
     reduce: Literal["mean", "sum"] = "mean",
     layer_norm: bool = False,
+    kernel: Kernel = "xla",
 ) -> Cell:
     """The LSTM of Kirsch & Schmidhuber 2021 (section 3.2, eq. 7), set as published.
 
@@ -45,6 +50,12 @@ def lstm(
       reduce: ``"mean"`` (published code) or ``"sum"`` (paper, eq. 7) of the messages of a row or
         column.
       layer_norm: normalise each cell's message, over its slots, before it is reduced.
+      kernel: ``"pallas"`` makes all ticks one kernel of a GPU, which reads and writes the states
+        once; its derivatives are those of ``"xla"``. With ``"interpreted"`` the same runs anywhere,
+        slowly, to test with.
+
+    Raises:
+      ValueError: ``layer_norm`` of a single slot; ``"pallas"`` where JAX has no GPU.
 
     >>> import jax, metajax as mx
     >>> cell = mx.cells.lstm()
@@ -55,6 +66,11 @@ def lstm(
         raise ValueError(
             "layer_norm needs slots of at least 2: a single number, normalised, is always 0"
         )
+
+    _kernels.check_device(kernel)
+    run = partial(_step, ticks)
+    if kernel != "xla":
+        run = partial(_step_of_one_kernel, ticks, kernel == "interpreted")
 
     def init(key):
         k_gates, k_forward, k_backward = jax.random.split(key, 3)
@@ -72,15 +88,7 @@ def lstm(
         return c, jnp.zeros_like(c)
 
     def step(params, state, forward, backward):
-        gates = _scaled_gates(params["gates"], hidden)
-        drive = _drive(gates, forward, backward)
-        _, h = state
-        weights = gates["hidden"]
-        if h.size >= _ROWS_FOR_COPIES * hidden:
-            weights = copy_per_episode(weights, h)
-        for _ in range(ticks):
-            state = _tick(weights, drive, state)
-        return state
+        return run(params["gates"], state, forward, backward)
 
     def reduced(params, h, slots, axis):
         mean = _mean_message(params, h, slots, axis)
@@ -95,6 +103,42 @@ def lstm(
         return reduced(params["backward"], h, slots, _OUTPUTS)
 
     return Cell(init, state, step, forward, backward, slots)
+
+
+def _step(
+    ticks: int, gates: Params, state: State, forward: Array, backward: Array
+) -> State:
+    _, h = state
+    hidden = h.shape[-1]
+    gates = _scaled_gates(gates, hidden)
+    drive = _drive(gates, forward, backward)
+    weights = gates["hidden"]
+    if h.size >= _ROWS_FOR_COPIES * hidden:
+        weights = copy_per_episode(weights, h)
+    for _ in range(ticks):
+        state = _tick(weights, drive, state)
+    return state
+
+
+@partial(jax.custom_jvp, nondiff_argnums=(0, 1))
+def _step_of_one_kernel(
+    ticks: int,
+    interpret: bool,
+    gates: Params,
+    state: State,
+    forward: Array,
+    backward: Array,
+) -> State:
+    """As `_step`, whose derivatives it has: they compute the step anew."""
+    gates = _scaled_gates(gates, state[0].shape[-1])
+    return _lstm_kernel.ticked(ticks, interpret, gates, state, forward, backward)
+
+
+@_step_of_one_kernel.defjvp
+def _derivative(ticks: int, interpret: bool, primals: tuple, tangents: tuple):
+    new = _step_of_one_kernel(ticks, interpret, *primals)
+    _, tangent = jax.jvp(partial(_step, ticks), primals, tangents)
+    return new, tangent
 
 
 def _truncated_normal(key: Key, shape: tuple[int, ...], fan_in: int) -> Array:

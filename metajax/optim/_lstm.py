@@ -5,9 +5,9 @@ import optax
 
 from metajax import _checks
 from metajax._arguments import NonNegativeInt, PositiveFloat, checked
+from metajax.nets._kernels import Kernel
 from metajax.optim import _flat, _lstm_kernel, _networks
 from metajax.optim._learned import learned_optimizer
-from metajax.optim._lstm_kernel import Kernel
 from metajax.optim._networks import LSTMState
 from metajax.optim._preprocessing import check_p, num_inputs
 from metajax.types import LearnedOptimizer

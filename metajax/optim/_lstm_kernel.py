@@ -5,41 +5,33 @@ the next. Here a block of coordinates stays on the chip from its gradient to its
 read and written once, in place, and nothing else is.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from functools import partial
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax import lax
 
+from metajax.nets import _kernels
+from metajax.nets._kernels import Kernel
 from metajax.optim import _networks
 from metajax.optim._networks import Layer, LSTMState
 from metajax.optim._preprocessing import preprocess, rows
 from metajax.types import Array, PyTree
 
-Kernel = Literal["xla", "pallas", "interpreted"]
 Step = Callable[[PyTree, Array, LSTMState], tuple[Array, LSTMState]]
 
 _NUM_GATES = 4
 _COLUMNS = 64  # coordinates in a block
-_FEWEST_ROWS = 16  # of a product
 
 
 def check_kernel(kernel: Kernel, averaged: int) -> None:
     """The ``kernel`` must be able to run here, and to do what is asked."""
-    if kernel == "xla":
-        return
-    if averaged:
+    _kernels.check_device(kernel)
+    if kernel != "xla" and averaged:
         raise ValueError(
             f"averaged is {averaged}, but blocks of coordinates know nothing of each other: leave "
             f"kernel out"
-        )
-    backend = jax.default_backend()
-    if kernel == "pallas" and backend != "gpu":
-        raise ValueError(
-            f"kernel='pallas' needs a GPU, and JAX runs on the {backend} here: leave kernel out, "
-            f"or take kernel='interpreted' to test with"
         )
 
 
@@ -75,16 +67,21 @@ def pallas_step(
     if not grad.size:
         return xla_step(p, 0, meta_params, grad, state)
     out = meta_params["out"]
-    weights = (_padded(meta_params["lstm"]), _pad(out["w"], (0,)), out["b"][None])
+    weights = (
+        _padded(meta_params["lstm"]),
+        _kernels.pad(out["w"], (0,)),
+        out["b"][None],
+    )
     states = [*state.h, *state.c]
     operands, structure = jax.tree.flatten((weights, grad, states))
 
     sizes = [h.shape[0] for h in state.h]
     first_state = len(operands) - len(states)
-    output, *new = _pallas_call(
+    output, *new = _kernels.call(
         partial(_kernel, structure, sizes, p),
-        [grad, *states],
-        aliases={first_state + i: 1 + i for i in range(len(states))},
+        grid=(-(-grad.size // _COLUMNS),),
+        like=[grad, *states],
+        in_place={first_state + i: 1 + i for i in range(len(states))},
         interpret=interpret,
     )(*operands)
     num_layers = len(sizes)
@@ -98,24 +95,39 @@ def _derivative(p: float | None, interpret: bool, primals: tuple, tangents: tupl
     return outputs, tangents
 
 
-def _pallas_call(
-    kernel: Any, like: list[Array], aliases: dict[int, int], interpret: bool
-) -> Any:
-    """The kernel over all blocks of columns; ``like`` has the outputs' shapes."""
-    # Here, since to import it takes a while.
-    from jax.experimental import pallas
-    from jax.experimental.pallas import triton
+class _PaddedLayer(NamedTuple):
+    """Weights by gates, with as many rows and columns as products want; what is added is 0.
 
-    num_columns = like[0].shape[-1]
-    # As few columns a warp as keep what it works on in registers.
-    return pallas.pallas_call(
-        kernel,
-        out_shape=[jax.ShapeDtypeStruct(x.shape, x.dtype) for x in like],
-        grid=(pallas.cdiv(num_columns, _COLUMNS),),
-        input_output_aliases=aliases,
-        interpret=interpret,
-        compiler_params=triton.CompilerParams(num_warps=8, num_stages=1),
-    )
+    Then what is computed of them stays 0: `_networks.lstm_step` takes 0 to 0.
+
+    Attributes:
+      of_inputs: of the first layer the columns ``[4, F, H]``, of others ``[4, H, F]``.
+      of_states: ``[4, H, H]``.
+      bias: ``[4, H]``.
+    """
+
+    of_inputs: Array
+    of_states: Array
+    bias: Array
+
+
+def _padded(layers: list[Layer]) -> list[_PaddedLayer]:
+    padded = []
+    for k, layer in enumerate(layers):
+        w = layer["w"].reshape(_NUM_GATES, -1, layer["w"].shape[1])
+        units = w.shape[1]
+        of_inputs, of_states = jnp.split(w, [w.shape[2] - units], axis=2)
+        columns = _kernels.pad(of_inputs.mT, (2,))
+        matrices = _kernels.pad(of_inputs, (1, 2))
+        bias = layer["b"].reshape(_NUM_GATES, units)
+        padded.append(
+            _PaddedLayer(
+                columns if k == 0 else matrices,
+                _kernels.pad(of_states, (1, 2)),
+                _kernels.pad(bias, (1,)),
+            )
+        )
+    return padded
 
 
 def _kernel(structure: Any, sizes: list[int], p: float | None, *refs: Any) -> None:
@@ -125,12 +137,11 @@ def _kernel(structure: Any, sizes: list[int], p: float | None, *refs: Any) -> No
 
     weights, grad_ref, states = structure.unflatten(refs[: structure.num_leaves])
     output_ref, *new_states = refs[structure.num_leaves :]
-    num_columns = grad_ref.shape[-1]
     columns = pallas.program_id(0) * _COLUMNS + jnp.arange(_COLUMNS)
-    is_inside = columns < num_columns
+    is_inside = columns < grad_ref.shape[-1]
 
     def place(ref, size):
-        units = jnp.arange(_rows(size))[:, None]
+        units = jnp.arange(_kernels.block(size))[:, None]
         inside = (units < size) & is_inside[None, :]
         return ref.at[units, columns[None, :]], inside
 
@@ -160,67 +171,17 @@ def _kernel(structure: Any, sizes: list[int], p: float | None, *refs: Any) -> No
     triton.store(output_ref.at[columns], output, mask=is_inside)
 
 
-class _PaddedLayer(NamedTuple):
-    """Weights by gates, with as many rows and columns as products want; what is added is 0.
-
-    Then what is computed of them stays 0: `_networks.lstm_step` takes 0 to 0.
-
-    Attributes:
-      of_inputs: of the first layer the columns ``[4, F, H]``, of others ``[4, H, F]``.
-      of_states: ``[4, H, H]``.
-      bias: ``[4, H]``.
-    """
-
-    of_inputs: Array
-    of_states: Array
-    bias: Array
-
-
-def _padded(layers: list[Layer]) -> list[_PaddedLayer]:
-    padded = []
-    for k, layer in enumerate(layers):
-        w = layer["w"].reshape(_NUM_GATES, -1, layer["w"].shape[1])
-        units = w.shape[1]
-        of_inputs, of_states = jnp.split(w, [w.shape[2] - units], axis=2)
-        columns = _pad(of_inputs.mT, (2,))
-        matrices = _pad(of_inputs, (1, 2))
-        bias = layer["b"].reshape(_NUM_GATES, units)
-        padded.append(
-            _PaddedLayer(
-                columns if k == 0 else matrices,
-                _pad(of_states, (1, 2)),
-                _pad(bias, (1,)),
-            )
-        )
-    return padded
-
-
-def _pad(x: Array, axes: Sequence[int]) -> Array:
-    """With zeros at the end, to `_rows`."""
-    widths = [(0, _rows(n) - n if i in axes else 0) for i, n in enumerate(x.shape)]
-    return jnp.pad(x, widths)
-
-
-def _rows(size: int) -> int:
-    """A power of two, as blocks of Triton want."""
-    return max(_FEWEST_ROWS, 2 ** (size - 1).bit_length())
-
-
 def _lstm_step(layer: _PaddedLayer, x: Any, h: Array, c: Array) -> tuple[Array, Array]:
     """`_networks.lstm_step`, from references to the weights."""
     gates = []
     for gate in range(_NUM_GATES):
-        total = _product(layer.of_states[gate], h) + layer.bias[gate][:, None]
+        total = _kernels.product(layer.of_states[gate], h) + layer.bias[gate][:, None]
         if isinstance(x, tuple):
             for j, row in enumerate(x):
                 total += layer.of_inputs[gate, j][:, None] * row[None, :]
         else:
-            total += _product(layer.of_inputs[gate], x)
+            total += _kernels.product(layer.of_inputs[gate], x)
         gates.append(total)
     i, j, f, o = gates
     c = jax.nn.sigmoid(f + 1.0) * c + jax.nn.sigmoid(i) * jnp.tanh(j)
     return jax.nn.sigmoid(o) * jnp.tanh(c), c
-
-
-def _product(w: Array, x: Array) -> Array:
-    return lax.dot(w, x, precision=lax.Precision.HIGHEST)

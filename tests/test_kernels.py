@@ -1,4 +1,4 @@
-"""The kernel of the LSTM optimizer, interpreted, against the form that XLA compiles."""
+"""Kernels written by hand, interpreted, against the forms that XLA compiles."""
 
 from functools import partial
 
@@ -9,6 +9,7 @@ import optax
 import pytest
 
 import metajax as mx
+from metajax.cells import _lstm as vsml_cell
 from metajax.optim._lstm_kernel import pallas_step, xla_step
 
 P = 10.0
@@ -107,9 +108,76 @@ def test_meta_gradients(estimator):
     assert_close(found, expected, atol=1e-5)
 
 
+def cells(lead, inputs, outputs, hidden, up, down):
+    """Parameters, states and messages of a grid of cells."""
+    cell = mx.cells.lstm(hidden, slots=8)
+    gates = cell.init(jax.random.key(0))["gates"]
+    rng = np.random.default_rng(inputs)
+
+    def normal(*shape):
+        return jnp.float32(rng.normal(size=(*lead, *shape)))
+
+    state = (normal(inputs, outputs, hidden), normal(inputs, outputs, hidden))
+    return gates, state, normal(inputs, up), normal(outputs, down)
+
+
+@pytest.mark.parametrize(
+    ("lead", "inputs", "outputs", "hidden", "up", "down"),
+    [
+        ((), 7, 3, 16, 8, 8),
+        ((2, 3), 5, 10, 16, 1, 8),
+        ((1,), 70, 2, 5, 3, 2),
+        ((1,), 0, 2, 5, 3, 2),
+    ],
+)
+def test_states_of_a_grid(lead, inputs, outputs, hidden, up, down):
+    arguments = cells(lead, inputs, outputs, hidden, up, down)
+    found = jax.jit(partial(vsml_cell._step_of_one_kernel, 2, True))(*arguments)
+    assert_close(found, jax.jit(partial(vsml_cell._step, 2))(*arguments))
+
+
+def test_derivatives_of_a_grid_in_both_modes():
+    arguments = cells((2,), 3, 4, 5, 2, 8)
+
+    def derivatives(step):
+        tangents = jax.tree.map(jnp.ones_like, arguments)
+        _, forward = jax.jvp(step, arguments, tangents)
+        _, transposed = jax.vjp(step, *arguments)
+        return forward, transposed(forward)
+
+    kernel = partial(vsml_cell._step_of_one_kernel, 2, True)
+    found = jax.jit(partial(derivatives, kernel))()
+    xla = jax.jit(partial(derivatives, partial(vsml_cell._step, 2)))()
+    assert_close(found, xla, atol=1e-4)
+
+
+@pytest.mark.parametrize("estimator", ["bptt", "es"])
+@pytest.mark.parametrize("sizes", [(6, 3), (6, 4, 3)])
+def test_meta_gradients_of_vsml(estimator, sizes):
+    make = {
+        "bptt": lambda loop: mx.bptt(loop, 2),
+        "es": lambda loop: mx.es(loop, 2, 0.1),
+    }
+    tasks = mx.tasks.prototypes(3, (6,))
+
+    def estimate(kernel):
+        learner = mx.vsml(sizes, mx.cells.lstm(5, slots=2, kernel=kernel))
+        found = make[estimator](mx.inner(learner, tasks, horizon=3))
+        meta_params = learner.meta(jax.random.key(0))
+        state = jax.jit(found.init)(jax.random.key(1), meta_params, ())
+        step = jax.jit(found.estimate)
+        return step(jax.random.key(2), meta_params, state, ())[0].updates
+
+    found, expected = estimate("interpreted"), estimate("xla")
+    assert optax.tree.norm(expected) > 0
+    assert_close(found, expected, atol=1e-5)
+
+
 def test_where_it_cannot_run_it_says_so():
     with pytest.raises(ValueError, match=r"needs a GPU.*runs on the cpu here: leave"):
         mx.optim.lstm(kernel="pallas")
+    with pytest.raises(ValueError, match=r"needs a GPU.*runs on the cpu here: leave"):
+        mx.cells.lstm(kernel="pallas")
     with pytest.raises(ValueError, match=r"averaged is 2.*leave kernel out"):
         mx.optim.lstm(kernel="interpreted", averaged=2)
     with pytest.raises(ValueError, match="kernel must be 'xla' or 'pallas'"):
