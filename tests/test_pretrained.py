@@ -70,8 +70,9 @@ def test_the_learning_algorithm_learns_images_it_never_saw():
 
 
 @pytest.mark.slow
-def test_the_fast_weights_learn_images_they_never_saw():
-    learner = mx.pretrained.load("delta-rule-mnist")
+@pytest.mark.parametrize("name", ["delta-rule-mnist", "gpicl-mnist"])
+def test_learners_in_activations_learn_images_they_never_saw(name):
+    learner = mx.pretrained.load(name)
     digits = mx.data.load("digits", "test")
     shape = (len(digits["label"]), 14, 14, 1)
     image = np.asarray(jax.image.resize(digits["image"] / 255, shape, "linear"))
@@ -107,6 +108,7 @@ def test_the_learning_algorithm_refuses_networks_on_which_it_does_not_learn(laye
 def test_the_meta_parameters_of_a_learner_are_those_of_the_set():
     for name, learner in (
         ("delta-rule-mnist", mx.pretrained.load("delta-rule-mnist")),
+        ("gpicl-mnist", mx.pretrained.load("gpicl-mnist")),
         ("maml-omniglot", mx.pretrained.load("maml-omniglot")),
         ("vsml-mnist", mx.pretrained.load("vsml-mnist")(64, 10)),
     ):

@@ -15,7 +15,7 @@ from metajax import cells, nets, optim, problems
 from metajax._arguments import checked
 from metajax.cells import Layer
 from metajax.io import load as load_tree
-from metajax.learners import delta_rule, maml, vsml
+from metajax.learners import delta_rule, gpicl, maml, vsml
 from metajax.pretrained import _celo_file
 from metajax.types import Key, LearnedOptimizer, Learner, MetaParams, PyTree
 
@@ -86,9 +86,14 @@ def _delta_rule_mnist() -> _Set:
     return _learner(delta_rule(14 * 14, 10))
 
 
+def _gpicl_mnist() -> _Set:
+    return _learner(gpicl(14 * 14, 10))
+
+
 # Functions, so that importing them computes nothing.
 _SETS: dict[str, Callable[[], _Set]] = {
     "delta-rule-mnist": _delta_rule_mnist,
+    "gpicl-mnist": _gpicl_mnist,
     "l2l-digits": _l2l_digits,
     "l2l-mnist": _l2l_mnist,
     "maml-omniglot": _maml_omniglot,
@@ -113,7 +118,7 @@ def load(name: str) -> Any:
     ``l2l-*``: an `optax.GradientTransformation`, for `optax.chain`. ``vsml-*``: a function of the
     inputs and the classes of a network, ``(784, 10)`` say, that gives a `metajax.Learner`; it was
     meta-trained with one dense layer, and refuses several and convolutions.
-    ``maml-*``, ``delta-rule-*``: a `metajax.Learner`; the card names the images and the classes it
+    ``maml-*``, ``delta-rule-*``, ``gpicl-*``: a `metajax.Learner`; the card names the images and the classes it
     is for. The ``meta`` of these learners gives the parameters of the set.
 
     Raises:
