@@ -130,7 +130,7 @@ def test_few_shot_heads(name):
     assert found["highest"]
 
 
-ESTIMATORS = {
+EVOLUTION = {
     "es": lambda loop: mx.es(loop, 2, 0.1),
     "pes": lambda loop: mx.pes(loop, 2, 0.1, 1),
     "guided_es": lambda loop: mx.guided_es(loop, 2, 0.1, surrogate=mx.bptt(loop, 1)),
@@ -138,7 +138,7 @@ ESTIMATORS = {
 }
 
 
-@pytest.mark.parametrize("name", ESTIMATORS)
+@pytest.mark.parametrize("name", EVOLUTION)
 def test_noise_and_its_weighted_sum(name):
     """The network, which is elementwise, has no products."""
 
@@ -152,7 +152,7 @@ def test_noise_and_its_weighted_sum(name):
         return (m**2).sum(), {}
 
     learner = mx.Learner(lambda key, m, task: (), step, test, meta=meta)
-    found = in_a_meta_step(System(learner, MINIBATCHES, IMAGES), ESTIMATORS[name])
+    found = in_a_meta_step(System(learner, MINIBATCHES, IMAGES), EVOLUTION[name])
     assert not found["default"]
     assert found["highest"]
 

@@ -118,8 +118,8 @@ def load(name: str) -> Any:
     ``l2l-*``: an `optax.GradientTransformation`, for `optax.chain`. ``vsml-*``: a function of the
     inputs and the classes of a network, ``(784, 10)`` say, that gives a `metajax.Learner`; it was
     meta-trained with one dense layer, and refuses several and convolutions.
-    ``maml-*``, ``delta-rule-*``, ``gpicl-*``: a `metajax.Learner`; the card names the images and the classes it
-    is for. The ``meta`` of these learners gives the parameters of the set.
+    ``maml-*``, ``delta-rule-*``, ``gpicl-*``: a `metajax.Learner`; the card names the images and
+    the classes it is for. The ``meta`` of these learners gives the parameters of the set.
 
     Raises:
       ValueError: an unknown name; from ``vsml-*``, other layers than it was meta-trained with.
