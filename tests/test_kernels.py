@@ -86,26 +86,34 @@ def test_over_tasks_and_over_members_of_a_population(in_axes):
     assert_close(found, jax.jit(jax.vmap(partial(xla_step, P, 0), in_axes))(*batch))
 
 
-@pytest.mark.parametrize("estimator", ["bptt", "es", "forward"])
-def test_meta_gradients(estimator):
-    make = {
-        "bptt": lambda loop: mx.bptt(loop, 2),
-        "es": lambda loop: mx.es(loop, 2, 0.1),
-        "forward": lambda loop: mx.forward_gradient(loop, 2),
-    }[estimator]
+def meta_gradient(make, learner, tasks):
+    """Of episodes of three steps, by the estimator that ``make`` makes of their loop."""
+    estimator = make(mx.inner(learner, tasks, horizon=3))
+    meta_params = learner.meta(jax.random.key(0))
+    state = jax.jit(estimator.init)(jax.random.key(1), meta_params, ())
+    step = jax.jit(estimator.estimate)
+    updates = step(jax.random.key(2), meta_params, state, ())[0].updates
+    assert optax.tree.norm(updates) > 0
+    return updates
+
+
+MAKE = {
+    "bptt": lambda loop: mx.bptt(loop, 2),
+    "es": lambda loop: mx.es(loop, 2, 0.1),
+    "forward": lambda loop: mx.forward_gradient(loop, 2),
+}
+
+
+@pytest.mark.parametrize("estimator", MAKE)
+def test_meta_gradients_of_the_optimizer(estimator):
     problem = mx.problems.quadratic()
+    tasks = mx.tasks.quadratics(5)
 
-    def estimate(kernel):
+    def updates(kernel):
         learner = mx.l2l(mx.optim.lstm(hidden=(4,), kernel=kernel), problem)
-        found = make(mx.inner(learner, mx.tasks.quadratics(5), horizon=3))
-        meta_params = learner.meta(jax.random.key(0))
-        state = jax.jit(found.init)(jax.random.key(1), meta_params, ())
-        step = jax.jit(found.estimate)
-        return step(jax.random.key(2), meta_params, state, ())[0].updates
+        return meta_gradient(MAKE[estimator], learner, tasks)
 
-    found, expected = estimate("interpreted"), estimate("xla")
-    assert optax.tree.norm(expected) > 0
-    assert_close(found, expected, atol=1e-5)
+    assert_close(updates("interpreted"), updates("xla"), atol=1e-5)
 
 
 def cells(lead, inputs, outputs, hidden, up, down):
@@ -154,23 +162,13 @@ def test_derivatives_of_a_grid_in_both_modes():
 @pytest.mark.parametrize("estimator", ["bptt", "es"])
 @pytest.mark.parametrize("sizes", [(6, 3), (6, 4, 3)])
 def test_meta_gradients_of_vsml(estimator, sizes):
-    make = {
-        "bptt": lambda loop: mx.bptt(loop, 2),
-        "es": lambda loop: mx.es(loop, 2, 0.1),
-    }
     tasks = mx.tasks.prototypes(3, (6,))
 
-    def estimate(kernel):
+    def updates(kernel):
         learner = mx.vsml(sizes, mx.cells.lstm(5, slots=2, kernel=kernel))
-        found = make[estimator](mx.inner(learner, tasks, horizon=3))
-        meta_params = learner.meta(jax.random.key(0))
-        state = jax.jit(found.init)(jax.random.key(1), meta_params, ())
-        step = jax.jit(found.estimate)
-        return step(jax.random.key(2), meta_params, state, ())[0].updates
+        return meta_gradient(MAKE[estimator], learner, tasks)
 
-    found, expected = estimate("interpreted"), estimate("xla")
-    assert optax.tree.norm(expected) > 0
-    assert_close(found, expected, atol=1e-5)
+    assert_close(updates("interpreted"), updates("xla"), atol=1e-5)
 
 
 def test_where_it_cannot_run_it_says_so():

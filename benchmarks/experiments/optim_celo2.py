@@ -338,13 +338,13 @@ _SMOKE = {
     "rate": 3e-4,
     "steps": 4,
     "chunk": 2,
-    "snapshots": 2,
+    "snapshots": 1,
     "judged": 2,
     "valid_tasks": ["ImageMLP_Cifar10BW8_Relu32"],
     "valid_data": "digits",
     "valid_steps": 20,
     "rates": [1e-3],
-    "rates of baselines": {"AdamW": [1e-3], "Muon, cosine": [1e-3]},
+    "rates of baselines": {"AdamW": [1e-3]},
 }
 _SMALL = {
     "data": ["mnist", "fashion_mnist", "cifar10"],
