@@ -302,9 +302,11 @@ def test_smoke_of_all_programs(name, monkeypatch, tmp_path):
         assert program["launches"] > 0
         assert program["counts"]["unknown_loops"] == 0
         assert np.isfinite(program["traffic_seconds"])
-        # No network of a user in it.
+        # No network of a user in it. What is within a kernel by hand is not to be seen here.
         if program["case"] == "vsml" or "update" in program["what"]:
-            assert set(program["counts"]["dots"]) == {"highest"}, program["what"]
+            dots = set(program["counts"]["dots"])
+            is_one_kernel = "update" in program["what"] and "kernel=" in program["what"]
+            assert dots == (set() if is_one_kernel else {"highest"}), program["what"]
     assert (tmp_path / f"{name}.png").stat().st_size > 1000
 
 

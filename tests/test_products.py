@@ -90,6 +90,27 @@ def test_networks_that_learn_by_themselves(name):
     assert found["highest"]
 
 
+def test_kernels_by_hand():
+    """What is compiled shows nothing of the products within."""
+    optimizer = mx.optim.lstm(hidden=(3, 2), kernel="interpreted")
+
+    def update(meta_params):
+        tx = optimizer.tx(meta_params)
+        return tx.update(GRADS, tx.init(GRADS))
+
+    shapes = jax.eval_shape(optimizer.init, jax.random.key(0))
+    # Of each gate with the states, in the second layer with its inputs too.
+    assert precisions(update, shapes) == {"highest": 4 + 8}
+
+    cell = mx.cells.lstm(3, 2, ticks=2, kernel="interpreted")
+    state = jnp.ones((1, 4, 3, 3))
+    up, down = jnp.ones((1, 4, 2)), jnp.ones((1, 3, 2))
+    params = jax.eval_shape(cell.init, jax.random.key(0))
+    # Of each gate with either message, and at each tick with the states.
+    found = precisions(cell.step, params, (state, state), up, down)
+    assert found == {"highest": 8 + 2 * 4}
+
+
 def test_minimal_vsml_in_both_views():
     w, state = jnp.ones((2, 2)), jnp.ones((3, 3, 2))
     both = precisions(

@@ -2,9 +2,11 @@
 
 The recipe is the authors', at a small part of its length, and departs from it in what two cores
 make it: three data sets in place of four, a narrower range of units, a meta-rate that is higher and
-falls to 0. Training ends where it ends; the rate, and which of the last snapshots it goes with, are
-chosen on tasks that are neither trained on nor reported, of other networks and sizes. There the
-baselines have their one rate for all tasks searched on the same runs.
+falls to 0. The last meta-parameters are taken.
+
+The one rate for all tasks is chosen on tasks of other networks and sizes, and so are those of the
+baselines, among as many and by the same runs: what is claimed of these tasks is of rates that were
+chosen there. `optim-velodrome` is of other tasks.
 """
 
 import math
@@ -109,7 +111,8 @@ def run(seed: int, settings: Settings, folder: Path) -> Result:
 
     result: Result = {"meta-steps": np.asarray(list(snapshots))}
     result |= _on_training_tasks(k_tasks, start, snapshots, data, settings)
-    result |= _on_validation_tasks(k_valid, start, snapshots, settings)
+    last = snapshots[settings["steps"]]
+    result |= _on_validation_tasks(k_valid, start, last, settings)
     return result
 
 
@@ -181,17 +184,17 @@ def _celo2(chosen: Any, num_steps: int) -> optax.GradientTransformation:
 def _on_validation_tasks(
     key: Any,
     start: Any,
-    snapshots: dict[int, Any],
+    meta_params: Any,
     settings: Settings,
 ) -> Result:
-    """Final losses ``[snapshots, rates, tasks]``, of others ``[rates, tasks]``."""
+    """Final losses ``[rates, tasks]`` of each contender, and those before training."""
     rates = settings["rates"]
 
     def at_rates(meta_params):
         return [(jnp.float32(rate), meta_params) for rate in rates]
 
     runs = {
-        OURS: (Contender(_celo2), [at_rates(x) for x in snapshots.values()]),
+        OURS: (Contender(_celo2), at_rates(meta_params)),
         UNTRAINED: (Contender(_celo2), at_rates(start)),
     }
     for name, of_baseline in settings["rates of baselines"].items():
@@ -203,8 +206,8 @@ def _on_validation_tasks(
         if settings["valid_data"] is not None:
             task = task._replace(data=settings["valid_data"])
         found = _final_losses(task, runs, key, settings["valid_steps"])
-        for name, of_task in found.items():
-            losses.setdefault(f"{name}: losses", []).append(of_task)
+        for contender, of_task in found.items():
+            losses.setdefault(f"{contender}: losses", []).append(of_task)
     return {name: np.stack(x, -1) for name, x in losses.items()}
 
 
@@ -220,29 +223,19 @@ def _final_losses(
     found: Result = {}
     for name, (contender, rates) in runs.items():
         run = runner(problem(task), task.batch, contender, length)
-
-        def ends(rate, run=run):
-            if isinstance(rate, list):
-                return [ends(x) for x in rate]
-            return run(jax.random.clone(key), rate, data)
-
-        before_and_after = np.asarray(ends(rates))
-        found[START] = before_and_after[..., 0].ravel()[0]
-        found[name] = before_and_after[..., 1]
-        print(f"{task}, {name}: {found[name].min():.4g}", flush=True)
+        ends = [run(jax.random.clone(key), rate, data) for rate in rates]
+        before, after = np.stack(ends).T
+        found[START] = before[0]
+        found[name] = after
+        print(f"{task}, {name}: {after.min():.4g}", flush=True)
     return found
 
 
-def chosen(losses: np.ndarray) -> tuple[int, ...]:
-    """Where ``losses [..., tasks]`` have the lowest geometric mean; what is not finite is last."""
-    means = np.where(np.isfinite(losses), np.log(losses), np.inf).mean(-1)
-    return tuple(int(i) for i in np.unravel_index(np.argmin(means), means.shape))
-
-
 def _best(result: Result, name: str) -> np.ndarray:
-    """Final losses at the one rate, ``[tasks]``."""
+    """Final losses ``[tasks]`` at the rate at which their geometric mean is lowest."""
     losses = result[f"{name}: losses"]
-    return losses[chosen(losses)]
+    logs = np.where(np.isfinite(losses), np.log(losses), np.inf)
+    return losses[np.argmin(logs.mean(-1))]
 
 
 def _ratio(result: Result, name: str, other: str) -> float:
@@ -251,17 +244,9 @@ def _ratio(result: Result, name: str, other: str) -> float:
 
 
 def claims(results: Results, settings: Settings) -> list[Claim]:
-    last = [result["meta-loss"][-1] for result in results]
     gain = [result["meta-loss"][-1] / result["meta-loss"][0] for result in results]
     adam = [r["meta-loss"][-1] / r["meta-loss of Adam"] for r in results]
     found = [
-        claim(
-            "meta-loss on training tasks, after meta-training",
-            SOURCE,
-            None,
-            last,
-            below(CAP),
-        ),
         claim(
             "meta-loss as a multiple of that before meta-training < 1",
             SOURCE,
@@ -270,7 +255,8 @@ def claims(results: Results, settings: Settings) -> list[Claim]:
             below(1),
         ),
         claim(
-            "meta-loss as a multiple of Adam's at the same rate, on the same episodes < 1",
+            "meta-loss as a multiple of Adam's at the same rate, on the same episodes < 1 "
+            "(vectors have 20 times that rate under Celo2)",
             SOURCE,
             None,
             adam,
