@@ -315,6 +315,30 @@ def test_norms_see_a_variance_that_is_small_beside_the_mean(name, key):
         np.testing.assert_allclose(NORMS[name](x), expected, atol=2e-3)
 
 
+@pytest.mark.parametrize("axes", [-1, 0, (0, 2)])
+def test_the_derivatives_of_a_norm_are_those_of_its_formula(x64, key, axes):
+    """First and second ones, against plain automatic differentiation."""
+
+    def formula(x, axes):
+        centred = x - x.mean(axes, keepdims=True)
+        return centred / jnp.sqrt((centred**2).mean(axes, keepdims=True) + 1e-5)
+
+    def derivatives(norm):
+        def f(x):
+            return jnp.sin(3 * norm(x, axes)).sum()
+
+        forward_over_reverse = jax.hessian(f)(x)
+        reverse_over_reverse = jax.jacrev(jax.grad(f))(x)
+        return f(x), jax.grad(f)(x), forward_over_reverse, reverse_over_reverse
+
+    # As small as the constant under the root in places.
+    x = jax.random.normal(key, (3, 2, 4)) * jnp.array([1e-3, 1.0, 10.0])[:, None, None]
+    ours, plain = derivatives(standardise), derivatives(formula)
+    for got, expected in zip(ours, plain, strict=True):
+        atol = 1e-12 * abs(expected).max()
+        np.testing.assert_allclose(got, expected, rtol=1e-9, atol=atol)
+
+
 def test_adapting_the_head_alone(key):
     """What ANIL needs: the head is picked by name; here on an episode of real digits."""
     net = mx.nets.dense4(3, (8, 8, 1), (16,))
