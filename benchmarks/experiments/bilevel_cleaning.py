@@ -405,8 +405,8 @@ _COMMON = {
     "penalty": 1e-3,
     "rate": 0.2,
     "outer_rates": {
-        "batches": [300.0, 1000.0, 3000.0],
-        "whole": [6000.0, 20000.0, 60000.0],
+        "batches": [30.0, 100.0, 300.0, 1000.0, 3000.0],
+        "whole": [2e3, 6e3, 2e4, 6e4, 2e5, 6e5],
     },
     "batch_size": 64,
     "solver_steps": 20,
