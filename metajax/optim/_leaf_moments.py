@@ -55,8 +55,9 @@ class Moments(NamedTuple):
 Move = Callable[[Moments, Array, Array], Array]
 
 # Leaves of as many coordinates are moved one after the other, and not stacked for that: the working
-# memory of one is faster than that of all.
-_ONE_BY_ONE_FROM = 2**17
+# memory of one is faster than that of all. Measured on a CPU: with 10 leaves of a million
+# coordinates 0.7 of the time, with 194 leaves of a transformer 0.6 of it.
+_ONE_BY_ONE_FROM = 2**16
 
 
 def init_moments(params: PyTree, num_decays: int) -> tuple[Moments, ...]:
