@@ -49,7 +49,7 @@ def celo2_base(rate: Rate = 1e-3, weight_decay: NonNegative = 0.0) -> LearnedOpt
     Averages, features and constants are those of the authors' code. Their network has two outputs
     more, 18 of its 347 numbers, which are without effect and left out here. It needs the
     parameters, ``tx.update(updates, state, params)``, and computes in float32 or wider; four
-    numbers a coordinate are its state. Leaves of one shape are moved at once.
+    numbers a coordinate are its state. Leaves of one shape are moved by one program.
 
     Args:
       rate: the length of a step: a number, an array, or a schedule of optax.
