@@ -12,6 +12,7 @@ import pytest
 from systems import IMAGES
 
 import metajax as mx
+from metajax.optim import _leaf_moments
 from metajax.optim._orthogonalize import orthogonalize
 
 VECTORS = json.loads(Path(__file__).with_name("celo2_vectors.json").read_text())
@@ -343,6 +344,35 @@ def test_leaves_of_one_shape_are_one_program(name, key):
 
     assert count(5) == count(1)
     assert count(1)[0] > 5
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+@pytest.mark.slow
+def test_leaves_in_turn_are_moved_as_at_once(dtype, key, monkeypatch):
+    """As large ones are; meta-gradients too, and many networks at once."""
+    optimizer = OPTIMIZERS["celo2_base"]
+    params = list(jax.random.normal(key, (3, 5, 4), dtype))
+    networks = jax.vmap(optimizer.init)(jax.random.split(key, 2))
+
+    def loss(network):
+        tx = optimizer.tx(network)
+        state = tx.init(params)
+        for _ in range(2):
+            updates, state = tx.update(params, state, params)
+        return sum(x.astype(jnp.float32).sum() for x in updates), (updates, state)
+
+    def run():
+        return jax.jit(jax.vmap(jax.value_and_grad(loss, has_aux=True)))(networks)
+
+    want = run()
+    monkeypatch.setattr(_leaf_moments, "_ONE_BY_ONE_FROM", 1)
+    got = run()
+    for x, y in zip(jax.tree.leaves(got), jax.tree.leaves(want), strict=True):
+        tolerance = 1e-2 if x.dtype == jnp.bfloat16 else 1e-4
+        x, y = np.asarray(x, np.float32), np.asarray(y, np.float32)
+        np.testing.assert_allclose(
+            x, y, rtol=tolerance, atol=tolerance * np.abs(y).max()
+        )
 
 
 @pytest.mark.parametrize("name", OPTIMIZERS)

@@ -10,13 +10,15 @@ from jax import lax
 from metajax import _checks
 from metajax._arguments import PositiveFloat, checked
 from metajax.optim import _features, _flat, _networks
-from metajax.optim._factored import of_matrix, safe_rsqrt
+from metajax.optim._factored import Whitening, safe_rsqrt, whitened
 from metajax.optim._leaf_moments import (
     Decays,
     Moments,
+    Seen,
     init_moments,
     move_leaves,
     normalized,
+    seen,
 )
 from metajax.optim._learned import learned_optimizer
 from metajax.types import Array, LearnedOptimizer
@@ -110,7 +112,7 @@ def adafactor_mlp(
 
         def update_fn(updates, state, params=None):
             def move(moments, grad, theta):
-                x = normalized(_inputs(moments, grad, theta), grad.ndim, 1e-5)
+                x = normalized(_inputs, seen(moments, grad, theta), grad.ndim, 1e-5)
                 time = _features.time_features(state.count).astype(grad.dtype)
                 x += list(time.reshape(-1, *[1] * grad.ndim))
                 direction, magnitude = _networks.mlp_of_arrays(network, x)
@@ -153,31 +155,29 @@ def _learned_decays(
     return Decays(decays["momentum"], v_decay, factored)
 
 
-def _inputs(moments: Moments, grad: Array, theta: Array) -> list[Array]:
+def _inputs(seen: Seen) -> list[Array]:
     """Groups of features of a leaf, which broadcast to its shape, without the time."""
-    m, v, factored = moments
-    g = grad[None]
-    v = v[None]
+    m, second, v, g, theta = seen
     inverse_root = lax.rsqrt(v + 1e-6)
-    if grad.ndim < 2:
-        row = col = factored.row
-        # The constants differ in the authors' code too.
-        grad_factor = safe_rsqrt(row + 1e-9)
-        momentum_factor = lax.rsqrt(row + 1e-6)
+    if isinstance(second, Whitening):
+        row, col = second.row, second.col
+        white_grad, white_momentum = whitened(g, m, second)
     else:
-        row, col, grad_factor = of_matrix(factored, grad.shape)
-        momentum_factor = grad_factor
+        row = col = second
+        # The constants differ in the authors' code too.
+        white_grad = g * safe_rsqrt(row + 1e-9)
+        white_momentum = m * lax.rsqrt(row + 1e-6)
     return [
         g,
-        theta[None],
+        theta,
         m,
         v,
         m * inverse_root,
         inverse_root,
-        g * grad_factor,
+        white_grad,
         row,
         col,
         lax.rsqrt(row + 1e-8),
         lax.rsqrt(col + 1e-8),
-        m * momentum_factor,
+        white_momentum,
     ]

@@ -13,19 +13,23 @@ from metajax.types import Array, PyTree
 Shape = tuple[int, ...]
 
 
+def group(tree: PyTree) -> tuple[list[Array], ...]:
+    """The ``L`` leaves of each shape, in float32 or wider."""
+    leaves = jax.tree.leaves(tree)
+    groups = []
+    for shape, places in _places(leaves).items():
+        same = [leaves[i] for i in places]
+        wide_dtype = _flat.dtype(same)
+        groups.append([jnp.asarray(x, wide_dtype).reshape(shape) for x in same])
+    return tuple(groups)
+
+
 def stack(tree: PyTree) -> tuple[Array, ...]:
     """An array ``[L, *shape]`` for each shape, of the ``L`` leaves that have it.
 
     They are in float32 or wider.
     """
-    leaves = jax.tree.leaves(tree)
-    stacks = []
-    for shape, places in _places(leaves).items():
-        same = [leaves[i] for i in places]
-        wide_dtype = _flat.dtype(same)
-        wide = [jnp.asarray(x, wide_dtype).reshape(shape) for x in same]
-        stacks.append(jnp.stack(wide))
-    return tuple(stacks)
+    return tuple(map(jnp.stack, group(tree)))
 
 
 def unstack(stacks: tuple[Array, ...], like: PyTree) -> PyTree:

@@ -15,7 +15,8 @@ from metajax.optim._celo_rule import (
     inputs,
     move_leaves,
 )
-from metajax.optim._leaf_moments import Moments, normalized
+from metajax.optim._factored import Whitening
+from metajax.optim._leaf_moments import Moments, Seen, normalized, seen
 from metajax.optim._learned import learned_optimizer
 from metajax.types import Array, LearnedOptimizer, PyTree
 
@@ -145,21 +146,21 @@ def _rule(
     theta: Array,
 ) -> Array:
     """The step of one leaf, upwards, for a factor of 1."""
-    x = inputs(moments, grad, theta, v_epsilon=1e-6)
-    if grad.ndim < 2:
-        x += _vector_inputs(moments)
-    x = normalized(x, grad.ndim, 1e-5)
+    x = normalized(_inputs, seen(moments, grad, theta), grad.ndim, 1e-5)
     direction, exponent = _networks.mlp_of_arrays(network, x)
     scale = jnp.sqrt((theta**2).mean() + 1e-9)
     return 0.001 * direction * jnp.exp(0.001 * exponent) * scale
 
 
-def _vector_inputs(moments: Moments) -> list[Array]:
-    """The last 15 inputs of a vector, where its average square stands for rows and columns."""
-    square = moments.factored.row
+def _inputs(seen: Seen) -> list[Array]:
+    """Of a vector 30 too: there its average square stands for rows and columns."""
+    x = inputs(seen, v_epsilon=1e-6)
+    if isinstance(seen.second, Whitening):
+        return x
+    square = seen.second
     inverse_root = lax.rsqrt(square + 1e-8)
-    whitened = moments.m * lax.rsqrt(square)
-    return [square, square, inverse_root, inverse_root, whitened]
+    whitened = seen.m * lax.rsqrt(square)
+    return [*x, square, square, inverse_root, inverse_root, whitened]
 
 
 # The schedule.

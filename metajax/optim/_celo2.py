@@ -1,6 +1,7 @@
 """Celo2: a learned direction, a rate of the user's (Moudgil et al. 2026, arXiv 2602.19142)."""
 
 from collections.abc import Callable, Hashable
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -17,7 +18,7 @@ from metajax.optim._celo_rule import (
     inputs,
     move_leaves,
 )
-from metajax.optim._leaf_moments import Moments, inverse_size, normalized
+from metajax.optim._leaf_moments import Moments, inverse_size, normalized, seen
 from metajax.optim._learned import learned_optimizer
 from metajax.optim._orthogonalize import orthogonalize
 from metajax.types import Array, LearnedOptimizer, PyTree
@@ -48,7 +49,7 @@ def celo2_base(rate: Rate = 1e-3, weight_decay: NonNegative = 0.0) -> LearnedOpt
     Averages, features and constants are those of the authors' code. Their network has two outputs
     more, 18 of its 347 numbers, which are without effect and left out here. It needs the
     parameters, ``tx.update(updates, state, params)``, and computes in float32 or wider; four
-    numbers a coordinate are its state. Leaves of one shape are moved at once.
+    numbers a coordinate are its state. Leaves of one shape are moved by one program.
 
     Args:
       rate: the length of a step: a number, an array, or a schedule of optax.
@@ -139,9 +140,10 @@ def _learned_direction(
     """The direction of a ``network``, up as the gradient is; its length is 1 after ``finish``."""
 
     def direction(moments: Moments, grad: Array, theta: Array) -> Array:
-        x = inputs(moments, grad, theta, v_epsilon=1e-8)
         num_axes = min(grad.ndim, 2)
-        [d] = _networks.mlp_of_arrays(network, normalized(x, num_axes, 1e-9))
+        x = seen(moments, grad, theta)
+        x = normalized(partial(inputs, v_epsilon=1e-8), x, num_axes, 1e-9)
+        [d] = _networks.mlp_of_arrays(network, x)
         d = finish(d)
         return d * inverse_size(d, num_axes, 1e-9)
 

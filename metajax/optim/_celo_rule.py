@@ -4,13 +4,12 @@ Moudgil et al. 2025, arXiv 2501.12670; 2026, arXiv 2602.19142; after Metz et al.
 arXiv 2211.09760.
 """
 
-import jax
 import jax.numpy as jnp
 from jax import lax
 
 from metajax.optim import _leaf_moments
-from metajax.optim._factored import of_matrix, safe_rsqrt
-from metajax.optim._leaf_moments import Decays, Moments, Move
+from metajax.optim._factored import Whitening, safe_rsqrt, whitened
+from metajax.optim._leaf_moments import Decays, Moments, Move, Seen
 from metajax.types import Array, PyTree
 
 NUM_INPUTS = 30
@@ -34,35 +33,29 @@ def move_leaves(
     if params is None:
         raise ValueError("params are needed: tx.update(updates, state, params)")
     decays = Decays(jnp.array(_DECAYS), jnp.array(v_decay), jnp.array(_DECAYS))
-    clipped = jax.tree.map(_clip, updates)
-    return _leaf_moments.move_leaves(move, decays, clipped, state, params)
+    return _leaf_moments.move_leaves(
+        move,
+        decays,
+        updates,
+        state,
+        params,
+        _LARGEST_GRADIENT,
+    )
 
 
-def _clip(grad: Array) -> Array:
-    return jnp.clip(grad, -_LARGEST_GRADIENT, _LARGEST_GRADIENT)
+def inputs(seen: Seen, v_epsilon: float) -> list[Array]:
+    """The inputs of the network in the authors' groups and order.
 
-
-def inputs(
-    moments: Moments,
-    grad: Array,
-    theta: Array,
-    v_epsilon: float,
-) -> list[Array]:
-    """The inputs of the network in the authors' groups and order, ``[1 or 3, ...]`` each.
-
-    30 in all, the first 15 for a vector. They broadcast to the shape of the leaf: averages over
-    rows or columns have an axis of length 1.
+    30 in all with three decays, the first 15 for a vector. They broadcast to the shape of the leaf:
+    averages over rows or columns have an axis of length 1.
     """
-    m, v, factored = moments
-    g = grad[None]
-    v = v[None]
+    m, second, v, g, theta = seen
     inverse_root = lax.rsqrt(v + v_epsilon)
-    first = [g, jnp.clip(g, -0.1, 0.1), theta[None], m, v]
-    first += [m * inverse_root, inverse_root]
-    if grad.ndim < 2:
-        factor = safe_rsqrt(factored.row + 1e-9)
-        return [*first, g * factor, g * inverse_root]
+    first = [g, jnp.clip(g, -0.1, 0.1), theta, m, v, m * inverse_root, inverse_root]
+    if not isinstance(second, Whitening):
+        return [*first, g * safe_rsqrt(second + 1e-9), g * inverse_root]
 
-    row, col, factor = of_matrix(factored, grad.shape)
+    row, col = second.row, second.col
+    white_grad, white_momentum = whitened(g, m, second)
     of_factors = [row, col, lax.rsqrt(row + 1e-8), lax.rsqrt(col + 1e-8)]
-    return [*first, g * factor, g * inverse_root, *of_factors, m * factor]
+    return [*first, white_grad, g * inverse_root, *of_factors, white_momentum]

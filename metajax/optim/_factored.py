@@ -65,15 +65,20 @@ def update_factors(
     return Factored(row, col)
 
 
-def of_matrix(
-    factored: Factored,
-    shape: tuple[int, ...],
-) -> tuple[Array, Array, Array]:
-    """Of a leaf with at least two axes: rows, columns, and the inverse root of what they make.
+class Whitening(NamedTuple):
+    """The second moments of rows and of columns, and two factors of the inverse root of all.
 
-    All are ``[K, ...]`` and broadcast to ``[K, *shape]``, rows and columns with an axis of length
-    1.
+    All are ``[K, ...]`` and broadcast to ``[K, *shape]`` of a leaf.
     """
+
+    row: Array
+    col: Array
+    row_factor: Array
+    col_factor: Array
+
+
+def whitening(factored: Factored, shape: tuple[int, ...]) -> Whitening:
+    """Of a leaf with at least two axes."""
     axes = _longest_axes(shape)
     assert axes is not None, shape
     second, longest = axes
@@ -82,8 +87,14 @@ def of_matrix(
     col = jnp.expand_dims(factored.col, 1 + second)
     mean = row.mean(1 + second, keepdims=True)
     relative_row = row / (mean + 1e-9)
-    factor = safe_rsqrt(relative_row) * safe_rsqrt(col)
-    return row, col, factor
+    return Whitening(row, col, safe_rsqrt(relative_row), safe_rsqrt(col))
+
+
+def whitened(grad: Array, m: Array, by: Whitening) -> tuple[Array, Array]:
+    """Both times the inverse root of the second moments."""
+    # Factors that the two shared would be repeated to the shape of the leaf, in memory.
+    own = lax.optimization_barrier(by)
+    return grad * by.row_factor * by.col_factor, m * own.row_factor * own.col_factor
 
 
 def safe_rsqrt(x: Array) -> Array:
