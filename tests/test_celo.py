@@ -375,6 +375,18 @@ def test_leaves_in_turn_are_moved_as_at_once(dtype, key, monkeypatch):
         )
 
 
+def test_a_cpu_alone_has_a_loop_over_large_leaves(key, monkeypatch):
+    monkeypatch.setattr(_leaf_moments, "_ONE_BY_ONE_FROM", 1)
+    tx = OPTIMIZERS["celo2_base"].tx(made("celo2_base", key))
+    params = list(jnp.ones((3, 5, 4)))
+    traced = jax.jit(tx.update).trace(params, tx.init(params), params)
+    has_loop = {
+        platform: "while" in traced.lower(lowering_platforms=(platform,)).as_text()
+        for platform in ("cpu", "cuda", "tpu")
+    }
+    assert has_loop == {"cpu": True, "cuda": False, "tpu": False}
+
+
 @pytest.mark.parametrize("name", OPTIMIZERS)
 def test_the_state_is_four_numbers_a_coordinate(name, key):
     tx = OPTIMIZERS[name].tx(made(name, key))
