@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 import metajax as mx
+from benchmarks.cases import low_rank as low_rank_case
 from benchmarks.cases.evolution import STD, population
 from benchmarks.workloads import workload
 from metajax.cells._lstm import _step_of_one_kernel as one_kernel
@@ -137,6 +138,30 @@ def pes(smoke: bool) -> Iterator[Step]:
     yield meta_step(what, estimator, meta_params, data)
 
 
+def remat(smoke: bool) -> Iterator[Step]:
+    """What backpropagation keeps of many steps: MAML on conv-4."""
+    steps = 4 if smoke else 64
+    for kept in (True, "nested"):
+        work = workload("maml", smoke, steps, kept)
+        tasks = len(work.batches[0])
+        what = f"meta-step, {tasks} tasks x {steps} steps, remat={kept!r}"
+        yield Step(what, work.ours, work.args)
+
+
+def low_rank(smoke: bool) -> Iterator[Step]:
+    """Evolution of a start for MAML with a million meta-parameters, by full noise and rank 1."""
+    sizes = (64, 5, 10) if smoke else low_rank_case.MAML_SIZES[-1]
+    pairs = 2 if smoke else 128
+    loop, pairs, meta_params, data = low_rank_case.maml_start(sizes, pairs)
+    in_turns = mx.sharding.in_turns(loop, 1)
+    full = mx.es(loop, pairs, low_rank_case.STD)
+    low = mx.es(in_turns, pairs, low_rank_case.STD, mx.low_rank())
+    num = sum(x.size for x in jax.tree.leaves(meta_params))
+    members = f"{2 * pairs} members of {num:,}"
+    yield meta_step(f"ES, {members}, full noise", full, meta_params, data)
+    yield meta_step(f"ES, {members}, rank 1, pair after pair", low, meta_params, data)
+
+
 def meta_step(what: str, estimator: mx.Estimator, meta_params: Any, data: Any) -> Step:
     """The meta-gradient by an estimator."""
 
@@ -170,4 +195,6 @@ def _images(side: int, classes: int) -> Any:
     return {"image": image, "label": np.arange(50, dtype=np.int32) % classes}
 
 
-PROGRAMS = {case.__name__: case for case in (l2l, vsml, maml, imaml, pes)}
+PROGRAMS = {
+    case.__name__: case for case in (l2l, vsml, maml, imaml, pes, remat, low_rank)
+}
