@@ -153,13 +153,15 @@ def low_rank(smoke: bool) -> Iterator[Step]:
     sizes = (64, 5, 10) if smoke else low_rank_case.MAML_SIZES[-1]
     pairs = 2 if smoke else 128
     loop, pairs, meta_params, data = low_rank_case.maml_start(sizes, pairs)
-    in_turns = mx.sharding.in_turns(loop, 1)
-    full = mx.es(loop, pairs, low_rank_case.STD)
-    low = mx.es(in_turns, pairs, low_rank_case.STD, mx.low_rank())
     num = sum(x.size for x in jax.tree.leaves(meta_params))
-    members = f"{2 * pairs} members of {num:,}"
-    yield meta_step(f"ES, {members}, full noise", full, meta_params, data)
-    yield meta_step(f"ES, {members}, rank 1, pair after pair", low, meta_params, data)
+    members = f"ES, {2 * pairs} members of {num:,}"
+    full = mx.es(loop, pairs, low_rank_case.STD)
+    yield meta_step(f"{members}, full noise", full, meta_params, data)
+    for at_once in (1, pairs // 8 or 2):
+        turns = mx.sharding.in_turns(loop, at_once)
+        low = mx.es(turns, pairs, low_rank_case.STD, mx.low_rank())
+        what = f"{members}, rank 1, {at_once} of {pairs} pairs at once"
+        yield meta_step(what, low, meta_params, data)
 
 
 def meta_step(what: str, estimator: mx.Estimator, meta_params: Any, data: Any) -> Step:

@@ -7,12 +7,14 @@ import flax.linen as linen
 import jax
 import jax.numpy as jnp
 import optax
+from flax import nnx
 from flax.training.train_state import TrainState
 
 import metajax as mx
 
 META_STEPS = 400  # smoke: 4
 STEPS = 100  # smoke: 5
+NET_STEPS = 500  # smoke: 5
 
 # %% [markdown]
 # ## What is in the box
@@ -22,24 +24,25 @@ STEPS = 100  # smoke: 5
 # learned schedules and per-parameter rates. Each is a pair `(init, tx)`: `init(key)` gives
 # meta-parameters, `tx(meta_params)` an `optax.GradientTransformation`.
 #
-# One that is already meta-trained is loaded by name, offline:
+# One that is already meta-trained is loaded by name, offline. Celo2 (Moudgil et al. 2026) is made for
+# runs of thousands of steps. It is told how long the run will be, and its rate rises and falls with
+# that; there is none to choose.
 
 # %%
 print(mx.pretrained.list())
-tx = mx.pretrained.load("l2l-digits")
+celo2 = mx.pretrained.load("celo2-images")
 
 # %% [markdown]
 # ## On your own flax model
-#
-# No learning rate to choose.
 
 
 # %%
 class Net(linen.Module):
     @linen.compact
     def __call__(self, x):
-        x = linen.sigmoid(linen.Dense(24)(x.reshape(len(x), -1)))
-        return linen.Dense(10)(x)
+        x = linen.relu(linen.Conv(16, (3, 3), strides=2)(x))
+        x = linen.relu(linen.Conv(32, (3, 3), strides=2)(x))
+        return linen.Dense(10)(x.reshape(len(x), -1))
 
 
 model = Net()
@@ -49,7 +52,7 @@ labels = jnp.asarray(data["label"])
 state = TrainState.create(
     apply_fn=model.apply,
     params=model.init(jax.random.key(0), images[:1])["params"],
-    tx=optax.chain(optax.clip_by_global_norm(10.0), tx),
+    tx=optax.chain(optax.clip_by_global_norm(10.0), celo2(NET_STEPS)),
 )
 
 
@@ -67,18 +70,106 @@ def train_step(state, key):
     return state.apply_gradients(grads=grads), value
 
 
-for i in range(STEPS):
+for i in range(NET_STEPS):
     state, value = train_step(state, jax.random.key(i))
-    if i % 20 == 0:
+    if i % 50 == 0:
         print(f"step {i}: loss {value:.3f}")
 
 # %% [markdown]
-# ## What does it do?
+# Beside AdamW, whose rate is searched on other runs:
+
+# %%
+search = mx.RateSearch([1e-3, 3e-3, 1e-2, 3e-2])
+optimizers = {"Celo2": celo2(NET_STEPS), "AdamW": optax.adamw}
+comparison = mx.compare(
+    optimizers,
+    mx.problems.linen(Net(), (8, 8, 1)),
+    mx.tasks.minibatches(64),
+    jax.random.key(3),
+    data,
+    steps=NET_STEPS,
+    num_tasks=2,
+    search=search,
+)
+print(comparison)
+
+# %% [markdown]
+# ## And on a small transformer
 #
-# Its update of a coordinate against the gradient, after ten steps with a constant gradient:
+# It reads sums in words. A matrix is a leaf of two axes for Celo2, or the last two of a kernel:
+# projections are written as one matrix each, and embeddings are left to its Adam, as its authors
+# advise.
+
+
+# %%
+class Block(nnx.Module):
+    def __init__(self, width, heads, rngs):
+        self.heads = heads
+        self.norms = nnx.List([nnx.LayerNorm(width, rngs=rngs) for _ in range(2)])
+        self.project = nnx.Linear(width, 3 * width, rngs=rngs)
+        self.join = nnx.Linear(width, width, rngs=rngs)
+        self.up = nnx.Linear(width, 4 * width, rngs=rngs)
+        self.down = nnx.Linear(4 * width, width, rngs=rngs)
+
+    def __call__(self, x):
+        first_norm, second_norm = self.norms
+        projected = self.project(first_norm(x))
+        heads = projected.reshape(*x.shape[:2], 3, self.heads, -1)
+        mixed = jax.nn.dot_product_attention(
+            *jnp.unstack(heads, axis=2), is_causal=True
+        )
+        x = x + self.join(mixed.reshape(x.shape))
+        return x + self.down(nnx.gelu(self.up(second_norm(x))))
+
+
+class Transformer(nnx.Module):
+    def __init__(self, rngs, symbols=29, length=33, width=32):
+        self.symbols = nnx.Embed(symbols, width, rngs=rngs)
+        self.positions = nnx.Embed(length, width, rngs=rngs)
+        self.block = Block(width, 4, rngs)
+        self.out = nnx.Linear(width, symbols, rngs=rngs)
+
+    def __call__(self, text):
+        positions = self.positions(jnp.arange(text.shape[1]))
+        return self.out(self.block(self.symbols(text) + positions[None]))
+
+
+def next_symbol(logits, batch):
+    losses = optax.softmax_cross_entropy_with_integer_labels(
+        logits[:, :-1], batch["text"][:, 1:]
+    )
+    return losses.mean(), {}
+
+
+def is_matrix(path, leaf):
+    return leaf.ndim > 1 and "embedding" not in jax.tree_util.keystr(path)
+
+
+optimizers = {
+    "Celo2": celo2(NET_STEPS, is_matrix=is_matrix),
+    "AdamW": optax.adamw,
+}
+comparison = mx.compare(
+    optimizers,
+    mx.problems.nnx(lambda rngs: Transformer(rngs), next_symbol, "text"),
+    mx.tasks.text(32, length=32),
+    jax.random.key(4),
+    mx.data.sums(),
+    steps=NET_STEPS,
+    num_tasks=2,
+    search=search,
+)
+print(comparison)
+mx.plot.curves(comparison.loss, ylabel="training loss (nats)").figure
+
+# %% [markdown]
+# ## What does such an optimizer do?
+#
+# That of a small LSTM, meta-trained for runs of 50 steps: its update of a coordinate against the gradient, after ten steps with a constant gradient:
 # momentum, a saturating dependence on the size of the gradient, and more. Adam beside it.
 
 # %%
+tx = mx.pretrained.load("l2l-digits")
 mx.plot.update_rule(tx, largest=0.2, past=(-0.1, 0.0, 0.1)).figure
 
 # %%

@@ -55,6 +55,35 @@ def test_the_optimizer_beats_untuned_ones_on_a_network_it_never_saw(name):
 
 
 @pytest.mark.slow
+def test_celo2_needs_no_rate_and_beats_adamw_at_the_usual_one():
+    tasks, data = mx.tasks.minibatches(64), mx.data.load("digits", "test")
+    optimizers = {
+        "ours": mx.pretrained.load("celo2-images")(num_steps=200),
+        "AdamW": optax.adamw(1e-3),
+    }
+    result = mx.compare(
+        optimizers,
+        mx.problems.mlp((64, 32, 32, 10), jax.nn.relu),
+        tasks,
+        jax.random.key(0),
+        data,
+        steps=200,
+        num_tasks=2,
+    )
+    assert result.final["ours"].mean() < 0.5 * result.final["AdamW"].mean()
+
+
+def test_celo2_says_what_it_is_not_given():
+    make = mx.pretrained.load("celo2-images")
+    with pytest.raises(ValueError, match="num_steps must be at least 1"):
+        make(0)
+    with pytest.raises(ValueError, match="rate must be finite and greater than 0"):
+        make(10, rate=0.0)
+    with pytest.raises(TypeError, match="is_matrix"):
+        make(10, is_matrx=None)
+
+
+@pytest.mark.slow
 def test_the_learning_algorithm_learns_images_it_never_saw():
     net = mx.pretrained.load("vsml-mnist")(64, 10)
     data = mx.data.load("digits", "test")

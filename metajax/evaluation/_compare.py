@@ -96,11 +96,11 @@ class Comparison(NamedTuple):
         rate = self.rate[name]
         rate = "-" if rate is None else f"{rate:.3g}"
         final = self.final[name]
-        error = math.nan
+        error = ""
         if len(final) > 1:
-            error = final.std(ddof=1) / len(final) ** 0.5
+            error = f" ± {final.std(ddof=1) / len(final) ** 0.5:.4f}"
         mean_loss = self.loss[name].mean()
-        return f"{rate:>8}  {final.mean():>9.4f} ± {error:.4f}  {mean_loss:>9.4f}"
+        return f"{rate:>8}  {final.mean():>9.4f}{error:<9}  {mean_loss:>9.4f}"
 
 
 @checked

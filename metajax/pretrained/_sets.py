@@ -10,9 +10,10 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import jax
+import optax
 
 from metajax import cells, nets, optim, problems
-from metajax._arguments import checked
+from metajax._arguments import PositiveFloat, PositiveInt, checked
 from metajax.cells import Layer
 from metajax.io import load as load_tree
 from metajax.learners import delta_rule, gpicl, maml, vsml
@@ -37,6 +38,24 @@ def _l2l_digits() -> _Set:
 
 def _l2l_mnist() -> _Set:
     return _learned_optimizer(optim.nadam(knots=(1, 10, 30, 60, 100, 150, 200)))
+
+
+def _celo2_images() -> _Set:
+    return _Set(optim.celo2().init, _celo2_with_schedule)
+
+
+def _celo2_with_schedule(meta_params: MetaParams) -> Callable[..., Any]:
+    @checked
+    def optimizer(
+        num_steps: PositiveInt,
+        rate: PositiveFloat = 3e-3,
+        **options: Any,
+    ) -> optax.GradientTransformation:
+        warmup = num_steps // 20
+        schedule = optax.warmup_cosine_decay_schedule(0.0, rate, warmup, num_steps)
+        return optim.celo2(schedule, **options).tx(meta_params)
+
+    return optimizer
 
 
 def _vsml_network(*layers: int | Layer) -> Learner:
@@ -92,6 +111,7 @@ def _gpicl_mnist() -> _Set:
 
 # Functions, so that importing them computes nothing.
 _SETS: dict[str, Callable[[], _Set]] = {
+    "celo2-images": _celo2_images,
     "delta-rule-mnist": _delta_rule_mnist,
     "gpicl-mnist": _gpicl_mnist,
     "l2l-digits": _l2l_digits,
@@ -115,18 +135,25 @@ def list() -> tuple[str, ...]:
 def load(name: str) -> Any:
     """What a set is for, ready to use.
 
-    ``l2l-*``: an `optax.GradientTransformation`, for `optax.chain`. ``vsml-*``: a function of the
+    ``l2l-*``: an `optax.GradientTransformation`, for `optax.chain`. ``celo2-*``: a function
+    ``(num_steps, rate=, **options)`` that gives one for a run of so many steps, whose rate rises
+    for a twentieth of them and falls to 0 by a cosine; the options are those of
+    `metajax.optim.celo2`. ``vsml-*``: a function of the
     inputs and the classes of a network, ``(784, 10)`` say, that gives a `metajax.Learner`; it was
     meta-trained with one dense layer, and refuses several and convolutions.
     ``maml-*``, ``delta-rule-*``, ``gpicl-*``: a `metajax.Learner`; the card names the images and
     the classes it is for. The ``meta`` of these learners gives the parameters of the set.
 
     Raises:
-      ValueError: an unknown name; from ``vsml-*``, other layers than it was meta-trained with.
+      ValueError: an unknown name; from ``celo2-*``, no steps or a rate that is not above 0; from
+        ``vsml-*``, other layers than it was meta-trained with.
 
     >>> import jax, jax.numpy as jnp, metajax as mx, optax
     >>> tx = optax.chain(optax.clip_by_global_norm(1.0), mx.pretrained.load("l2l-digits"))
     >>> weights = {"w": jnp.ones((3, 2))}
+    >>> updates, state = tx.update(weights, tx.init(weights), weights)
+
+    >>> tx = mx.pretrained.load("celo2-images")(num_steps=2_000)
     >>> updates, state = tx.update(weights, tx.init(weights), weights)
 
     >>> learner, digits = mx.pretrained.load("vsml-mnist")(64, 10), mx.data.load("digits")
