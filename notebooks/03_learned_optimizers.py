@@ -14,7 +14,7 @@ import metajax as mx
 
 META_STEPS = 400  # smoke: 4
 STEPS = 100  # smoke: 5
-NET_STEPS = 500  # smoke: 5
+NET_STEPS = 300  # smoke: 5
 
 # %% [markdown]
 # ## What is in the box
@@ -79,7 +79,7 @@ for i in range(NET_STEPS):
 # Beside AdamW, whose rate is searched on other runs:
 
 # %%
-search = mx.RateSearch([1e-3, 3e-3, 1e-2, 3e-2])
+search = mx.RateSearch([1e-3, 3e-3, 1e-2, 3e-2, 0.1])
 optimizers = {"Celo2": celo2(NET_STEPS), "AdamW": optax.adamw}
 comparison = mx.compare(
     optimizers,

@@ -160,5 +160,5 @@ def test_the_initialisation_tells_characters_apart_that_it_never_saw():
 
 def test_an_unknown_name_is_told_the_known_ones():
     for call in (mx.pretrained.load, mx.pretrained.params, mx.pretrained.card):
-        with pytest.raises(ValueError, match="name must be one of delta-rule-mnist"):
+        with pytest.raises(ValueError, match="name must be one of celo2-images"):
             call("l2l-everything")

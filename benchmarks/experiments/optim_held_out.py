@@ -311,7 +311,7 @@ def picture(results: Results, settings: Settings, figure: Any) -> None:
 
 
 _SMOKE = {
-    "cases": ["transformer, sums in words", "perceptron, Omniglot", "quadratics"],
+    "cases": ["perceptron, Omniglot", "quadratics"],
     "data": "digits",
     "classes": 10,
     "filters": [4, 4],
@@ -328,14 +328,14 @@ _SMOKE = {
 _SMALL = {
     "cases": [*NETWORKS, *CONVEX],
     "data": None,
-    "classes": 50,
+    "classes": 400,
     "filters": [8, 16, 32, 64],
     "width": 64,
     "length": 32,
     "batch": 32,
     "steps": 1000,
     "num_tasks": 1,
-    "rates": [1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2],
+    "rates": [3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 0.1],
     "convex_steps": 100,
     "convex_tasks": 16,
     "convex_rates": [10 ** (k / 2) for k in range(-8, 6)],
