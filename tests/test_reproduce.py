@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from test_data import needs
 
 import metajax as mx
 from benchmarks import __main__ as command
@@ -56,6 +57,9 @@ LONG = {
     "vsml-cloning",
     "vsml-robustness",
 }
+DATA = {
+    "bilevel-cleaning": needs("mnist")
+}  # others have sets that come with the package
 
 
 @pytest.mark.slow
@@ -63,7 +67,9 @@ LONG = {
 @pytest.mark.parametrize(
     "name",
     [
-        pytest.param(name, marks=[pytest.mark.long] if name in LONG else [])
+        pytest.param(
+            name, marks=[pytest.mark.long] if name in LONG else DATA.get(name, [])
+        )
         for name in harness.names()
     ],
 )

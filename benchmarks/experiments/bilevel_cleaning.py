@@ -436,6 +436,7 @@ _SMOKE = {
     "train": 600,
     "valid": 200,
     "corruptions": [0.5],
+    "outer_rates": {"batches": [300.0, 1000.0], "whole": [2e4, 6e4]},
     "seconds": 0.2,
     "search_seconds": 0.1,
     "seconds_between": 0.02,

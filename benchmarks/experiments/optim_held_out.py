@@ -320,7 +320,7 @@ _SMOKE = {
     "batch": 8,
     "steps": 20,
     "num_tasks": 1,
-    "rates": [1e-3, 1e-2],
+    "rates": [1e-7, 1e-2, 1e4],
     "convex_steps": 10,
     "convex_tasks": 2,
     "convex_rates": [1e-7, 0.01, 0.1, 1e4],
