@@ -131,29 +131,38 @@ def compare(
 
     They are kept in ``folder``; ``options`` are those of `metajax.compare`.
     """
-    file = folder / f"{case}.npz"
-    if file.exists():
-        return dict(np.load(file))
 
-    problem, tasks, data = posed
-    optimizers = {**learned, **mx.BASELINES}
-    comparison = mx.compare(optimizers, problem, tasks, key, data, **options)
-    print(f"{case}\n{comparison}", flush=True)
-    stored = {}
-    for optimizer, loss in comparison.loss.items():
-        name = f"{case}, {optimizer}"
-        final = comparison.final[optimizer]
-        rate = comparison.rate[optimizer]
-        stored[name] = loss.mean(0)
-        stored[f"{name}: final"] = final.mean()
-        stored[f"{name}: error"] = final.std(ddof=1) / len(final) ** 0.5
-        if rate is not None:
-            stored[f"{name}: rate"] = np.float64(rate)
+    def compared() -> dict[str, np.ndarray]:
+        problem, tasks, data = posed
+        optimizers = {**learned, **mx.BASELINES}
+        comparison = mx.compare(optimizers, problem, tasks, key, data, **options)
+        print(f"{case}\n{comparison}", flush=True)
+        found = {}
+        for optimizer, loss in comparison.loss.items():
+            name = f"{case}, {optimizer}"
+            final = comparison.final[optimizer]
+            rate = comparison.rate[optimizer]
+            found[name] = loss.mean(0)
+            found[f"{name}: final"] = final.mean()
+            found[f"{name}: error"] = final.std(ddof=1) / len(final) ** 0.5
+            if rate is not None:
+                found[f"{name}: rate"] = np.float64(rate)
+        return found
 
-    part = file.with_suffix(".part.npz")
-    np.savez(part, **stored)
-    part.rename(file)
-    return stored
+    return kept(folder / f"{case}.npz", compared)
+
+
+def kept(
+    file: Path,
+    make: Callable[[], dict[str, np.ndarray]],
+) -> dict[str, np.ndarray]:
+    """The arrays of a file; if it is not there, they are made and it is written, whole or not."""
+    if not file.exists():
+        arrays: dict[str, Any] = make()
+        part = file.with_suffix(".part.npz")
+        np.savez(part, **arrays)
+        part.rename(file)
+    return dict(np.load(file))
 
 
 def against_baselines(

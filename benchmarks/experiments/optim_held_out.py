@@ -191,32 +191,26 @@ def _finals(
     folder: Path,
 ) -> Result:
     """The mean final loss on the tasks of a key, and the rate that was found; kept in a file."""
-    file = folder / f"{name}.npz"
-    if file.exists():
-        return dict(np.load(file))
 
-    problem, tasks, data = posed
-    comparison = mx.compare(
-        optimizers,
-        problem,
-        tasks,
-        jax.random.clone(key),
-        data,
-        steps=settings["steps"],
-        num_tasks=settings["num_tasks"],
-        at_once=1,
-        search=mx.RateSearch(settings["rates"]),
-    )
-    print(f"{name}\n{comparison}", flush=True)
-    stored = {name: loss.mean() for name, loss in comparison.final.items()}
-    for name, rate in comparison.rate.items():
-        if rate is not None:
-            stored[f"{name}: rate"] = np.asarray(rate)
+    def compared() -> Result:
+        problem, tasks, data = posed
+        comparison = mx.compare(
+            optimizers,
+            problem,
+            tasks,
+            jax.random.clone(key),
+            data,
+            steps=settings["steps"],
+            num_tasks=settings["num_tasks"],
+            at_once=1,
+            search=mx.RateSearch(settings["rates"]),
+        )
+        print(f"{name}\n{comparison}", flush=True)
+        rates = comparison.rate.items()
+        found = {f"{name}: rate": np.asarray(x) for name, x in rates if x is not None}
+        return found | {name: x.mean() for name, x in comparison.final.items()}
 
-    part = file.with_suffix(".part.npz")
-    np.savez(part, **stored)
-    part.rename(file)
-    return stored
+    return _l2l.kept(folder / f"{name}.npz", compared)
 
 
 def _convex(
