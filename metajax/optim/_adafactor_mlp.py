@@ -9,6 +9,7 @@ from jax import lax
 
 from metajax import _checks
 from metajax._arguments import PositiveFloat, checked
+from metajax._arrays import lift
 from metajax.optim import _features, _flat, _networks
 from metajax.optim._factored import Whitening, safe_rsqrt, whitened
 from metajax.optim._leaf_moments import (
@@ -165,14 +166,14 @@ def _inputs(seen: Seen) -> list[Array]:
     else:
         row = col = second
         # The constants differ in the authors' code too.
-        white_grad = g * safe_rsqrt(row + 1e-9)
+        white_grad = lift(g, row) * safe_rsqrt(row + 1e-9)
         white_momentum = m * lax.rsqrt(row + 1e-6)
     return [
         g,
         theta,
         m,
         v,
-        m * inverse_root,
+        m * lift(inverse_root, m),
         inverse_root,
         white_grad,
         row,

@@ -7,6 +7,7 @@ arXiv 2211.09760.
 import jax.numpy as jnp
 from jax import lax
 
+from metajax._arrays import lift
 from metajax.optim import _leaf_moments
 from metajax.optim._factored import Whitening, safe_rsqrt, whitened
 from metajax.optim._leaf_moments import Decays, Moments, Move, Seen
@@ -51,9 +52,10 @@ def inputs(seen: Seen, v_epsilon: float) -> list[Array]:
     """
     m, second, v, g, theta = seen
     inverse_root = lax.rsqrt(v + v_epsilon)
-    first = [g, jnp.clip(g, -0.1, 0.1), theta, m, v, m * inverse_root, inverse_root]
+    first = [g, jnp.clip(g, -0.1, 0.1), theta, m, v]
+    first += [m * lift(inverse_root, m), inverse_root]
     if not isinstance(second, Whitening):
-        return [*first, g * safe_rsqrt(second + 1e-9), g * inverse_root]
+        return [*first, lift(g, second) * safe_rsqrt(second + 1e-9), g * inverse_root]
 
     row, col = second.row, second.col
     white_grad, white_momentum = whitened(g, m, second)

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
+from metajax._arrays import lift
 from metajax.optim import _features, _flat
 from metajax.types import Array
 
@@ -94,6 +95,7 @@ def whitened(grad: Array, m: Array, by: Whitening) -> tuple[Array, Array]:
     """Both times the inverse root of the second moments."""
     # Factors that the two shared would be repeated to the shape of the leaf, in memory.
     own = lax.optimization_barrier(by)
+    grad = lift(grad, m)
     return grad * by.row_factor * by.col_factor, m * own.row_factor * own.col_factor
 
 

@@ -168,14 +168,14 @@ def _update_moments(moments: Moments, grad: Array, decays: Decays) -> Moments:
 
 
 class Seen(NamedTuple):
-    """What the features of a leaf are made of, for all ``K`` decays or for one.
+    """What the features of a leaf are made of, for all decays or for one.
 
     Attributes:
-      m: ``[K, *shape]``; of one decay without the first axis, as all that follows.
+      m: ``[K, *shape]``, or without ``K``.
       second: `Whitening` of the second moments, or of a vector these themselves; likewise.
-      v: ``[1, *shape]``.
-      grad: the gradient, likewise.
-      theta: the parameters, likewise.
+      v: ``[*shape]``, as what follows.
+      grad: the gradient.
+      theta: the parameters.
     """
 
     m: Array
@@ -187,7 +187,7 @@ class Seen(NamedTuple):
     def of_decay(self, k: int) -> "Seen":
         """With what belongs to one decay."""
         m, second = jax.tree.map(lambda x: x[k], (self.m, self.second))
-        return Seen(m, second, self.v[0], self.grad[0], self.theta[0])
+        return self._replace(m=m, second=second)
 
 
 def seen(moments: Moments, grad: Array, theta: Array) -> Seen:
@@ -195,7 +195,7 @@ def seen(moments: Moments, grad: Array, theta: Array) -> Seen:
     m, v, factored = moments
     is_matrix = grad.ndim >= 2
     second = whitening(factored, grad.shape) if is_matrix else factored.row
-    return Seen(m, second, v[None], grad[None], theta[None])
+    return Seen(m, second, v, grad, theta)
 
 
 def normalized(
@@ -206,11 +206,11 @@ def normalized(
 ) -> list[Array]:
     """Each feature over its root mean square along its last axes, by itself.
 
-    ``inputs`` gives groups of features, ``[1 or K, ...]``, or without this axis of what is of one
-    decay; they broadcast to the shape of the leaf. They are computed twice, for their mean squares
-    and where a network reads them, since to keep them in memory costs more.
+    ``inputs`` gives groups of features: arrays that broadcast to the shape of the leaf, or of the
+    decays and the leaf. They are computed twice, for their mean squares and where a network reads
+    them, since to keep them in memory costs more.
     """
-    groups = inputs(seen)
+    groups = [x if x.ndim > seen.grad.ndim else x[None] for x in inputs(seen)]
     factors = _inverse_sizes(groups, num_axes, epsilon)
     seen, factors = lax.optimization_barrier((seen, factors))
 
