@@ -236,5 +236,5 @@ def resident():
     """Bytes of this process in memory."""
     statm = Path("/proc/self/statm")
     if not statm.exists():
-        pytest.skip("only Linux tells")
+        pytest.skip("/proc/self/statm tells the memory, and is there on Linux alone")
     return int(statm.read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")

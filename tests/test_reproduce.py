@@ -26,6 +26,7 @@ from benchmarks.experiments import (
     gpicl_generalisation,
     imaml_memory,
     l2l_mnist,
+    optim_held_out,
 )
 
 
@@ -57,9 +58,8 @@ LONG = {
     "vsml-cloning",
     "vsml-robustness",
 }
-DATA = {
-    "bilevel-cleaning": needs("mnist")
-}  # others have sets that come with the package
+# At their smallest all others take sets that come with the package.
+DATA = {"bilevel-cleaning": needs("mnist")}
 
 
 @pytest.mark.slow
@@ -94,6 +94,29 @@ def test_smoke(name, tmp_path, monkeypatch, capsys):
     assert resumed["claims"] == result["claims"]
     assert call(monkeypatch, *again) == 1
     assert "add --resume" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("case", [*optim_held_out.NETWORKS, *optim_held_out.CONVEX])
+def test_every_problem_held_out_can_be_trained(case, key):
+    """Those too that are too large for the smallest scale: a loss as of guessing, and gradients."""
+    settings = optim_held_out.EXPERIMENT.settings["smoke"]
+    pose = (optim_held_out.NETWORKS | optim_held_out.CONVEX)[case]
+    problem, tasks, data = pose(settings)
+    task = tasks.sample(key, data)
+    params, model_state = problem.init(key, task)
+    batch = tasks.train(key, data, task)
+
+    @jax.jit
+    @jax.value_and_grad
+    def loss(params):
+        return problem.loss(key, params, model_state, batch)[0]
+
+    value, grads = loss(params)
+    assert np.isfinite(value)
+    assert all(np.isfinite(x).all() and np.any(x) for x in jax.tree.leaves(grads))
+    classes = {"transformer, sums in words": 29, "quadratics": None}.get(case, 10)
+    if classes:
+        assert 0.5 * np.log(classes) < value < 2 * np.log(classes)
 
 
 def test_list_names_every_experiment(monkeypatch, capsys):

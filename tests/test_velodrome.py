@@ -240,7 +240,7 @@ def test_losses_before_training(name):
     """Against another program, and the start of the published curve: of 60 means the lowest."""
     task = TASKS[name]
     if TFDS is None or not (Path(TFDS) / task.data).is_dir():
-        pytest.skip(f"{task.data} is not prepared: set TFDS_DATA_DIR")
+        pytest.skip(f"{task.data} is not prepared: set TFDS_DATA_DIR to where it is")
     data = jax.tree.map(jnp.asarray, images(task))
     posed = problem(task)
     drawn = mx.tasks.minibatches(task.batch)

@@ -138,9 +138,9 @@ def load(name: str) -> Any:
     ``l2l-*``: an `optax.GradientTransformation`, for `optax.chain`. ``celo2-*``: a function
     ``(num_steps, rate=, **options)`` that gives one for a run of so many steps, whose rate rises
     for a twentieth of them and falls to 0 by a cosine; the options are those of
-    `metajax.optim.celo2`. ``vsml-*``: a function of the
-    inputs and the classes of a network, ``(784, 10)`` say, that gives a `metajax.Learner`; it was
-    meta-trained with one dense layer, and refuses several and convolutions.
+    `metajax.optim.celo2`. ``vsml-*``: a function of the inputs and the classes of a network,
+    ``(784, 10)`` say, that gives a `metajax.Learner`; it was meta-trained with one dense layer, and
+    refuses several and convolutions.
     ``maml-*``, ``delta-rule-*``, ``gpicl-*``: a `metajax.Learner`; the card names the images and
     the classes it is for. The ``meta`` of these learners gives the parameters of the set.
 
