@@ -141,7 +141,7 @@ def pes(smoke: bool) -> Iterator[Step]:
 def remat(smoke: bool) -> Iterator[Step]:
     """What backpropagation keeps of many steps: MAML on conv-4."""
     steps = 4 if smoke else 64
-    for kept in (True, "nested"):
+    for kept in (True, "nested", 2 if smoke else 6):
         work = workload("maml", smoke, steps, kept)
         tasks = len(work.batches[0])
         what = f"meta-step, {tasks} tasks x {steps} steps, remat={kept!r}"

@@ -16,17 +16,24 @@ def is_floating(x: Any) -> bool:
     return jnp.issubdtype(jnp.result_type(x), jnp.floating)
 
 
-def partition(tree: PyTree) -> tuple[PyTree, PyTree]:
-    """The floating leaves and the others, each with None in the place of the rest."""
-    floating = jax.tree.map(lambda x: x if is_floating(x) else None, tree)
-    others = jax.tree.map(lambda x: None if is_floating(x) else x, tree)
-    return floating, others
+def is_inexact(x: Any) -> bool:
+    """Whether it can be differentiated by, complex numbers too."""
+    return jnp.issubdtype(jnp.result_type(x), jnp.inexact)
 
 
-def combine(floating: PyTree, others: PyTree) -> PyTree:
+def partition(
+    tree: PyTree, among: Callable[[Any], bool] = is_floating
+) -> tuple[PyTree, PyTree]:
+    """The leaves that are ``among`` them, and the others, with None in the place of the rest."""
+    chosen = jax.tree.map(lambda x: x if among(x) else None, tree)
+    others = jax.tree.map(lambda x: None if among(x) else x, tree)
+    return chosen, others
+
+
+def combine(chosen: PyTree, others: PyTree) -> PyTree:
     """What `partition` has taken apart."""
     return jax.tree.map(
-        lambda x, y: y if x is None else x, floating, others, is_leaf=_is_none
+        lambda x, y: y if x is None else x, chosen, others, is_leaf=_is_none
     )
 
 

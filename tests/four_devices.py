@@ -131,6 +131,15 @@ def train_all():
         shapes,
     )
     trained(
+        "binomial",
+        quadratics(),
+        lambda inner: mx.bptt(inner, 8, remat=2),
+        RATE,
+        (),
+        (4,),
+        shapes,
+    )
+    trained(
         "pes",
         quadratics(),
         lambda inner: mx.pes(inner, 8, 0.001, 2),

@@ -152,6 +152,7 @@ LEARNERS = {
 ESTIMATORS = {
     "bptt": lambda inner, _: mx.bptt(inner, 3),
     "bptt_nested": lambda inner, _: mx.bptt(inner, 3, remat="nested"),
+    "bptt_binomial": lambda inner, _: mx.bptt(inner, 3, remat=2),
     "bptt_truncated": lambda inner, _: mx.bptt(inner, 3, 2),
     "bptt_staggered": lambda inner, _: mx.bptt(inner, 3, 2, stagger=True),
     "forward": lambda inner, _: mx.forward(inner, 3),

@@ -1,5 +1,9 @@
 """What the backward pass makes anew changes its memory, and nothing else."""
 
+import functools
+import itertools
+import math
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -7,7 +11,8 @@ import optax
 import pytest
 
 import metajax as mx
-from metajax._inner import blocks_of_steps
+from metajax import _binomial
+from metajax._binomial import schedule
 
 LEARNER = mx.l2l(optax.sgd, mx.problems.quadratic(), second_order=True)
 
@@ -22,7 +27,17 @@ def gradient(horizon, remat):
 
 @pytest.mark.parametrize(
     ("horizon", "remat"),
-    [(1, "nested"), (2, "nested"), (7, "nested"), (7, 6), (12, 8), (13, 20)],
+    [
+        (1, "nested"),
+        (2, "nested"),
+        (7, "nested"),
+        (1, 1),
+        (2, 1),
+        (7, 1),
+        (7, 3),
+        (13, 4),
+        (13, 20),
+    ],
 )
 @pytest.mark.slow
 def test_the_estimate_is_the_same(x64, horizon, remat):
@@ -31,29 +46,118 @@ def test_the_estimate_is_the_same(x64, horizon, remat):
     )
 
 
-@pytest.mark.parametrize("length", [2, 3, 10, 64, 100, 1000, 1024])
-def test_no_more_states_are_kept_than_asked(length):
-    """Those at the beginning of blocks, and those of the block that is at work."""
-
-    def kept(blocks):
-        length, *inner_blocks = blocks
-        if not inner_blocks:
-            return length
-        return -(-length // inner_blocks[0]) + kept(inner_blocks)
-
-    assert kept(blocks_of_steps(length, "nested")) <= 2 * length**0.5 + 2
-    for states in range(4 + 3 * length.bit_length(), length + 1, 7):
-        blocks = blocks_of_steps(length, states)
-        assert blocks[0] == length
-        assert kept(blocks) <= states
-    fewest = length.bit_length()
-    with pytest.raises(
-        ValueError, match=f"remat must be at least .* for {length} steps"
-    ):
-        blocks_of_steps(length, fewest // 2)
+@functools.cache
+def fewest_runs(length, num_states):
+    """Of steps, before each has been differentiated: the best of all ways to cut a loop in two."""
+    if num_states == 1:
+        return length * (length - 1) // 2
+    if length <= 2:
+        return length - 1
+    return min(
+        cut + fewest_runs(length - cut, num_states - 1) + fewest_runs(cut, num_states)
+        for cut in range(1, length)
+    )
 
 
-@pytest.mark.parametrize("remat", [0, -1, 2.5, "nest", None])
+@pytest.mark.parametrize("num_states", [1, 2, 3, 5, 8, 13, 64])
+def test_no_schedule_runs_fewer_steps(num_states):
+    for length in range(1, 65):
+        table = schedule(length, num_states)
+        runs = len(table.first) - 1 + len(table.again) - 1
+        times = next(
+            n for n in itertools.count(1) if math.comb(num_states + n, n) >= length
+        )
+        # The forward pass ends after the last step: the state before it may have to be made anew.
+        assert 0 <= runs - fewest_runs(length, num_states) <= times
+
+
+@pytest.mark.parametrize(
+    ("length", "num_states"), [(1, 1), (10, 3), (64, 11), (50, 50)]
+)
+def test_a_schedule_has_each_state_when_it_is_wanted(length, num_states):
+    """Followed by numbers: the state after a step is the state before it plus 1."""
+    table = schedule(length, num_states)
+    rows = np.zeros(num_states + 1, int)
+
+    for step, row in enumerate(table.first):
+        rows[row] = step
+    begin = 0
+    for step in reversed(range(length)):
+        for source, target in table.again[begin : table.until[step]]:
+            rows[target] = rows[source] + 1
+        begin = table.until[step]
+        assert rows[table.row[step]] == step
+
+
+def everything(state, x, inputs):
+    """A loop over a state of all kinds, and where it starts."""
+
+    def body(state, _):
+        key, count, x, z = state
+        key, k_noise = jax.random.split(key)
+        noise = jax.random.normal(k_noise, x.shape)
+        x = jnp.tanh(inputs["w"] @ x) + 0.1 * noise * (count % 3)
+        z = z * jnp.exp(1j * x[0]) * inputs["label"]
+        return (key, count + 1, x, z), (x.sum(), {"z": jnp.abs(z), "count": count})
+
+    return body, (*state, x, x[0] + 0j)
+
+
+@pytest.mark.parametrize("batched", ["inputs", "start", "both"])
+@pytest.mark.parametrize("num_states", [1, 2, 4, 30])
+def test_a_scan_within_states_is_the_scan(x64, batched, num_states):
+    """Keys, counts and complex numbers in the state, integers and matrices from without."""
+    w = jax.random.normal(jax.random.key(1), (2, 3, 3))
+    x = jax.random.normal(jax.random.key(2), (2, 3))
+    inputs = {"w": w, "label": jnp.array([2, 3])}
+
+    def loss(scan):
+        def of_one(floating, label):
+            w, x = floating
+            start = (jax.random.key(0), jnp.int32(0))
+            body, state = everything(start, x, {"w": w, "label": label})
+            (_, count, x, z), (sums, metrics) = scan(body, state)
+            return x.sum() + jnp.abs(z) + (sums**2).mean() + metrics["z"][3] + count
+
+        return of_one
+
+    def within(body, state):
+        return _binomial.scan(body, state, 9, num_states)
+
+    def plain(body, state):
+        return jax.lax.scan(body, state, None, length=9)
+
+    axes = {"inputs": ((0, None), 0), "start": ((None, 0), None), "both": ((0, 0), 0)}
+    of_floating, of_label = axes[batched]
+    arguments = (
+        (w if of_floating[0] == 0 else w[0], x if of_floating[1] == 0 else x[0]),
+        inputs["label"] if of_label == 0 else inputs["label"][0],
+    )
+    found, want = [
+        jax.jit(jax.vmap(jax.value_and_grad(loss(scan)), (of_floating, of_label)))(
+            *arguments
+        )
+        for scan in (within, plain)
+    ]
+    for a, b in zip(*map(jax.tree.leaves, (found, want)), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-12)
+
+
+def test_what_is_not_differentiated_costs_nothing():
+    """A million images that the steps read have no cotangent in the program."""
+    images = jax.ShapeDtypeStruct((1_000_000,), jnp.float32)
+
+    def loss(rate, images):
+        def body(x, _):
+            return x - rate * images[:10] * x, x.sum()
+
+        return _binomial.scan(body, jnp.ones(10), 20, 4)[1].mean()
+
+    compiled = jax.jit(jax.grad(loss)).lower(0.1, images).compile()
+    assert compiled.memory_analysis().temp_size_in_bytes < 10_000
+
+
+@pytest.mark.parametrize("remat", [0, -1, 2.5, "nest", None, jnp.int32(3)])
 def test_a_bad_remat_is_refused_when_the_estimator_is_made(remat):
     loop = mx.inner(LEARNER, mx.tasks.quadratics(2), 10)
     with pytest.raises((TypeError, ValueError), match=r"^remat must be"):

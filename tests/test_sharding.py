@@ -58,7 +58,7 @@ def test_the_work_is_split(found):
         assert not run["whole"], name
 
 
-@pytest.mark.parametrize("name", ["bptt", "truncated", "forward", "pes"])
+@pytest.mark.parametrize("name", ["bptt", "truncated", "binomial", "forward", "pes"])
 def test_a_gradient_is_reduced_once_outside_the_loops(found, name):
     """The gradient, the loss and the metrics together, and how many episodes are finite."""
     run = found["trained"][f"{name}, 4 devices"]

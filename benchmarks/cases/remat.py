@@ -24,7 +24,7 @@ def remat(setting: Setting) -> list[Row]:
         work = workload("maml", setting.smoke, maml_steps, remat)
         return Program(work.ours, work.args)
 
-    of_maml_too, of_l2l_too = ([], []) if setting.smoke else ([False, 12], [32])
+    of_maml_too, of_l2l_too = ([], []) if setting.smoke else ([False, 10, 6], [44, 17])
     maml = _contest(setting, of_maml, [True, "nested", *of_maml_too])
     l2l = _contest(setting, _l2l(l2l_steps), [True, "nested", *of_l2l_too])
     tables = [

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 
 from metajax import _trees
 from metajax._arguments import PositiveInt, checked
-from metajax._inner import Remat, blocks_of_steps, unroll
+from metajax._inner import Remat, check_remat, unroll
 from metajax.estimators import _episodes
 from metajax.types import Estimate, Estimator, Inner
 
@@ -47,8 +47,8 @@ def bptt(
     >>> estimate.updates.shape  # the gradient with respect to the learning rate
     ()
     """
+    check_remat(remat)
     window = _episodes.window_length(inner, truncation)
-    blocks_of_steps(window, remat)  # or it says what is wrong
 
     def init(key, meta_params, data):
         stride = window if stagger else 0

@@ -16,9 +16,9 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 from jax.ad_checkpoint import checkpoint_name
-from jax.extend.core import ClosedJaxpr, jaxpr_as_fun
 
 from metajax._arguments import checked
+from metajax._closures import hoisted
 from metajax._inner import INNER_GRADIENT
 from metajax._trees import clone_keys
 from metajax.types import Array, Params, PyTree
@@ -59,7 +59,7 @@ def value_and_grad(loss: Callable, has_aux: bool = False) -> Callable:
             result = loss(params, *args)
             return result if has_aux else (result, ())
 
-        (value, aux), grads = _differentiated(_hoisted(with_aux, params), params)
+        (value, aux), grads = _differentiated(_program(with_aux, params), params)
         return ((value, aux) if has_aux else value), _named(grads)
 
     return run
@@ -98,16 +98,13 @@ class _Program(NamedTuple):
     ones: list[np.ndarray]
 
 
-def _hoisted(loss: Callable, params: Params) -> _Program:
-    """`jax.make_jaxpr` makes arguments of what is closed over, traced values and all."""
-    jaxpr, shapes = jax.make_jaxpr(loss, return_shape=True)(params)
-    constants = [jnp.asarray(x) for x in jaxpr.consts]
+def _program(loss: Callable, params: Params) -> _Program:
+    run, constants, shapes = hoisted(loss, params)
     outputs, tree = jax.tree.flatten(shapes)
 
     def call(params, closed, fixed):
         arrays = _interleaved(constants, closed, fixed)
-        run = jaxpr_as_fun(ClosedJaxpr(jaxpr.jaxpr, arrays))
-        return _parted(run(*jax.tree.leaves(params)))
+        return _parted(jax.tree.leaves(run(arrays, params)))
 
     def result(values, others):
         return jax.tree.unflatten(tree, _interleaved(outputs, values, others))
