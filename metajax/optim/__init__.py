@@ -25,7 +25,7 @@ Weight decay after a learned optimizer is `decay_weights`, decoupled as in AdamW
 
 from metajax.optim._adafactor_mlp import adafactor_mlp
 from metajax.optim._celo import celo
-from metajax.optim._celo2 import celo2, celo2_base
+from metajax.optim._celo2 import by_fan_in, celo2, celo2_base
 from metajax.optim._decay import decay_weights
 from metajax.optim._differentiable import differentiable
 from metajax.optim._features import time_features
@@ -42,6 +42,7 @@ from metajax.optim._schedules import mlp_schedule, piecewise_schedule
 __all__ = [
     "PRESETS",
     "adafactor_mlp",
+    "by_fan_in",
     "celo",
     "celo2",
     "celo2_base",

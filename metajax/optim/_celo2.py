@@ -1,5 +1,6 @@
 """Celo2: a learned direction, a rate of the user's (Moudgil et al. 2026, arXiv 2602.19142)."""
 
+import math
 from collections.abc import Callable, Hashable
 from functools import partial
 from typing import Any, NamedTuple
@@ -25,6 +26,7 @@ from metajax.types import Array, LearnedOptimizer, PyTree
 
 Rate = PositiveFloat | Array | optax.Schedule
 IsMatrix = Callable[[tuple[Any, ...], Array], bool]
+Scale = Callable[[tuple[int, ...]], float]
 
 SIZES = (NUM_INPUTS, 8, 8, 1)
 
@@ -33,6 +35,28 @@ def has_two_axes(path: tuple[Any, ...], leaf: Array) -> bool:
     """Whether a leaf is a matrix, or several."""
     del path
     return jnp.ndim(leaf) >= 2
+
+
+def unit(shape: tuple[int, ...]) -> float:
+    """Steps of one root mean square for all matrices."""
+    del shape
+    return 1.0
+
+
+def by_fan_in(shape: tuple[int, ...]) -> float:
+    """Steps of matrices ``[..., in, out]`` over the root of their inputs, as in Muon.
+
+    The inputs of a kernel are those at all its places. A layer's outputs then move as much whatever
+    its width is, and one rate serves narrow and wide networks (Yang, Simon & Bernstein 2023, "A
+    Spectral Condition for Feature Learning", arXiv 2310.17813): an orthogonal step has the largest
+    singular value ``rate * max(1, sqrt(out / in))``.
+
+    >>> import metajax as mx
+    >>> mx.optim.by_fan_in((64, 10)), mx.optim.by_fan_in((2, 2, 16, 32))
+    (0.125, 0.125)
+    """
+    *inputs, _ = shape
+    return math.prod(inputs) ** -0.5
 
 
 @checked
@@ -69,7 +93,7 @@ def celo2_base(rate: Rate = 1e-3, weight_decay: NonNegative = 0.0) -> LearnedOpt
     _check_rate(rate)
 
     def tx(network) -> optax.GradientTransformation:
-        return _steps(_learned_direction(network, _unchanged), rate, weight_decay)
+        return _steps(_learned_direction(network, _unchanged, unit), rate, weight_decay)
 
     return learned_optimizer(_init, tx)
 
@@ -80,6 +104,7 @@ def celo2(
     weight_decay: NonNegative = 0.0,
     *,
     is_matrix: IsMatrix = has_two_axes,
+    scale: Scale = unit,
     multiplier: PositiveFloat = 20.0,
     debias: bool = True,
 ) -> LearnedOptimizer:
@@ -95,6 +120,9 @@ def celo2(
       weight_decay: decoupled, times the rate of the leaf.
       is_matrix: which leaves are under the learned rule, ``(path, leaf) -> bool``, by default those
         with at least two axes. The authors leave embeddings to Adam.
+      scale: of a matrix's step by its shape: its root mean square is the rate times this. The
+        authors' is 1, and their best rate falls with the width; `metajax.optim.by_fan_in` holds for
+        all widths at rates about ten times theirs.
       multiplier: of the rate, for what is no matrix.
       debias: whether Adam's averages are corrected for their start at zero. If not, epsilon is
         within the root, as when the authors meta-train.
@@ -119,7 +147,7 @@ def celo2(
         return jax.tree_util.tree_map_with_path(kind, params)
 
     def tx(network) -> optax.GradientTransformation:
-        learned = _learned_direction(network, _orthogonalize_matrix)
+        learned = _learned_direction(network, _orthogonalize_matrix, scale)
         steps: dict[Hashable, optax.GradientTransformation] = {
             "matrix": _steps(learned, rate, weight_decay),
             "other": _steps(adam, _times(multiplier, rate), weight_decay),
@@ -136,8 +164,9 @@ def _init(key: Array) -> list[_networks.Layer]:
 def _learned_direction(
     network: list[_networks.Layer],
     finish: Callable[[Array], Array],
+    scale: Scale,
 ) -> optax.GradientTransformation:
-    """The direction of a ``network``, up as the gradient is; its length is 1 after ``finish``."""
+    """The direction of a ``network``, up as the gradient is; of length 1 times ``scale``."""
 
     def direction(moments: Moments, grad: Array, theta: Array) -> Array:
         num_axes = min(grad.ndim, 2)
@@ -145,7 +174,7 @@ def _learned_direction(
         x = normalized(partial(inputs, v_epsilon=1e-8), x, num_axes, 1e-9)
         [d] = _networks.mlp_of_arrays(network, x)
         d = finish(d)
-        return d * inverse_size(d, num_axes, 1e-9)
+        return d * inverse_size(d, num_axes, 1e-9) * scale(grad.shape)
 
     def update(updates, state, params=None):
         return move_leaves(direction, 0.95, updates, state, params)
