@@ -176,10 +176,16 @@ def unroll(
     _checks.arrays("meta_params", meta_params)
     _checks.arrays("data", data)
 
-    def body(state, _):
-        return inner.step(meta_params, state, data)
+    # A step leaves the key and the task of its episode as they are: the loop does not carry them.
+    def body(carried, _):
+        t, learner = carried
+        before = state._replace(t=t, learner=learner)
+        after, found = inner.step(meta_params, before, data)
+        return (after.t, after.learner), found
 
-    state, (losses, metrics) = _scan(body, state, length, remat)
+    carried = (state.t, state.learner)
+    (t, learner), (losses, metrics) = _scan(body, carried, length, remat)
+    state = state._replace(t=t, learner=learner)
     metrics = jax.tree.map(jnp.mean, metrics)
     if not inner.heldout:
         return state, losses.mean(), metrics
@@ -190,11 +196,11 @@ def unroll(
 
 
 def _scan(
-    body: Callable[[InnerState, None], tuple[InnerState, PyTree]],
-    state: InnerState,
+    body: Callable[[PyTree, None], tuple[PyTree, PyTree]],
+    state: PyTree,
     length: int,
     remat: Remat,
-) -> tuple[InnerState, PyTree]:
+) -> tuple[PyTree, PyTree]:
     """`jax.lax.scan`, whose backward pass makes anew what it does not keep."""
     # A single step would be run twice, and save nothing.
     if remat is False or length == 1:
@@ -207,22 +213,10 @@ def _scan(
     if remat == "nested":
         return _nested_scan(step, state, length)
 
-    # The episode's key and task stay: they need not be kept for each step.
-    def changes(state):
-        return state.t, state.learner
-
-    def of_changes(changed, _):
-        t, learner = changed
-        new, found = body(state._replace(t=t, learner=learner), None)
-        return changes(new), found
-
-    (t, learner), found = _binomial.scan(of_changes, changes(state), length, remat)
-    return state._replace(t=t, learner=learner), found
+    return _binomial.scan(body, state, length, remat)
 
 
-def _nested_scan(
-    step: Callable, state: InnerState, length: int
-) -> tuple[InnerState, PyTree]:
+def _nested_scan(step: Callable, state: PyTree, length: int) -> tuple[PyTree, PyTree]:
     """A scan over blocks of steps: their first states are kept, then those in the one at work."""
     in_block = math.ceil(length**0.5)
     num_blocks, rest = divmod(length, in_block)

@@ -1,5 +1,6 @@
 """Trees of arrays: which parts are learned, choosing between two, whether they are finite."""
 
+import itertools
 from collections.abc import Callable
 from typing import Any
 
@@ -9,6 +10,8 @@ import optax
 from jax.flatten_util import ravel_pytree
 
 from metajax.types import Array, PyTree
+
+_SMALL = 4_096  # entries of an array that is packed with others
 
 
 def is_floating(x: Any) -> bool:
@@ -117,6 +120,40 @@ def copy_per_episode(weights: PyTree, x: Array) -> PyTree:
     # A condition that depends on the episode, and both of whose branches are the same.
     depends_on_episode = x.reshape(-1)[0] > 0
     return optax.tree.where(depends_on_episode, weights, weights)
+
+
+def packing(tree: PyTree) -> tuple[Callable[[PyTree], list], Callable[[list], PyTree]]:
+    """``pack`` and ``unpack`` of such trees: their small leaves as one vector for each dtype.
+
+    What a loop keeps for its backward pass takes two kernels for each array, one that writes and
+    one that reads. What is large is left as it is, since it would be copied.
+    """
+    leaves, structure = jax.tree.flatten(tree)
+    groups: dict[Any, list[int]] = {}
+    for i, x in enumerate(leaves):
+        if is_floating(x) and jnp.size(x) <= _SMALL:
+            groups.setdefault(jnp.result_type(x), []).append(i)
+    packed = {i for group in groups.values() for i in group}
+    alone = [i for i in range(len(leaves)) if i not in packed]
+
+    def pack(tree):
+        leaves = jax.tree.leaves(tree)
+        small = [
+            jnp.concatenate([leaves[i].reshape(-1) for i in group])
+            for group in groups.values()
+        ]
+        return [*small, *(leaves[i] for i in alone)]
+
+    def unpack(arrays):
+        found = dict(zip(alone, arrays[len(groups) :], strict=True))
+        for vector, group in zip(arrays, groups.values(), strict=False):
+            sizes = [jnp.size(leaves[i]) for i in group]
+            parts = jnp.split(vector, list(itertools.accumulate(sizes))[:-1])
+            for i, part in zip(group, parts, strict=True):
+                found[i] = part.reshape(jnp.shape(leaves[i]))
+        return structure.unflatten([found[i] for i in range(len(leaves))])
+
+    return pack, unpack
 
 
 def floating_vector(tree: PyTree) -> tuple[Array, Callable[[Array], PyTree]]:

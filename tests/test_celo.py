@@ -109,6 +109,30 @@ def test_biases_are_left_to_adam(key):
         np.testing.assert_allclose(got, want, rtol=1e-6)
 
 
+def test_a_step_by_the_inputs_of_a_layer(key):
+    """Its root mean square is the rate over the root of the inputs, of kernels at all places."""
+    params = {
+        "w": jnp.ones((16, 3)),
+        "kernel": jnp.ones((2, 2, 4, 9)),
+        "b": jnp.ones(5),
+    }
+    grads = optax.tree.random_like(key, params)
+    optimizers = [
+        mx.optim.celo2(0.1, scale=mx.optim.by_fan_in, multiplier=2.0),
+        mx.optim.celo2(0.1, multiplier=2.0),
+    ]
+    meta_params = optimizers[0].init(key)
+    scaled, plain = (
+        tx.update(grads, tx.init(params), params)[0]
+        for tx in (x.tx(meta_params) for x in optimizers)
+    )
+    for name in ("w", "kernel"):
+        np.testing.assert_allclose(scaled[name], plain[name] / 4, rtol=1e-6)
+        size = jnp.sqrt(jnp.square(scaled[name]).mean())
+        np.testing.assert_allclose(size, 0.1 / 4, rtol=1e-5)
+    np.testing.assert_array_equal(scaled["b"], plain["b"])
+
+
 @pytest.mark.parametrize("case", VECTORS["newton_schulz"])
 def test_newton_schulz(case, x64):
     x = np.array(case["input"])

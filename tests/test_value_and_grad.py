@@ -8,6 +8,7 @@ import pytest
 from systems import IMAGES, MINIBATCHES, MLP
 
 import metajax as mx
+from metajax import _trees
 from metajax.learners import _descent
 
 
@@ -190,3 +191,30 @@ def test_checkpoints_within_the_loss_keep_their_effect():
     assert temporary_memory(mx.value_and_grad) < 0.6 * temporary_memory(
         jax.value_and_grad
     )
+
+
+def test_small_gradients_are_kept_together():
+    """By dtype; what is large, or no floating number, stays as it is."""
+    tree = {
+        "a": jnp.arange(6.0).reshape(2, 3),
+        "half": jnp.ones(3, jnp.bfloat16),
+        "large": jnp.zeros((100, 100)),
+        "count": jnp.int32(3),
+        "b": jnp.float32(7),
+        "none": jnp.zeros((0, 2)),
+    }
+    pack, unpack = _trees.packing(tree)
+    packed = pack(tree)
+    shapes = sorted((str(x.dtype), x.shape) for x in packed)
+    assert shapes == [
+        ("bfloat16", (3,)),
+        ("float32", (7,)),
+        ("float32", (100, 100)),
+        ("int32", ()),
+    ]
+    same = jax.tree.map(lambda x, y: bool((x == y).all()), unpack(packed), tree)
+    assert all(jax.tree.leaves(same))
+    assert jax.tree.structure(unpack(packed)) == jax.tree.structure(tree)
+    assert [x.dtype for x in jax.tree.leaves(unpack(packed))] == [
+        x.dtype for x in jax.tree.leaves(tree)
+    ]

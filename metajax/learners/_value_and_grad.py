@@ -20,7 +20,7 @@ from jax.ad_checkpoint import checkpoint_name
 from metajax._arguments import checked
 from metajax._closures import hoisted
 from metajax._inner import INNER_GRADIENT
-from metajax._trees import clone_keys
+from metajax._trees import clone_keys, packing
 from metajax.types import Array, Params, PyTree
 
 
@@ -76,7 +76,8 @@ def first_order_value_and_grad(loss: Callable, has_aux: bool = False) -> Callabl
 
 
 def _named(grads: Params) -> Params:
-    return jax.tree.map(lambda x: checkpoint_name(x, INNER_GRADIENT), grads)
+    pack, unpack = packing(grads)
+    return unpack([checkpoint_name(x, INNER_GRADIENT) for x in pack(grads)])
 
 
 class _Program(NamedTuple):

@@ -55,8 +55,8 @@ def by_fan_in(shape: tuple[int, ...]) -> float:
     >>> mx.optim.by_fan_in((64, 10)), mx.optim.by_fan_in((2, 2, 16, 32))
     (0.125, 0.125)
     """
-    *inputs, _ = shape
-    return math.prod(inputs) ** -0.5
+    shape = _checks.positive_ints("shape", shape, like=(64, 10), any_length=True)
+    return math.prod(shape[:-1]) ** -0.5
 
 
 @checked
