@@ -273,7 +273,7 @@ def measure(args: argparse.Namespace) -> int:
     """Runs the cases that were asked for."""
     if args.device:
         # Processes that are started follow.
-        os.environ["JAX_PLATFORMS"] = {"cpu": "cpu", "gpu": "cuda"}[args.device]
+        os.environ["JAX_PLATFORMS"] = {"cpu": "cpu", "gpu": "cuda,cpu"}[args.device]
         jax.config.update("jax_platforms", os.environ["JAX_PLATFORMS"])
     args.out.mkdir(parents=True, exist_ok=True)
     is_smoke = args.scale == "smoke"

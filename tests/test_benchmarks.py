@@ -4,7 +4,12 @@ And every case runs at its smallest size.
 """
 
 import json
+import os
+import re
+import subprocess
+import sys
 import time
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -349,3 +354,40 @@ def test_no_case_is_all_cases(name, do, monkeypatch):
     monkeypatch.setattr("sys.argv", ["benchmarks", name, "--scale", "smoke"])
     assert command.main() == 0
     assert asked == [[]]
+
+
+ON_GPU = Path(command.__file__).with_name("on_gpu.sh")
+
+
+def on_gpu(folder, run):
+    """The script for a GPU, tried on the CPU."""
+    settings = {"DEVICE": "cpu", "SCALE": "smoke", "RUN": run, "PYTHON": sys.executable}
+    done = subprocess.run(
+        ["bash", ON_GPU, folder],
+        env={**os.environ, **settings},
+        capture_output=True,
+        text=True,
+        timeout=600,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+def test_the_script_for_a_gpu_takes_eight_minutes(tmp_path):
+    printed = on_gpu(tmp_path, run="0")
+    limits = [int(x) for x in re.findall(r", at most (\d+) s: ", printed)]
+    assert len(limits) == 5
+    assert sum(limits) <= 480
+    measured = re.findall(r"benchmarks run ([a-z_ ]+) --", printed)
+    named = [case for group in measured for case in group.split()]
+    assert set(named) <= set(cases())
+
+
+@pytest.mark.slow
+@pytest.mark.long
+def test_every_line_of_the_script_for_a_gpu_runs(tmp_path):
+    on_gpu(tmp_path, run="1")
+    for name in ("precision", "kernels", "systems", "vsml"):
+        rows = json.loads((tmp_path / f"{name}.json").read_text())["rows"]
+        assert rows
+    assert " passed" in (tmp_path / "tests.log").read_text()
