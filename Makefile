@@ -21,8 +21,7 @@ demo: install  ## meta-train an optimizer on real images, compare it, write out/
 	$(BIN)/metajax demo --out out/demo
 
 test: install lint  ## everything
-	$(BIN)/python -m pytest -n 2 --dist loadgroup -m 'not slow' --durations=10
-	$(BIN)/python -m pytest -n 2 --dist loadgroup -m 'slow and not long' --durations=30
+	$(BIN)/python -m pytest -n 2 --dist loadgroup -m 'not long' --durations=30
 
 long: install  ## experiments at their smallest that share their code with those of `make test`
 	$(BIN)/python -m pytest -n 2 --dist loadgroup -m long tests
