@@ -380,7 +380,7 @@ _SMALL = {
         "ImageMLP_FashionMnist16_Relu32",
         "ImageMLP_FashionMnist32_Relu32",
         "Conv_Cifar10_8_16x32",
-        "ImageMLP_Cifar10_256x256_Relu_BS32",
+        "ImageMLP_FashionMnist8_256x256_Relu",
         "ImageMLPAE_FashionMnist16_64x16x64_bs128",
     ],
     "valid_data": None,

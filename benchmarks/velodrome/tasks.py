@@ -95,6 +95,7 @@ TASKS = {
     "ImageMLP_FashionMnist32_Relu32": FixedTask("fashion_mnist", 32, (32,)),
     "ImageMLP_Cifar10_256x256_Relu_BS32": _THREE._replace(hidden=(256, 256), batch=32),
     "ImageMLP_Cifar10_16384x16384_Relu": _THREE._replace(hidden=(16384, 16384)),
+    "ImageMLP_FashionMnist8_256x256_Relu": FixedTask("fashion_mnist", 8, (256, 256)),
     "ImageMLPAE_FashionMnist16_64x16x64_bs128": _CODE._replace(
         data="fashion_mnist", size=16, hidden=(64, 16, 64)
     ),

@@ -48,11 +48,12 @@ def _celo2_with_schedule(meta_params: MetaParams) -> Callable[..., Any]:
     @checked
     def optimizer(
         num_steps: PositiveInt,
-        rate: PositiveFloat = 3e-3,
+        rate: PositiveFloat = 3e-2,
         **options: Any,
     ) -> optax.GradientTransformation:
         warmup = num_steps // 20
         schedule = optax.warmup_cosine_decay_schedule(0.0, rate, warmup, num_steps)
+        options = {"scale": optim.by_fan_in, "multiplier": 1.0} | options
         return optim.celo2(schedule, **options).tx(meta_params)
 
     return optimizer
