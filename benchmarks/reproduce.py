@@ -221,7 +221,14 @@ def _run_or_load(
     print(f"{folder.parent.name}, seed {seed}", flush=True)
     reset_peak()
     begin = time.monotonic()
-    result = _arrays(experiment.run(seed, settings, folder))
+    try:
+        result = _arrays(experiment.run(seed, settings, folder))
+    except FileNotFoundError:
+        # For want of data, say: a folder in which nothing was begun is not in the way of the next.
+        if list(folder.iterdir()) == [begun]:
+            begun.unlink()
+            folder.rmdir()
+        raise
     seconds = time.monotonic() - begin
     stored = {
         "settings": settings,

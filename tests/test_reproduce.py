@@ -96,6 +96,21 @@ def test_smoke(name, tmp_path, monkeypatch, capsys):
     assert "add --resume" in capsys.readouterr().err
 
 
+def test_a_run_without_data_is_not_in_the_way_of_the_next(
+    tmp_path, monkeypatch, capsys
+):
+    def without_data(seed, settings, folder):
+        raise FileNotFoundError("mnist is not prepared")
+
+    monkeypatch.setattr(harness, "load", lambda name: experiment(without_data))
+    for _ in range(2):
+        assert (
+            call(monkeypatch, "reproduce", harness.names()[0], "--out", tmp_path) == 1
+        )
+        assert "mnist is not prepared" in capsys.readouterr().err
+    assert not list(tmp_path.rglob("settings.json"))
+
+
 @pytest.mark.parametrize("case", [*optim_held_out.NETWORKS, *optim_held_out.CONVEX])
 def test_every_problem_held_out_can_be_trained(case, key):
     """Those too that are too large for the smallest scale: a loss as of guessing, and gradients."""
