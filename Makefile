@@ -23,7 +23,7 @@ demo: install  ## meta-train an optimizer on real images, compare it, write out/
 test: install lint  ## everything
 	$(BIN)/python -m pytest -n 2 --dist loadgroup -m 'not long' --durations=30
 
-long: install  ## experiments at their smallest that share their code with those of `make test`
+long: install  ## what takes longest: experiments at their smallest that share their code with those of `make test`
 	$(BIN)/python -m pytest -n 2 --dist loadgroup -m long tests
 
 check: install lint  ## the quick subset

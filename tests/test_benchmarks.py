@@ -292,7 +292,14 @@ def run(monkeypatch, folder, *args):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", cases())
+@pytest.mark.parametrize(
+    "name",
+    [
+        # The script for a GPU runs it too.
+        pytest.param(name, marks=[pytest.mark.long] if name == "precision" else [])
+        for name in cases()
+    ],
+)
 def test_smoke(name, tmp_path, monkeypatch, capsys):
     result = run(monkeypatch, tmp_path, name, "--against", "peers")
     assert result["versions"]["jax"] == jax.__version__

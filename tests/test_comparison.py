@@ -208,6 +208,7 @@ def usual_garbage_collection():
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_thirty_trainers_and_loops_take_the_memory_of_one(
     key, usual_garbage_collection
 ):

@@ -54,8 +54,10 @@ LONG = {
     "imaml-memory",
     "imaml-mini-imagenet",
     "l2l-cifar",
+    "l2l-mnist",
     "l2l-neural-art",
     "vsml-cloning",
+    "vsml-datasets",
     "vsml-robustness",
 }
 # At their smallest all others take sets that come with the package.

@@ -325,7 +325,7 @@ def picture(results: Results, settings: Settings, figure: Any) -> None:
         steps = [0, *result["meta-steps"]]
         left.plot(steps, result["meta-loss"], color=mx.plot.COLOURS[1], alpha=0.8)
         left.axhline(result["meta-loss of Adam"], color="grey", linestyle=":")
-    left.set(xlabel="meta-steps", ylabel="meta-loss (dotted: Adam)", ylim=(0, None))
+    left.set(xlabel="meta-steps", ylabel="meta-loss (dotted: Adam)")
 
     shown = [OURS, UNTRAINED, *settings["rates of baselines"]]
     for i, name in enumerate(shown):
