@@ -16,7 +16,7 @@ from jax import lax
 from jax.custom_derivatives import CustomVJPPrimal, SymbolicZero
 
 from metajax._closures import hoisted
-from metajax._trees import clone_keys, combine, is_inexact, partition
+from metajax._trees import combine, is_inexact, keys_as_numbers, partition
 from metajax.types import Array, PyTree
 
 
@@ -102,7 +102,15 @@ def scan(
     The one that is at work is not counted. Reverse mode may be applied once.
     """
     table = schedule(length, min(num_states, length))
-    step, closed, _ = hoisted(lambda state: body(state, None), state)
+    # Keys lie in the rows as numbers: one that is read again would be taken for one used twice.
+    state, with_keys = keys_as_numbers(state)
+
+    def of_numbers(state):
+        new, found = body(with_keys(state), None)
+        new, _ = keys_as_numbers(new)
+        return new, found
+
+    step, closed, _ = hoisted(of_numbers, state)
 
     @jax.custom_vjp
     def run(closed, state):
@@ -122,7 +130,8 @@ def scan(
 
     # Of what is not differentiated, such as images, no cotangents are summed.
     run.defvjp(forward, backward, symbolic_zeros=True)
-    return run(closed, state)
+    state, found = run(closed, state)
+    return with_keys(state), found
 
 
 def _forward(
@@ -189,7 +198,7 @@ def _row(rows: PyTree, index: Array) -> PyTree:
     def read(x):
         return lax.dynamic_index_in_dim(x, index, keepdims=False)
 
-    return clone_keys(jax.tree.map(read, rows))
+    return jax.tree.map(read, rows)
 
 
 def _with_row(rows: PyTree, index: Array, state: PyTree) -> PyTree:

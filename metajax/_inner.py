@@ -176,16 +176,17 @@ def unroll(
     _checks.arrays("meta_params", meta_params)
     _checks.arrays("data", data)
 
-    # A step leaves the key and the task of its episode as they are: the loop does not carry them.
+    # A step leaves the task of its episode as it is: the loop does not carry it.
     def body(carried, _):
-        t, learner = carried
-        before = state._replace(t=t, learner=learner)
+        key, t, learner = carried
+        before = InnerState(key, t, state.task, learner)
         after, found = inner.step(meta_params, before, data)
-        return (after.t, after.learner), found
+        return (after.key, after.t, after.learner), found
 
-    carried = (state.t, state.learner)
-    (t, learner), (losses, metrics) = _scan(body, carried, length, remat)
-    state = state._replace(t=t, learner=learner)
+    carried = (state.key, state.t, state.learner)
+    carried, (losses, metrics) = _scan(body, carried, length, remat)
+    key, t, learner = carried
+    state = InnerState(key, t, state.task, learner)
     metrics = jax.tree.map(jnp.mean, metrics)
     if not inner.heldout:
         return state, losses.mean(), metrics

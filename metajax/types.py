@@ -159,7 +159,7 @@ class Inner:
     Attributes:
       init: ``(key, meta_params, data) -> InnerState``.
       step: ``(meta_params, state, data) -> (state, (loss, metrics))``; randomness comes from
-        ``state``, of which ``t`` and ``learner`` change.
+        ``state``, whose task stays as it is.
       test: ``(meta_params, state, data) -> (loss, metrics)`` on the task's test batch.
       heldout: whether the meta-loss is that of the test batch after the last step, and not the mean
         of the losses met on the way.
