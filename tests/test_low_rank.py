@@ -11,7 +11,12 @@ from systems import IMAGES, MINIBATCHES, MLP
 
 import metajax as mx
 
-ESTIMATORS = {"es_low_rank": lambda inner, _: mx.es(inner, 3, 1e-3, mx.low_rank())}
+ESTIMATORS = {
+    "es_low_rank": lambda inner, _: mx.es(inner, 3, 1e-3, mx.low_rank()),
+    "pes_low_rank": lambda inner, _: mx.pes(
+        inner, 3, 1e-3, 2, perturbation=mx.low_rank()
+    ),
+}
 NUM = 200_000
 STD = 0.1
 
@@ -271,3 +276,52 @@ def test_an_operation_that_is_no_product_says_what_to_do():
 
     with pytest.raises(TypeError, match=r"low_rank\(shared=False\)"):
         estimate(mx.low_rank(shared=True), replace(learner, step=step))
+
+
+def made_dense(perturbation):
+    """The same noise, as the matrices that its factors stand for."""
+
+    def sample(key, meta_params, num):
+        noise = perturbation.sample(key, meta_params, num)
+        zeros = jax.tree.map(jnp.zeros_like, meta_params)
+        return jax.vmap(lambda e: perturbation.move(zeros, e, jnp.ones(())))(noise)
+
+    return mx.gaussian()._replace(sample=sample)
+
+
+@pytest.mark.parametrize("stagger", [False, True])
+@pytest.mark.slow
+def test_persistent_windows_are_weighed_by_the_sum_of_their_matrices(x64, key, stagger):
+    """Over two episodes of three windows: factors side by side are the sum, and begin anew."""
+    problem = mx.problems.stateless(
+        lambda key, task: {"x": jax.random.normal(key, (6,))},
+        lambda key, params, batch: (jnp.sum(params["x"] ** 2), {}),
+    )
+
+    def make_tx(meta_params):
+        def update(updates, state, params=None):
+            moved = jnp.tanh(meta_params["w"] @ updates["x"]) + meta_params["b"]
+            return {"x": -0.1 * moved}, state
+
+        return optax.GradientTransformation(lambda params: optax.EmptyState(), update)
+
+    nothing = mx.Tasks(lambda key, data: (), *[lambda key, data, task: ()] * 2)
+    loop = mx.inner(mx.l2l(make_tx, problem), nothing, 6)
+    meta_params = {"w": jnp.eye(6), "b": jnp.zeros(6)}
+
+    def estimates(perturbation):
+        estimator = mx.pes(loop, 3, 0.1, 2, stagger=stagger, perturbation=perturbation)
+        state = estimator.init(jax.random.key(1), meta_params, ())
+        run = jax.jit(estimator.estimate)
+        found = []
+        for k in jax.random.split(key, 6):
+            estimate, state = run(k, meta_params, state, ())
+            found.append(estimate.updates)
+        return found, state
+
+    found, state = estimates(mx.low_rank(2))
+    want, _ = estimates(made_dense(mx.low_rank(2)))
+    assert state.noise["w"].a.shape == (3, 6, 3 * 2), "of three windows"
+    for ours, dense in zip(found, want, strict=True):
+        for name in ("w", "b"):
+            np.testing.assert_allclose(ours[name], dense[name], rtol=1e-9, atol=1e-9)

@@ -10,12 +10,16 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-import optax
 
 from metajax import _trees
 from metajax._arguments import PositiveFloat, PositiveInt, checked
 from metajax.estimators import _antithetic, _episodes
-from metajax.estimators._perturbations import Perturbation, gaussian
+from metajax.estimators._perturbations import (
+    Perturbation,
+    gaussian,
+    no_windows,
+    with_window,
+)
 from metajax.types import Estimator, Inner, InnerState, PyTree
 
 
@@ -83,6 +87,7 @@ def pes(
     truncation: PositiveInt | None = None,
     *,
     stagger: bool = False,
+    perturbation: Perturbation | None = None,
 ) -> Estimator:
     """Persistent evolution strategies (Vicol et al. 2021): truncated, and unbiased for the episode.
 
@@ -100,6 +105,8 @@ def pes(
         `metajax.es`.
       stagger: start the episodes a window apart, so that each estimate sees all phases of an
         episode at once. The first episodes, which are cut short by that, lack their earlier part.
+      perturbation: what is drawn, `metajax.gaussian` by default. Of `metajax.low_rank` the factors
+        of all windows of an episode are kept.
 
     A pair whose loss is not finite is left out of the estimate, starts anew, and is counted by the
     metric ``diverged``.
@@ -119,7 +126,7 @@ def pes(
         truncation,
         stagger=stagger,
         reuse=False,
-        perturbation=gaussian(),  # sums of which stay as small as one
+        perturbation=perturbation or gaussian(),
     )
 
 
@@ -196,7 +203,7 @@ def _pairs(
         twins = jax.tree.map(lambda x: jnp.stack([x, x], 1), episodes.learner)
         noise = perturbation.sample(k_noise, meta_params, num_tasks)
         if not reuse:
-            noise = jax.tree.map(jnp.zeros_like, noise)
+            noise = no_windows(noise, inner.horizon // window)
         return PairsState(episodes._replace(learner=twins), noise)
 
     def estimate(key, meta_params, state, data):
@@ -212,7 +219,8 @@ def _pairs(
             weight = noise
         else:
             noise = fresh_noise
-            weight = _trees.where(is_over, noise, optax.tree.add(state.noise, noise))
+            none = jax.tree.map(jnp.zeros_like, state.noise)
+            weight = with_window(_trees.where(is_over, none, state.noise), noise)
 
         fresh = pairs.start(k_restart, meta_params, noise, data)
         begin = _trees.where(is_over, fresh, state.episodes)

@@ -147,6 +147,35 @@ def low_rank(rank: PositiveInt = 1, *, shared: bool = False) -> Perturbation:
     return Perturbation(sample, move, combine)
 
 
+def no_windows(noise: PyTree, most: int) -> PyTree:
+    """The sum of the noises of no window yet, with room for those of ``most``."""
+
+    def empty(x):
+        if not _is_factors(x):
+            return jnp.zeros_like(x)
+        wide = [jnp.zeros((*f.shape[:-1], most * f.shape[-1]), f.dtype) for f in x]
+        return Factors(*wide)
+
+    return jax.tree.map(empty, noise, is_leaf=_is_factors)
+
+
+def with_window(total: PyTree, noise: PyTree) -> PyTree:
+    """The sum of noises and one more.
+
+    Factors stand side by side, the oldest first, and what stood longest falls out: zeros, as long
+    as there is room. Their sum has their ranks together and is never made.
+    """
+
+    def add(total, noise):
+        if not _is_factors(noise):
+            return total + noise
+        rank = noise.a.shape[-1]
+        pairs = zip(total, noise, strict=True)
+        return Factors(*(jnp.concatenate([t[..., rank:], x], -1) for t, x in pairs))
+
+    return jax.tree.map(add, total, noise, is_leaf=_is_factors)
+
+
 def _normal(key: Key, like: PyTree, num: int) -> PyTree:
     """Standard normal leaves ``[num, ...]``.
 
