@@ -9,11 +9,13 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from systems import learners
 
 import metajax as mx
 from metajax import _binomial
 from metajax._binomial import schedule
 
+SYSTEMS = learners()
 LEARNER = mx.l2l(optax.sgd, mx.problems.quadratic(), second_order=True)
 
 
@@ -155,6 +157,28 @@ def test_what_is_not_differentiated_costs_nothing():
 
     compiled = jax.jit(jax.grad(loss)).lower(0.1, images).compile()
     assert compiled.memory_analysis().temp_size_in_bytes < 10_000
+
+
+@pytest.mark.parametrize("name", SYSTEMS)
+@pytest.mark.slow
+@pytest.mark.long
+def test_every_learner_has_the_same_gradient(name, x64):
+    """Nested, and within one state and two, as where everything is kept."""
+    system = SYSTEMS[name]
+    meta_params = system.meta_params()
+
+    def updates(remat):
+        estimator = mx.bptt(system.inner(), 2, remat=remat)
+        state = estimator.init(jax.random.key(0), meta_params, system.data)
+        run = jax.jit(estimator.estimate)
+        estimate, _ = run(jax.random.key(1), meta_params, state, system.data)
+        return jax.tree.leaves((estimate.updates, estimate.loss))
+
+    want = updates(False)
+    for remat in (1, 2, "nested"):
+        for a, b in zip(updates(remat), want, strict=True):
+            scale = float(jnp.abs(b).max()) + 1e-30
+            np.testing.assert_allclose(a, b, rtol=1e-7, atol=1e-7 * scale)
 
 
 @pytest.mark.parametrize("remat", [0, -1, 2.5, "nest", None, jnp.int32(3)])
