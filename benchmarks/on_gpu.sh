@@ -43,8 +43,8 @@ measure systems 120 maml imaml --against peers
 measure vsml 60 vsml_published
 
 # Several processes share the card: none may take all of its memory.
-tests=(tests/test_contract.py tests/test_estimators.py tests/test_implicit.py tests/test_kernels.py)
-[ "$SCALE" = full ] || tests=(tests/test_kernels.py -k states)
+tests=(tests/test_contract.py tests/test_estimators.py tests/test_implicit.py tests/test_lstm.py tests/test_vsml.py)
+[ "$SCALE" = full ] || tests=(tests/test_estimators.py)
 XLA_PYTHON_CLIENT_PREALLOCATE=false XLA_FLAGS="--xla_gpu_autotune_level=0" \
   part tests 150 "$PYTHON" -m pytest -q -n 8 -m "not slow" "${tests[@]}"
 exit $failed
