@@ -61,7 +61,7 @@ def _derivative(axes, primals, tangents):
     [x] = primals
     [dx] = tangents
     y, factor = _standardised(axes, x)
-    mean = dx.mean(axes, keepdims=True)
-    along_y = (y * dx).mean(axes, keepdims=True)
-    dy = factor * dx - factor * mean - y * (factor * along_y)
+    centred = dx - dx.mean(axes, keepdims=True)
+    along_y = (y * centred).mean(axes, keepdims=True)
+    dy = factor * (centred - y * along_y)
     return (y, factor), (dy, -(factor**2) * along_y)

@@ -439,3 +439,35 @@ def test_bad_input(case):
     call, error, message = BAD[case]
     with pytest.raises(error, match=message):
         call()
+
+
+@pytest.mark.parametrize("offset", [0.0, 100.0])
+@pytest.mark.parametrize("of_cotangent", [0.0, 100.0])
+def test_the_derivative_of_a_normalisation_is_exact_far_from_zero(
+    x64, offset, of_cotangent
+):
+    """Both modes in float32 err no more than JAX's own derivatives of the formula."""
+    rng = np.random.default_rng(0)
+    shape = (5, 7, 7, 4)
+    x = (rng.normal(size=shape) + offset).astype(np.float32)
+    change = (rng.normal(size=shape) + of_cotangent).astype(np.float32)
+    axes = (0, 1, 2)
+
+    def formula(x):
+        centred = x - x.mean(axes, keepdims=True)
+        variance = jnp.square(centred).mean(axes, keepdims=True)
+        return centred / jnp.sqrt(variance + 1e-5)
+
+    def derivatives(norm, dtype):
+        at, along = jnp.asarray(x, dtype), jnp.asarray(change, dtype)
+        _, forward = jax.jvp(norm, (at,), (along,))
+        _, pull = jax.vjp(norm, at)
+        return forward, *pull(along)
+
+    exact = derivatives(formula, jnp.float64)
+    ours = derivatives(mx.nets.transductive_batch_norm, jnp.float32)
+    plain = derivatives(formula, jnp.float32)
+    for a, b, want in zip(ours, plain, exact, strict=True):
+        assert a.dtype == jnp.float32
+        size = np.linalg.norm(want)
+        assert np.linalg.norm(a - want) < 1.5 * np.linalg.norm(b - want) + 1e-7 * size
