@@ -387,6 +387,7 @@ def test_the_script_for_a_gpu_takes_eight_minutes(tmp_path):
     assert sum(limits) <= 480
     measured = re.findall(r"benchmarks run ([a-z_ ]+) --", printed)
     named = [case for group in measured for case in group.split()]
+    assert named == ["precision", "kernels", "maml", "imaml", "vsml_published"]
     assert set(named) <= set(cases())
 
 

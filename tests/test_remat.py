@@ -19,12 +19,17 @@ SYSTEMS = learners()
 LEARNER = mx.l2l(optax.sgd, mx.problems.quadratic(), second_order=True)
 
 
-def gradient(horizon, remat):
+def gradient(horizon, remat, truncation=None):
+    """Of an episode, or of its first two windows and the one after."""
     loop = mx.inner(LEARNER, mx.tasks.quadratics(2), horizon)
-    estimator = mx.bptt(loop, 2, remat=remat)
+    estimator = mx.bptt(loop, 2, truncation, remat=remat)
     state = estimator.init(jax.random.key(0), 0.1, ())
-    estimate, _ = jax.jit(estimator.estimate)(jax.random.key(1), 0.1, state, ())
-    return np.array([estimate.updates, estimate.loss, estimate.metrics["diverged"]])
+    run = jax.jit(estimator.estimate)
+    found = []
+    for k in jax.random.split(jax.random.key(1), 3 if truncation else 1):
+        estimate, state = run(k, 0.1, state, ())
+        found.append([estimate.updates, estimate.loss, estimate.metrics["diverged"]])
+    return np.array(found)
 
 
 @pytest.mark.parametrize(
@@ -46,6 +51,14 @@ def test_the_estimate_is_the_same(x64, horizon, remat):
     np.testing.assert_allclose(
         gradient(horizon, remat), gradient(horizon, False), rtol=1e-12
     )
+
+
+@pytest.mark.parametrize("remat", [1, 2, 5, "nested"])
+@pytest.mark.slow
+def test_the_windows_of_an_episode_have_the_same_gradient(x64, remat):
+    found = gradient(10, remat, truncation=5)
+    np.testing.assert_allclose(found, gradient(10, False, truncation=5), rtol=1e-12)
+    assert len(np.unique(found[:, 0])) == 3, "each window has its own"
 
 
 @functools.cache

@@ -46,6 +46,7 @@ SHARED = FixedTask("mnist", 8, (32,), grey=True)  # the network of all training 
 
 # Of the network's inputs: the gradient, its average by 0.9, and that whitened by rows and columns.
 INPUTS = {"gradient": 0, "momentum": 3, "whitened momentum": 27}
+# Of nine such directions the one with the lowest meta-loss on training tasks.
 DIRECTION = {"gradient": 0.1, "momentum": 1.0, "whitened momentum": 0.5}
 
 OURS = "Celo2"
